@@ -1,0 +1,35 @@
+# Two commands matter: `make demo` and `make test`. Each sets up everything it needs by itself.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help setup demo test lint types check notebooks clean
+
+help: ## List the commands
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup: $(VENV)/.ready ## Make the virtual environment
+
+demo: setup ## Train a small sparse model, extract the quote circuit, write out/demo/
+	$(BIN)/circuits demo
+
+test: setup ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: setup ## Check the style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup ## Check the types of the package
+	$(BIN)/mypy
+
+check: test lint types ## Everything that CI runs
+
+clean: ## Remove the environment and all output
+	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""Train weight-sparse transformers, extract circuits, and check that they are real."""

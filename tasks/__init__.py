@@ -1,0 +1,1 @@
+"""Synthetic tasks, training text and tokenizers; imports nothing from `circuits`."""
