@@ -1,0 +1,359 @@
+"""The frozen objects that everything else passes around: sites, nodes, edges, circuits.
+
+A circuit is a set of nodes and of edges between them, together with the values that everything outside it
+is held at. It knows which model it was found in (`model_hash`) and which task it solves, so it can be saved,
+sent to somebody else, and evaluated again to the same number.
+"""
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+SCHEMA = "sparse-circuits/circuit/1"
+"""Name and version of the JSON layout. A file that says anything else is refused."""
+
+SiteName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
+SITES: tuple[SiteName, ...] = get_args(SiteName)
+"""The eight sites of a layer, in the order in which the forward pass meets them."""
+
+WEIGHTS: dict[str, tuple[SiteName, SiteName]] = {
+    "W_Q": ("attn_in", "attn_q"),
+    "W_K": ("attn_in", "attn_k"),
+    "W_V": ("attn_in", "attn_v"),
+    "W_O": ("attn_v", "attn_out"),
+    "W_in": ("mlp_in", "mlp_neuron"),
+    "W_out": ("mlp_neuron", "mlp_out"),
+}
+"""Each weight matrix of a layer, with the site it reads (its rows) and the site it writes (its columns)."""
+
+
+class Site(NamedTuple):
+    """A named activation of one layer."""
+
+    layer: int
+    name: SiteName
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.name}"
+
+
+class Node(NamedTuple):
+    """One coordinate of one site."""
+
+    layer: int
+    site: SiteName
+    index: int
+
+    @property
+    def at(self) -> Site:
+        """The site that this node is a coordinate of."""
+        return Site(self.layer, self.site)
+
+    def __str__(self) -> str:
+        return f"{self.layer}.{self.site}.{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Node":
+        """Read `layer.site.index` back. Raises ValueError on anything else."""
+        layer, _, rest = text.partition(".")
+        site, _, index = rest.partition(".")
+        if site not in SITES or not layer.isdecimal() or not index.isdecimal():
+            raise ValueError(f"node: got {text!r}; expected 'layer.site.index' with a site out of {SITES}.")
+        return cls(int(layer), site, int(index))  # type: ignore[arg-type]
+
+
+class Edge(NamedTuple):
+    """A nonzero weight between two kept nodes.
+
+    A q-channel and the k-channel that it is multiplied with are an edge too (source k, target q); its weight
+    is the 1/sqrt(d_head) that their product enters the attention score with.
+    """
+
+    source: Node
+    target: Node
+    weight: float
+
+
+class IOEdge(NamedTuple):
+    """A nonzero of the embedding or of the unembedding that ties a token of the task to a node."""
+
+    kind: Literal["embed", "unembed"]
+    token: str
+    node: Node
+    weight: float
+
+
+class NodeFacts(NamedTuple):
+    """What was measured about one node of a circuit."""
+
+    mean: float
+    """Its value when ablated: the mean over the training distribution."""
+    effect: float
+    """Rise of the circuit's task loss, in nats, when this node alone is ablated too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuit:
+    """Nodes, the edges between them, and what holds everything else in place."""
+
+    nodes: tuple[Node, ...]
+    "Sorted."
+    edges: tuple[Edge, ...]
+    "Nonzero weights between nodes, and q-k pairs; sorted."
+    io_edges: tuple[IOEdge, ...] = ()
+    "Embedding and unembedding entries of the task's tokens, counted apart."
+    widths: Mapping[SiteName, int]
+    "Number of coordinates of each site."
+    n_layers: int
+    "Layers of the model."
+    task: str
+    "Name of the task that the circuit performs."
+    model_hash: str
+    "`SparseTransformer.fingerprint()` of the model it belongs to."
+    ablation: Literal["mean", "zero"] = "mean"
+    "What coordinates outside the circuit are replaced by."
+    values: Mapping[Site, Float[Tensor, " width"]] = field(repr=False)
+    "The replacement value of every coordinate of every site."
+    facts: Mapping[Node, NodeFacts] = field(default_factory=dict, repr=False)
+    "Mean and ablation effect of each node."
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    "Task loss (nats, two-way), accuracy and whatever else was measured when it was found."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(sorted(set(self.nodes))))
+        object.__setattr__(self, "edges", tuple(sorted(set(self.edges))))
+        object.__setattr__(self, "io_edges", tuple(sorted(set(self.io_edges))))
+        for node in self.nodes:
+            _check_node(node, self.n_layers, self.widths)
+        kept = set(self.nodes)
+        for edge in self.edges:
+            _check_edge(edge, kept)
+        for site in self.sites:
+            if site not in self.values or self.values[site].shape != (self.widths[site.name],):
+                raise ValueError(
+                    f"values: none of width {self.widths[site.name]} for site {site}; expected one value for "
+                    "every coordinate of every site. Take them from circuits.ablation.mean_values(model, ...)."
+                )
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site of the model, in forward order."""
+        return all_sites(self.n_layers)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of kept coordinates over all eight sites of all layers."""
+        return len(self.nodes)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of nonzero weights between kept nodes, plus q-k pairs."""
+        return len(self.edges)
+
+    @property
+    def loss(self) -> float:
+        """Task loss in nats when only the circuit is kept (nan if it was not measured)."""
+        return float(self.metrics.get("task_loss", float("nan")))
+
+    def to_mask(self) -> dict[Site, Bool[Tensor, " width"]]:
+        """One mask a site: True = keep."""
+        masks = {site: torch.zeros(self.widths[site.name], dtype=torch.bool) for site in self.sites}
+        for node in self.nodes:
+            masks[node.at][node.index] = True
+        return masks
+
+    def to_edge_mask(self) -> dict[tuple[int, str], Bool[Tensor, "d_in d_out"]]:
+        """One mask for each weight matrix, keyed by (layer, weight name): True = keep. Q-k pairs are not weights."""
+        masks = {
+            (layer, name): torch.zeros(self.widths[source], self.widths[target], dtype=torch.bool)
+            for layer in range(self.n_layers)
+            for name, (source, target) in WEIGHTS.items()
+        }
+        by_sites = {sites: name for name, sites in WEIGHTS.items()}
+        for edge in self.edges:
+            name = by_sites.get((edge.source.site, edge.target.site))
+            if name is not None:
+                masks[edge.source.layer, name][edge.source.index, edge.target.index] = True
+        return masks
+
+    def to_networkx(self) -> nx.DiGraph:
+        """A directed graph: nodes carry layer, site, index, mean, effect; edges carry weight and kind.
+
+        Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `residual` (one residual
+        channel written by one node and read by a later one; it carries no weight and is not counted),
+        `embed` and `unembed` (from and to nodes named `token:...` and `logit:...`, counted in `io_edges`).
+        """
+        graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)
+        for node in self.nodes:
+            facts = self.facts.get(node, NodeFacts(float("nan"), float("nan")))
+            graph.add_node(node, layer=node.layer, site=node.site, index=node.index, **facts._asdict())
+        for edge in self.edges:
+            kind = "score" if edge.source.site == "attn_k" else "weight"
+            graph.add_edge(edge.source, edge.target, weight=edge.weight, kind=kind)
+        for source, target in residual_links(self.nodes):
+            graph.add_edge(source, target, weight=1.0, kind="residual")
+        for io in self.io_edges:
+            if io.kind == "embed":
+                graph.add_edge(f"token:{io.token}", io.node, weight=io.weight, kind=io.kind)
+            else:
+                graph.add_edge(io.node, f"logit:{io.token}", weight=io.weight, kind=io.kind)
+        return graph
+
+    def with_metrics(self, **metrics: Any) -> "Circuit":
+        """The same circuit with more entries in `metrics`."""
+        return replace(self, metrics={**self.metrics, **metrics})
+
+    def plot(self, **options: Any) -> Any:
+        """The circuit as a Plotly figure; see `circuits.plots.circuit_figure` for the options."""
+        from circuits.plots import circuit_figure
+
+        return circuit_figure(self, **options)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON types. Values are base64 of little-endian float32: exact, and small."""
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "model_hash": self.model_hash,
+            "ablation": self.ablation,
+            "n_layers": self.n_layers,
+            "widths": dict(self.widths),
+            "n_nodes": self.n_nodes,
+            "n_edges": self.n_edges,
+            "nodes": [str(node) for node in self.nodes],
+            "edges": [[str(e.source), str(e.target), e.weight] for e in self.edges],
+            "io_edges": [[e.kind, e.token, str(e.node), e.weight] for e in self.io_edges],
+            "facts": {str(node): facts._asdict() for node, facts in self.facts.items()},
+            "metrics": dict(self.metrics),
+            "values": {str(site): _pack(value) for site, value in self.values.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Circuit":
+        """The inverse of `to_json`. Raises ValueError when the schema is another or a key is missing."""
+        if data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"schema: got {data.get('schema')!r}; expected {SCHEMA!r}. Save the circuit again with this "
+                "version of sparse-circuits (Circuit.save)."
+            )
+        try:
+            return cls(
+                nodes=tuple(Node.parse(text) for text in data["nodes"]),
+                edges=tuple(Edge(Node.parse(s), Node.parse(t), float(w)) for s, t, w in data["edges"]),
+                io_edges=tuple(IOEdge(k, tok, Node.parse(n), float(w)) for k, tok, n, w in data["io_edges"]),
+                widths=data["widths"],
+                n_layers=data["n_layers"],
+                task=data["task"],
+                model_hash=data["model_hash"],
+                ablation=data["ablation"],
+                values={_parse_site(text): _unpack(value) for text, value in data["values"].items()},
+                facts={Node.parse(text): NodeFacts(**facts) for text, facts in data["facts"].items()},
+                metrics=data["metrics"],
+            )
+        except KeyError as missing:
+            raise ValueError(
+                f"circuit JSON: key {missing} is missing; expected every key that Circuit.to_json writes. "
+                "The file was cut short or edited: save it again."
+            ) from None
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON in one step (a reader never sees half a file); returns the path."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(json.dumps(self.to_json(), indent=1))
+        partial.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """Read a circuit that `save` wrote. Raises ValueError on anything else."""
+        try:
+            data = json.loads(Path(path).read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"path: {path} is not JSON ({error}); expected a file that Circuit.save wrote."
+            ) from None
+        return cls.from_json(data)
+
+    def __repr__(self) -> str:
+        return (
+            f"Circuit(task={self.task!r}, {self.n_nodes} nodes, {self.n_edges} edges, "
+            f"{len(self.io_edges)} io edges, loss {self.loss:.3f} nats, {self.ablation} ablation)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{node.layer}</td><td>{node.site}</td><td>{node.index}</td>"
+            f"<td>{facts.mean:+.3f}</td><td>{facts.effect:+.3f}</td></tr>"
+            for node in self.nodes
+            for facts in [self.facts.get(node, NodeFacts(float("nan"), float("nan")))]
+        )
+        return (
+            f"<b>{self.task}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
+            f"task loss {self.loss:.3f} nats ({self.ablation} ablation)"
+            "<table><tr><th>layer</th><th>site</th><th>index</th><th>mean</th>"
+            f"<th>effect (nats)</th></tr>{rows}</table>"
+        )
+
+
+def all_sites(n_layers: int) -> list[Site]:
+    """Every site of a model of `n_layers` layers, in forward order."""
+    return [Site(layer, name) for layer in range(n_layers) for name in SITES]
+
+
+def residual_links(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
+    """Pairs of kept nodes that meet in one residual channel: one writes it, a later sublayer reads it."""
+    order = {"attn_in": 0, "attn_out": 1, "mlp_in": 2, "mlp_out": 3}
+    on_stream = [node for node in sorted(nodes) if node.site in order]
+    return [
+        (writer, reader)
+        for writer in on_stream
+        for reader in on_stream
+        if writer.site.endswith("_out")
+        and reader.site.endswith("_in")
+        and writer.index == reader.index
+        and (writer.layer, order[writer.site]) < (reader.layer, order[reader.site])
+    ]
+
+
+def _check_node(node: Node, n_layers: int, widths: Mapping[SiteName, int]) -> None:
+    if not 0 <= node.layer < n_layers or not 0 <= node.index < widths[node.site]:
+        raise ValueError(
+            f"nodes: {node} lies outside the model; expected a layer below {n_layers} and an index below "
+            f"{widths[node.site]}. Is the circuit from another model?"
+        )
+
+
+def _check_edge(edge: Edge, kept: set[Node]) -> None:
+    for end in (edge.source, edge.target):
+        if end not in kept:
+            raise ValueError(f"edges: {edge.source} -> {edge.target}, but {end} is no node; add it to nodes.")
+    sites = (edge.source.site, edge.target.site)
+    if edge.source.layer != edge.target.layer or sites not in {*WEIGHTS.values(), ("attn_k", "attn_q")}:
+        raise ValueError(
+            f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
+            f"of {[*WEIGHTS.values(), ('attn_k', 'attn_q')]}."
+        )
+
+
+def _parse_site(text: str) -> Site:
+    layer, _, name = text.partition(".")
+    return Site(int(layer), name)  # type: ignore[arg-type]
+
+
+def _pack(value: Tensor) -> str:
+    return base64.b64encode(value.detach().cpu().numpy().astype("<f4").tobytes()).decode()
+
+
+def _unpack(text: str) -> Tensor:
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").copy())
