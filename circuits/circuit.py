@@ -46,7 +46,8 @@ class Site(NamedTuple):
         return f"{self.layer}.{self.name}"
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True, order=True, slots=True)
+class Node:
     """One coordinate of one site."""
 
     layer: int
@@ -68,7 +69,7 @@ class Node(NamedTuple):
         site, _, index = rest.partition(".")
         if site not in SITES or not layer.isdecimal() or not index.isdecimal():
             raise ValueError(f"node: got {text!r}; expected 'layer.site.index' with a site out of {SITES}.")
-        return cls(int(layer), site, int(index))  # type: ignore[arg-type]
+        return cls(int(layer), site, int(index))
 
 
 class Edge(NamedTuple):

@@ -1,0 +1,372 @@
+"""Pruning: from a model and a task to the smallest circuit that still solves the task.
+
+1. Learn gates on all coordinates of all sites: task loss + penalty * number of open gates.
+2. Rank the coordinates by gate (ties, by measured importance) and bisect for the fewest whose loss meets the
+   target.
+3. Drop nodes, then edges, while the loss stays at or under the target, until no single one can go (1-minimal).
+Gates learn on training prompts; steps 2 and 3 look at validation prompts; the reported score is on test prompts.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from circuits.ablation import ablation_values, run_circuit, run_masked
+from circuits.circuit import WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, Site
+from circuits.gates import Gates
+from circuits.model import SparseTransformer, check_keys
+from circuits.score import Score, check_task, margins, score_margins, task_score, two_way_loss
+from tasks import Batch, Corpus, Task, load_corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """Everything that decides a pruning run."""
+
+    target_loss: float = 0.15
+    "Task loss that the circuit may reach at most, in nats (two-way; chance is 0.693)."
+    steps: int = 600
+    "Steps of gate training."
+    batch_size: int = 64
+    "Prompt pairs per step."
+    lr: float = 1e-2
+    "Peak learning rate of the gates; falls linearly to 0."
+    betas: tuple[float, float] = (0.9, 0.95)
+    "AdamW's averaging constants."
+    weight_decay: float = 1e-3
+    "AdamW's weight decay."
+    penalty: float = 3e-3
+    "Nats of task loss that one open gate is worth."
+    ablation: Literal["mean", "zero"] = "mean"
+    "What a closed coordinate is replaced by; means are over batch and positions of training text."
+    n_mean: int = 512
+    "Sequences of training text that the means are taken over."
+    n_eval: int = 256
+    "Validation prompt pairs that decide what is dropped."
+    n_test: int = 1024
+    "Test prompt pairs that the final score is measured on."
+    prune_edges: bool = True
+    "Drop edges too; otherwise every nonzero weight between two kept nodes is an edge."
+    seed: int = 0
+    "Decides gates and prompts."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        for name in ("steps", "batch_size", "n_mean", "n_eval", "n_test"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name}: got {getattr(self, name)!r}; expected a whole number of at least 1."
+                )
+        for name in ("target_loss", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected a positive number.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "PruneConfig":
+        """The inverse of `to_json`. Raises ValueError on an unknown key."""
+        return cls(**check_keys(cls, data))
+
+
+def prune(
+    model: SparseTransformer,
+    task: Task,
+    config: PruneConfig | None = None,
+    *,
+    corpus: Corpus | None = None,
+    progress: bool = True,
+) -> Circuit:
+    """The smallest circuit found that solves `task` within `config.target_loss`; 1-minimal in nodes and edges.
+
+    corpus: the training text for the ablation means (default: mini-Python). Raises ValueError when the task
+    does not fit the model, or the whole model misses the target.
+    """
+    config = config or PruneConfig()
+    check_task(model, task)
+    started = time.perf_counter()
+    search = _Search(model, task, config, corpus or load_corpus("mini"))
+    with _frozen(model), _progress_bar(config, progress) as show:
+        nodes = search.nodes_by_gates(show)
+        nodes = search.minimal_nodes(nodes, None, show)
+        edges: list[Edge] = edges_between(model, nodes)
+        if config.prune_edges:
+            nodes, edges = search.minimal(nodes, edges, show)
+        circuit = search.circuit(nodes, edges)
+    return circuit.with_metrics(seconds=time.perf_counter() - started)
+
+
+def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]:
+    """Every nonzero weight that runs between two of the nodes, and every q-k pair."""
+    edges = []
+    by_site: dict[Site, list[Node]] = {}
+    for node in nodes:
+        by_site.setdefault(node.at, []).append(node)
+    for layer in range(model.config.n_layers):
+        for name, (source, target) in WEIGHTS.items():
+            weight = model.linear(layer, name).weight
+            for a in by_site.get(Site(layer, source), []):
+                for b in by_site.get(Site(layer, target), []):
+                    if weight[a.index, b.index] != 0:
+                        edges.append(Edge(a, b, float(weight[a.index, b.index])))
+        keys = {node.index: node for node in by_site.get(Site(layer, "attn_k"), [])}
+        for query in by_site.get(Site(layer, "attn_q"), []):
+            if query.index in keys:
+                edges.append(Edge(keys[query.index], query, model.config.d_head**-0.5))
+    return edges
+
+
+def io_edges(model: SparseTransformer, nodes: Sequence[Node], batch: Batch) -> list[IOEdge]:
+    """Embedding and unembedding nonzeros that tie the task's tokens to nodes on the residual stream.
+
+    The task's tokens: those in which clean and corrupted prompts differ (embedding), answers and foils
+    (unembedding).
+    """
+    differ = batch.clean != batch.corrupt
+    told_apart = set(batch.clean[differ].tolist()) | set(batch.corrupt[differ].tolist())
+    answers = set(batch.answer.tolist()) | set(batch.foil.tolist())
+    name = model.tokenizer.token if model.tokenizer is not None else str
+    found = []
+    for node in nodes:
+        if node.site in ("attn_in", "mlp_in"):
+            column = model.W_E[:, node.index]
+            found += [IOEdge("embed", name(t), node, float(column[t])) for t in told_apart if column[t] != 0]
+        elif node.site in ("attn_out", "mlp_out"):
+            row = model.W_U[node.index]
+            found += [IOEdge("unembed", name(t), node, float(row[t])) for t in answers if row[t] != 0]
+    return found
+
+
+class _Search:
+    """One pruning run: the prompts it looks at, the values it ablates with, and its history."""
+
+    def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
+        self.model, self.task, self.config = model, task, config
+        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
+        full = task_score(model, self.batch)
+        if full.loss > config.target_loss:
+            raise ValueError(
+                f"task: the whole model's loss on {task.name!r} is {full.loss:.3f} nats (accuracy "
+                f"{full.accuracy:.3f}), above target_loss = {config.target_loss}; expected a model that solves "
+                "the task. Train it longer, or raise target_loss."
+            )
+        generator = torch.Generator().manual_seed(config.seed)
+        text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
+        self.values = ablation_values(model, text, config.ablation)
+        self.targets = self.batch.tokens_and_targets()
+        self.history: list[dict[str, float]] = []
+
+    def score(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score:
+        """Validation score with only these nodes kept (and, if given, only these edges)."""
+        masks = {site: torch.zeros_like(value) for site, value in self.values.items()}
+        for node in nodes:
+            masks[node.at][node.index] = 1
+        edge_masks = None if edges is None else self._edge_masks(edges)
+        with torch.no_grad():
+            logits = run_masked(self.model, self.targets.tokens, masks, self.values, edge_masks)
+        return score_margins(margins(logits, self.targets))
+
+    def nodes_by_gates(self, show: Callable[..., None]) -> list[Node]:
+        """Learn gates, rank, and bisect for the fewest nodes that meet the target."""
+        gates = Gates(
+            {site: tuple(value.shape) for site, value in self.values.items()},
+            seed=self.config.seed,
+            like=self.model.W_E,
+        )
+        importance = self._learn(gates, show)
+        ranked = _ranked(gates, importance)
+        low, high = 0, len(ranked)
+        while low < high:
+            middle = (low + high) // 2
+            if self.score(ranked[:middle]).loss <= self.config.target_loss:
+                high = middle
+            else:
+                low = middle + 1
+            show(stage="discretise", nodes=high)
+        return sorted(ranked[:high])
+
+    def _learn(self, gates: Gates[Site], show: Callable[..., None]) -> dict[Site, Tensor]:
+        """Train the gates; returns each coordinate's importance, the mean |d loss / d mask| late in training."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            list(gates.parameters.values()),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
+        pool = self.task.batch(16 * config.batch_size, split="train", seed=config.seed)
+        generator = torch.Generator().manual_seed(config.seed)
+        importance = {site: torch.zeros_like(gate) for site, gate in gates.parameters.items()}
+        for step in range(config.steps):
+            rows = torch.randint(len(pool), (config.batch_size,), generator=generator)
+            targets = pool.rows(rows).tokens_and_targets()
+            masks = gates.masks()
+            for mask in masks.values():
+                mask.retain_grad()
+            task_loss = two_way_loss(
+                margins(run_masked(self.model, targets.tokens, masks, self.values), targets)
+            )
+            n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
+            optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+            optimizer.zero_grad(set_to_none=True)
+            (task_loss + config.penalty * n_open).backward()
+            optimizer.step()
+            gates.clamp()
+            for site, mask in masks.items():
+                assert mask.grad is not None
+                importance[site].lerp_((mask.grad - config.penalty).abs(), 0.05)
+            if step % 20 == 0 or step == config.steps - 1:
+                entry = {"step": step, "task_loss": float(task_loss.detach()), "n_open": int(n_open)}
+                self.history.append(entry)
+                show(stage="gates", completed=step / config.steps, nodes=int(n_open), loss=entry["task_loss"])
+        return importance
+
+    def minimal_nodes(
+        self, nodes: list[Node], edges: list[Edge] | None, show: Callable[..., None]
+    ) -> list[Node]:
+        """Drop nodes, least needed first, until no single one can go."""
+
+        def loss(kept: list[Node]) -> float:
+            among = None if edges is None else _among(edges, kept)
+            return self.score(kept, among).loss
+
+        return _minimal(nodes, loss, self.config.target_loss, lambda n: show(stage="nodes", nodes=n))
+
+    def minimal(
+        self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
+    ) -> tuple[list[Node], list[Edge]]:
+        """Drop edges and the nodes that lost their use, until no single node and no single edge can go."""
+        while True:
+            edges = _minimal(
+                edges,
+                lambda kept: self.score(nodes, kept).loss,
+                self.config.target_loss,
+                lambda n: show(stage="edges", edges=n),
+            )
+            fewer = self.minimal_nodes(nodes, edges, show)
+            if fewer == nodes:
+                return nodes, edges
+            nodes, edges = fewer, _among(edges, fewer)
+
+    def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
+        """The result with its score on test prompts and each node's effect."""
+        here = self.score(nodes, edges)
+        without = {node: self.score(*_without(node, nodes, edges)).loss for node in nodes}
+        facts = {
+            node: NodeFacts(mean=float(self.values[node.at][node.index]), effect=loss - here.loss)
+            for node, loss in without.items()
+        }
+        edge_losses = [self.score(nodes, [e for e in edges if e != edge]).loss for edge in edges]
+        circuit = Circuit(
+            nodes=tuple(nodes),
+            edges=tuple(edges),
+            io_edges=tuple(io_edges(self.model, nodes, self.batch)),
+            widths=self.model.config.widths,
+            n_layers=self.model.config.n_layers,
+            task=self.task.name,
+            model_hash=self.model.fingerprint(),
+            ablation=self.config.ablation,
+            values={site: value.cpu() for site, value in self.values.items()},
+            facts=facts,
+        )
+        test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
+        targets = test.tokens_and_targets()
+        with torch.no_grad():
+            held_out = score_margins(margins(run_circuit(self.model, circuit, targets.tokens), targets))
+        full = task_score(self.model, test)
+        target = self.config.target_loss
+        return circuit.with_metrics(
+            task_loss=held_out.loss,
+            task_accuracy=held_out.accuracy,
+            val_task_loss=here.loss,
+            full_task_loss=full.loss,
+            full_task_accuracy=full.accuracy,
+            one_minimal=all(loss > target for loss in [*without.values(), *edge_losses]),
+            target_loss=target,
+            history=self.history,
+            prune=self.config.to_json(),
+        )
+
+    def _edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
+        masks = {
+            (layer, name): torch.zeros_like(self.model.linear(layer, name).weight)
+            for layer in range(self.model.config.n_layers)
+            for name in WEIGHTS
+        }
+        by_sites = {sites: name for name, sites in WEIGHTS.items()}
+        for edge in edges:
+            name = by_sites.get((edge.source.site, edge.target.site))
+            if name is not None:
+                masks[edge.source.layer, name][edge.source.index, edge.target.index] = 1
+        return masks
+
+
+def _minimal(
+    parts: list[Any], loss: Callable[[list[Any]], float], target: float, show: Callable[[int], None]
+) -> list[Any]:
+    """Drop parts, cheapest first, while `loss` of the rest stays at or under `target`; ends when none can go."""
+    parts = list(parts)
+    while True:
+        costs = {part: loss([p for p in parts if p != part]) for part in parts}
+        free = sorted((part for part in parts if costs[part] <= target), key=lambda part: (costs[part], part))
+        if not free:
+            return parts
+        for index, part in enumerate(free):
+            rest = [p for p in parts if p != part]
+            if index == 0 or loss(rest) <= target:
+                parts = rest
+        show(len(parts))
+
+
+def _ranked(gates: Gates[Site], importance: dict[Site, Tensor]) -> list[Node]:
+    """All nodes, by gate, then by importance where gates tie (as they do at the clamp)."""
+    rows = [
+        (float(gate[i]), float(importance[site][i]), Node(site.layer, site.name, i))
+        for site, gate in gates.parameters.items()
+        for i in range(len(gate))
+    ]
+    return [node for _, _, node in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))]
+
+
+def _among(edges: Sequence[Edge], nodes: Sequence[Node]) -> list[Edge]:
+    kept = set(nodes)
+    return [edge for edge in edges if edge.source in kept and edge.target in kept]
+
+
+def _without(node: Node, nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[Node], list[Edge]]:
+    rest = [n for n in nodes if n != node]
+    return rest, _among(edges, rest)
+
+
+@contextmanager
+def _frozen(model: SparseTransformer) -> Iterator[None]:
+    """No gradients to weights, eval mode; both restored afterwards."""
+    training, needed = model.training, [p.requires_grad for p in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        model.train(training)
+        for parameter, need in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(need)
+
+
+@contextmanager
+def _progress_bar(config: PruneConfig, shown: bool) -> Iterator[Callable[..., None]]:
+    columns = (
+        TextColumn("prune {task.fields[stage]:<10}"),
+        BarColumn(),
+        TextColumn("nodes {task.fields[nodes]}  edges {task.fields[edges]}  loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, disable=not shown) as bar:
+        line = bar.add_task("prune", total=1.0, stage="gates", nodes="-", edges="-", loss=float("nan"))
+        yield lambda completed=None, **fields: bar.update(line, completed=completed, **fields)

@@ -1,0 +1,59 @@
+"""How well logits solve a task: two-way cross-entropy and accuracy between the answer and its foil."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuits.model import SparseTransformer
+from tasks import Batch, Task
+from tasks.base import Targets
+
+
+class Score(NamedTuple):
+    """A task score; unpacks as (loss, accuracy)."""
+
+    loss: float
+    """Mean two-way cross-entropy in nats over clean and corrupted prompts; chance is log 2 = 0.693."""
+    accuracy: float
+    """Fraction of prompts whose answer has a higher logit than its foil."""
+
+
+def margins(logits: Float[Tensor, "rows pos d_vocab"], targets: Targets) -> Float[Tensor, " rows"]:
+    """Logit of the answer minus logit of the foil, at each prompt's last token."""
+    at_end = logits[torch.arange(len(logits)), targets.position]
+    pair = at_end.gather(1, torch.stack([targets.answer, targets.foil], dim=1))
+    return pair[:, 0] - pair[:, 1]
+
+
+def two_way_loss(margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+    """Mean cross-entropy between answer and foil, in nats: softplus(-margin)."""
+    return F.softplus(-margin).mean()
+
+
+def score_margins(margin: Float[Tensor, " rows"]) -> Score:
+    """Loss and accuracy as plain numbers."""
+    return Score(float(two_way_loss(margin)), float((margin > 0).float().mean()))
+
+
+def task_score(model: SparseTransformer, batch: Batch) -> Score:
+    """Loss and accuracy of the whole model on a batch of prompt pairs."""
+    targets = batch.tokens_and_targets()
+    with torch.no_grad():
+        return score_margins(margins(model(targets.tokens), targets))
+
+
+def check_task(model: SparseTransformer, task: Task) -> None:
+    """Raise ValueError when the task's tokens or prompts do not fit the model."""
+    if task.tokenizer.d_vocab != model.config.d_vocab:
+        raise ValueError(
+            f"task: {task.name!r} has a vocabulary of {task.tokenizer.d_vocab} tokens, the model one of "
+            f"{model.config.d_vocab}; expected the same. Train the model on the task's corpus."
+        )
+    if task.n_ctx > model.config.n_ctx:
+        raise ValueError(
+            f"task: the longest prompt of {task.name!r} has {task.n_ctx} tokens; expected at most the model's "
+            f"n_ctx = {model.config.n_ctx}. Use shorter prompts or a model with a larger n_ctx."
+        )

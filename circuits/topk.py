@@ -1,0 +1,80 @@
+"""Top-k: the projection of weights during training, AbsTopK of activations, and the density schedule."""
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+__all__ = ["abs_topk", "budget", "density_at", "project_topk", "topk_mask"]
+
+
+def abs_topk(x: Float[Tensor, "... width"], k: int) -> Float[Tensor, "... width"]:
+    return x * torch.zeros_like(x).scatter(-1, x.abs().topk(k, dim=-1, sorted=False).indices, 1.0)
+
+
+def budget(n_entries: int, density: float) -> int:
+    """Nonzeros that a tensor of `n_entries` may keep: `max(1, int(density * n_entries))`."""
+    return max(1, int(density * n_entries))
+
+
+def topk_mask(
+    weight: Float[Tensor, "..."], k: int, *, min_alive: int = 0, unit_axis: int | None = None
+) -> Bool[Tensor, "..."]:
+    """The k entries of largest magnitude, among them the `min_alive` largest of every unit: True = keep.
+
+    Exactly k entries are kept; ties go to the lower index. `unit_axis` is the axis that enumerates the units
+    (1: columns of W_in, incoming weights; 0: rows of W_out, outgoing weights). The guaranteed entries count
+    in k. Raises ValueError when they alone exceed it.
+    Source: Gao et al. 2025 (arXiv 2511.13653), minimum alive j; here inside the budget.
+    """
+    if not 1 <= k <= weight.numel():
+        raise ValueError(
+            f"k: got {k}; expected 1 to {weight.numel()}, the entries of a {tuple(weight.shape)} tensor."
+        )
+    magnitude = weight.detach().abs()
+    if min_alive == 0 or unit_axis is None:
+        return _largest(magnitude.flatten(), k).view_as(magnitude)
+    units = weight.shape[unit_axis]
+    if min_alive * units > k:
+        raise ValueError(
+            f"min_alive: {min_alive} weights for each of {units} units need {min_alive * units} nonzeros, but "
+            f"the budget of this {tuple(weight.shape)} tensor is {k}. Raise the density to at least "
+            f"{min_alive * units / weight.numel():.4g}, or lower min_alive to at most {k // units}."
+        )
+    best = magnitude.topk(min(min_alive, weight.shape[1 - unit_axis]), dim=1 - unit_axis).indices
+    return _largest(magnitude.scatter(1 - unit_axis, best, math.inf).flatten(), k).view_as(magnitude)
+
+
+def project_topk(
+    weight: Float[Tensor, "..."], k: int, *, min_alive: int = 0, unit_axis: int | None = None
+) -> None:
+    """Zero, in place, every entry that `topk_mask` does not keep. Same arguments, same errors."""
+    with torch.no_grad():
+        weight.mul_(topk_mask(weight, k, min_alive=min_alive, unit_axis=unit_axis))
+
+
+def density_at(
+    progress: float,
+    final: float,
+    *,
+    start: float = 0.01,
+    end: float = 0.5,
+    shape: Literal["linear", "exponential"] = "linear",
+) -> float:
+    """Density at a fraction of training: 1 until `start`, `final` from `end` on, falling in between.
+
+    Linear: equal steps of density. Exponential: equal steps of its logarithm.
+    """
+    t = min(1.0, max(0.0, (progress - start) / (end - start)))
+    return 1.0 + t * (final - 1.0) if shape == "linear" else final**t
+
+
+def _largest(magnitude: Float[Tensor, " n"], k: int) -> Bool[Tensor, " n"]:
+    n = magnitude.numel()
+    threshold = magnitude.kthvalue(n - k + 1).values
+    mask = magnitude > threshold
+    ties = (magnitude == threshold).nonzero().squeeze(-1)
+    mask[ties[: k - int(mask.sum())]] = True
+    return mask
