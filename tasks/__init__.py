@@ -6,10 +6,21 @@ from typing import Any
 from tasks.base import Batch, Corpus, Task
 from tasks.brackets import Brackets
 from tasks.corpus import load_corpus
+from tasks.ngrams import bigram_log_probs, trigram_loss
 from tasks.quotes import Quotes
 from tasks.tokenizer import Tokenizer
 
-__all__ = ["TASKS", "Batch", "Corpus", "Task", "Tokenizer", "load_corpus", "load_task"]
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Corpus",
+    "Task",
+    "Tokenizer",
+    "bigram_log_probs",
+    "load_corpus",
+    "load_task",
+    "trigram_loss",
+]
 
 TASKS: dict[str, Callable[..., Task]] = {"quotes": Quotes, "brackets": Brackets}
 

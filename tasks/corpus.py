@@ -9,6 +9,7 @@ import torch
 
 from tasks.base import Corpus
 from tasks.grammar import MAX_ELEMENTS, draw_lines
+from tasks.stdlib import python_corpus
 from tasks.tokenizer import CharTokenizer
 
 __all__ = ["CORPORA", "Corpus", "load_corpus", "mini_corpus"]
@@ -41,7 +42,7 @@ def mini_corpus(
     )
 
 
-CORPORA: dict[str, Callable[[int], Corpus]] = {"mini": mini_corpus}
+CORPORA: dict[str, Callable[[int], Corpus]] = {"mini": mini_corpus, "python": python_corpus}
 
 
 @lru_cache(maxsize=4)

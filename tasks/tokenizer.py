@@ -1,14 +1,21 @@
 """Text to token ids and back: characters and words for toy corpora, byte-level BPE for real Python."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, runtime_checkable
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 DIGITS = "0123456789"
 MINI_SYMBOLS = ("\n", " ", *LETTERS, *DIGITS, "=", "'", '"', "[", "]", "]]", "(", ")", ",", "+", "-", "*")
+
+# Words take the space before them, digits stand alone, and so does every newline: "a line ends here" is one
+# token, however far the next line is indented.
+_PIECES = r" ?[\p{L}_]+| ?\p{N}| ?[^\s\p{L}\p{N}_]+|\n|[^\S\n]+(?!\S)|[^\S\n]+"
 
 
 @runtime_checkable
@@ -146,9 +153,93 @@ class WordTokenizer:
         return _single(self.encode(token_text), token_text, self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class BPE:
+    """Byte-level byte-pair encoding: any text goes in, and comes out unchanged."""
+
+    name: str
+    """A short name, unique among tokenizers."""
+    model: str = field(repr=False)
+    """The whole model as JSON, in the format of Hugging Face `tokenizers`."""
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, name: str, d_vocab: int, required: Sequence[str] = ()) -> "BPE":
+        """The `d_vocab` tokens that shorten `texts` most, the 256 bytes and those of `required` among them.
+
+        A required token is found first wherever its text occurs.
+        ValueError if `d_vocab` has no room for these, or if `texts` hold too little for that many tokens.
+        """
+        if d_vocab < 256 + len(required):
+            raise ValueError(
+                f"d_vocab must be at least {256 + len(required)}, one for each byte and each required token, "
+                f"got {d_vocab}"
+            )
+        model = tokenizers.Tokenizer(models.BPE())
+        model.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+        model.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        model.train_from_iterator(
+            texts,
+            trainers.BpeTrainer(
+                vocab_size=d_vocab - len(required), initial_alphabet=alphabet, show_progress=False
+            ),
+        )
+        model.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in required])
+        if model.get_vocab_size() != d_vocab:
+            raise ValueError(
+                f"texts yield only {model.get_vocab_size()} tokens of d_vocab={d_vocab}; "
+                f"give more text or ask for fewer"
+            )
+        return cls(name=name, model=model.to_str())
+
+    @cached_property
+    def _model(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.model)
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of distinct ids."""
+        return int(self._model.get_vocab_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; none is refused."""
+        return list(self._model.encode(text).ids)
+
+    def encode_all(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, on all cores."""
+        return [encoding.ids for encoding in self._model.encode_batch_fast(texts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, joined; bytes that are no whole character become `\ufffd`."""
+        return str(self._model.decode(_checked(ids, self)))
+
+    def token(self, id: int) -> str:
+        """One token in printable form: `·`, `⏎`, `⇥` for white space, `\\xe2` for part of a character."""
+        text = self.decode([id])
+        if "\ufffd" not in text:
+            return printable(text)
+        # The byte-level alphabet: printable bytes stand for themselves, the others follow from U+0100 on.
+        own = [b for b in range(256) if 33 <= b <= 126 or (161 <= b <= 255 and b != 173)]
+        other = [b for b in range(256) if b not in own]
+        bytes_of = [
+            ord(c) if ord(c) in own else other[ord(c) - 256] for c in str(self._model.id_to_token(id))
+        ]
+        return "".join(f"\\x{b:02x}" for b in bytes_of)
+
+    def id(self, token_text: str) -> int:
+        """The id of the token whose text is `token_text`; ValueError if it is not exactly one token."""
+        return _single(self.encode(token_text), token_text, self)
+
+
 def printable(text: str) -> str:
-    """`text` with spaces, newlines and tabs made visible."""
-    return text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+    """`text` with white space made visible and control characters written as escapes."""
+    shown = text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
 
 
 def _checked(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:

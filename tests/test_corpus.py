@@ -1,16 +1,22 @@
-"""Training text: the grammar keeps its promises, windows begin where they should, a seed fixes everything."""
+"""Training text: the grammar keeps its promises, real Python is cached whole, counting is done right."""
 
+import math
 import random
 import re
+import time
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from tasks import load_corpus
+from tasks import bigram_log_probs, load_corpus, trigram_loss
 from tasks.base import Corpus
 from tasks.corpus import mini_corpus
 from tasks.grammar import MAX_LINE_TOKENS, draw_lines, n_tokens
+from tasks.ngrams import trigram_probs
+from tasks.stdlib import cache_dir, python_corpus, stdlib_files
 from tasks.tokenizer import CharTokenizer
 
 LINES = draw_lines(random.Random(0), 20_000)
@@ -124,3 +130,145 @@ def test_errors_of_windows(mini: Corpus, arguments: dict, message: str) -> None:
 def test_unknown_corpus() -> None:
     with pytest.raises(ValueError, match=r"name must be one of \[.*'mini'.*\], got 'nonsense'"):
         load_corpus("nonsense")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(tmp_path / "deep" / "cache"))
+    return cache_dir()
+
+
+@pytest.fixture(scope="module")
+def some_files() -> dict[str, str]:
+    return {path: text for path, text in stdlib_files().items() if path.startswith(("json/", "email/"))}
+
+
+def test_the_standard_library_without_its_tests() -> None:
+    files = stdlib_files()
+    assert {"ast.py", "json/decoder.py"} <= set(files)
+    assert list(files) == sorted(files)
+    folders = {part for path in files for part in path.split("/")[:-1]}
+    assert not folders & {"site-packages", "test", "tests", "encodings", "pydoc_data"}
+    assert sum(map(len, files.values())) > 5_000_000
+
+
+def test_real_python_is_split_by_file_and_cached(some_files: dict[str, str], cache: Path) -> None:
+    corpus = python_corpus(files=some_files, d_vocab=400)
+    train, val = (corpus.tokenizer.decode(stream.tolist()) for stream in (corpus.train, corpus.val))
+    assert len(train) + len(val) == sum(map(len, some_files.values()))
+    assert all((text in train) != (text in val) for text in some_files.values() if len(text) > 500)
+    assert corpus.windows(3, 50, split="val", generator=torch.Generator()).shape == (3, 50)
+    written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert sorted(path.suffix for path in written) == [".json", ".npz"]
+    again = python_corpus(1, files=some_files, d_vocab=400)
+    assert torch.equal(again.train, corpus.train)
+    assert again.tokenizer == corpus.tokenizer
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == written
+
+
+def test_other_text_has_another_cache(some_files: dict[str, str], cache: Path) -> None:
+    python_corpus(files=some_files, d_vocab=300)
+    changed = some_files | {"json/tool.py": "import json\n"}
+    corpus = python_corpus(files=changed, d_vocab=300)
+    assert len(list(cache.iterdir())) == 4
+    text = "".join(corpus.tokenizer.decode(stream.tolist()) for stream in (corpus.train, corpus.val))
+    assert len(text) == sum(map(len, changed.values()))
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    some_files: dict[str, str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **arrays: object) -> None:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", fail)
+        with pytest.raises(OSError, match="disk full"):
+            python_corpus(files=some_files, d_vocab=300)
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
+    assert len(python_corpus(files=some_files, d_vocab=300).train) > 1000
+
+
+def test_one_file_cannot_be_split(cache: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"files must hold at least one for train and one for val, got \['a.py'\]"
+    ):
+        python_corpus(files={"a.py": "a = 1\n"})
+
+
+@pytest.mark.slow
+def test_all_of_real_python(cache: Path) -> None:
+    corpus = python_corpus()
+    started = time.perf_counter()
+    assert torch.equal(python_corpus().val, corpus.val)
+    assert time.perf_counter() - started < 1
+    assert corpus.tokenizer.d_vocab == 2048
+    assert len(corpus.train) > 2_000_000
+    assert 0.02 < len(corpus.val) / len(corpus.train) < 0.1
+    assert 2.5 < trigram_loss(corpus) < 4
+    bigram = bigram_log_probs(corpus)[corpus.val[:-1], corpus.val[1:]].mean().item()
+    assert trigram_loss(corpus) < -bigram - 0.3
+
+
+def test_trigram_probabilities_sum_to_one() -> None:
+    rng = np.random.default_rng(0)
+    train = np.minimum(rng.geometric(0.3, 3000) - 1, 11)
+    for context in ([0, 0], [3, 1], [11, 10], [12, 0], [0, 12]):
+        rows = [trigram_probs(train, np.array([*context, w]), 13)[0] for w in range(13)]
+        assert sum(rows) == pytest.approx(1, abs=1e-12)
+        assert min(rows) > 0
+
+
+def test_trigram_agrees_with_counting_one_by_one() -> None:
+    rng = random.Random(1)
+    train = [rng.choice("aabbbcde") for _ in range(400)]
+    tokens = [rng.choice("abcdef") for _ in range(60)]
+    got = trigram_probs(*(np.array(["abcdef".index(c) for c in text]) for text in (train, tokens)), 6)
+    trigrams = Counter(zip(train, train[1:], train[2:], strict=False))
+    bigrams = Counter(gram[1:] for gram in trigrams)
+    unigrams = Counter(gram[1:] for gram in bigrams)
+
+    def prob(gram: tuple[str, ...]) -> float:
+        if not gram:
+            return 1 / 6
+        counts = (unigrams, bigrams, trigrams)[len(gram) - 1]
+        n = [sum(c == k for c in counts.values()) for k in range(5)]
+        shrink = n[1] / (n[1] + 2 * n[2]) if n[1] else 0
+        off = {0: 0.0}
+        for k in (1, 2, 3):
+            off[k] = min(max(k - (k + 1) * shrink * n[k + 1] / max(n[k], 1), 0.05), k - 0.05)
+        same = [c for g, c in counts.items() if g[:-1] == gram[:-1]]
+        lower = prob(gram[1:])
+        if not same:
+            return lower
+        own = counts[gram] - off[min(counts[gram], 3)]
+        return (own + sum(off[min(c, 3)] for c in same) * lower) / sum(same)
+
+    expected = [prob(gram) for gram in zip(tokens, tokens[1:], tokens[2:], strict=False)]
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+def test_trigram_finds_what_a_trigram_can_find(mini: Corpus) -> None:
+    # Each pair of tokens fixes the next one here, and no single token does.
+    stream = torch.tensor([0, 0, 1, 1] * 2000)
+    periodic = Corpus(name="periodic", tokenizer=CharTokenizer(), train=stream, val=stream)
+    assert trigram_loss(periodic) < 0.01
+    bigram = bigram_log_probs(periodic)[0]
+    assert bigram[0].item() == pytest.approx(math.log(0.5), abs=0.01)
+    pairs = bigram_log_probs(mini)[mini.val[:-1], mini.val[1:]].mean().item()
+    assert trigram_loss(mini) < -pairs
+
+
+def test_bigram_rows_are_distributions(mini: Corpus) -> None:
+    table = bigram_log_probs(mini, alpha=0.5)
+    assert table.shape == (mini.tokenizer.d_vocab,) * 2
+    torch.testing.assert_close(table.exp().sum(1), torch.ones(mini.tokenizer.d_vocab))
+    after = mini.tokenizer.id("="), mini.tokenizer.id(" ")
+    assert table[after].exp() > 0.99
+
+
+def test_errors_of_counting(mini: Corpus) -> None:
+    with pytest.raises(ValueError, match="alpha must be a positive number of counts, got 0"):
+        bigram_log_probs(mini, alpha=0.0)
+    with pytest.raises(ValueError, match="a trigram needs streams of at least 3 tokens, got 3 and 2"):
+        trigram_probs(np.arange(3), np.arange(2), 5)

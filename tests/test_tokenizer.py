@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.tokenizer import MINI_SYMBOLS, CharTokenizer, WordTokenizer
+from tasks.tokenizer import BPE, MINI_SYMBOLS, CharTokenizer, WordTokenizer
 
 CHARS = CharTokenizer()
 WORDS = WordTokenizer(name="sums", words=("\n", "+", "=", "1", "2", "30"))
+SOURCE = ["def double(x):\n    return [[x], x]\n", "for item in items:\n    print('item', item)\n"]
+BYTES = BPE.train(SOURCE * 3, name="bytes", d_vocab=290, required=("]]",))
 
 
 @given(st.text(alphabet=sorted(set("".join(MINI_SYMBOLS)))))
@@ -23,6 +25,34 @@ def test_characters_round_trip(text: str) -> None:
 def test_words_round_trip(words: list[str]) -> None:
     ids = [WORDS.id(word) for word in words]
     assert WORDS.encode(WORDS.decode(ids)) == ids
+
+
+@given(st.text())
+def test_bytes_round_trip(text: str) -> None:
+    assert BYTES.decode(BYTES.encode(text)) == text
+    assert BYTES.encode_all([text, "x"]) == [BYTES.encode(text), BYTES.encode("x")]
+
+
+def test_bpe_is_the_same_every_time() -> None:
+    again = BPE.train(SOURCE * 3, name="bytes", d_vocab=290, required=("]]",))
+    assert again == BYTES
+    assert again.d_vocab == 290
+    assert "model" not in repr(again)
+
+
+def test_newlines_and_required_tokens_stand_alone() -> None:
+    pieces = [BYTES.token(i) for i in BYTES.encode("y[[z]]\n    return [[x]]]\n\n")]
+    assert pieces.count("]]") == 2
+    assert pieces.count("⏎") == 3
+    assert "···" in pieces
+    assert BYTES.token(BYTES.id("]]")) == "]]"
+
+
+def test_bytes_are_printable() -> None:
+    shown = [BYTES.token(i) for i in range(BYTES.d_vocab)]
+    assert all(text.isprintable() for text in shown)
+    assert len(set(shown)) == BYTES.d_vocab
+    assert [BYTES.token(i) for i in BYTES.encode("é\t\a")] == [r"\xc3", r"\xa9", "⇥", r"\x07"]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +86,10 @@ def test_every_symbol_has_its_own_id() -> None:
         (lambda: CHARS.decode([0, 99]), "id 99 is outside the 50 ids of 'mini-char'"),
         (lambda: CHARS.token(-1), "id -1 is outside"),
         (lambda: CharTokenizer(symbols=("a", "a")), "symbols must be distinct, non-empty strings"),
+        (lambda: BYTES.id("x y"), "expected exactly one"),
+        (lambda: BYTES.decode([290]), "id 290 is outside the 290 ids of 'bytes'"),
+        (lambda: BPE.train(SOURCE, name="", d_vocab=256, required=["]]"]), "d_vocab must be at least 257"),
+        (lambda: BPE.train(SOURCE, name="", d_vocab=9999), "texts yield only [0-9]+ tokens of d_vocab=9999"),
         (lambda: WORDS.encode("1 + 7 ="), "text holds '7' as word 2.*6 words of 'sums'"),
         (lambda: WORDS.id("1 +"), "is 2 tokens of 'sums'"),
         (lambda: WordTokenizer(name="bad", words=("a b",)), "words must be distinct and"),
