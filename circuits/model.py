@@ -528,7 +528,7 @@ class SparseTransformer(HookedRootModule):
                 f"{self.config.n_ctx}. Shorten it, or train a model with a larger n_ctx."
             )
         d_vocab = len(self.W_E)
-        if tokens.numel() and not (0 <= int(tokens.min()) and int(tokens.max()) < d_vocab):
+        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < d_vocab):
             raise ValueError(
                 f"tokens: got ids from {int(tokens.min())} to {int(tokens.max())}; expected 0 to "
                 f"{d_vocab - 1}. Was the text encoded with another tokenizer?"

@@ -1,17 +1,15 @@
 """Top-k: the projection of weights during training, AbsTopK of activations, and the density schedule."""
 
-import math
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits import kernels
+from circuits.kernels import abs_topk
+
 __all__ = ["abs_topk", "budget", "density_at", "project_topk", "topk_mask"]
-
-
-def abs_topk(x: Float[Tensor, "... width"], k: int) -> Float[Tensor, "... width"]:
-    return x * torch.zeros_like(x).scatter(-1, x.abs().topk(k, dim=-1, sorted=False).indices, 1.0)
 
 
 def budget(n_entries: int, density: float) -> int:
@@ -33,9 +31,8 @@ def topk_mask(
         raise ValueError(
             f"k: got {k}; expected 1 to {weight.numel()}, the entries of a {tuple(weight.shape)} tensor."
         )
-    magnitude = weight.detach().abs()
     if min_alive == 0 or unit_axis is None:
-        return _largest(magnitude.flatten(), k).view_as(magnitude)
+        return kernels.topk_mask(weight, k)
     units = weight.shape[unit_axis]
     if min_alive * units > k:
         raise ValueError(
@@ -43,8 +40,8 @@ def topk_mask(
             f"the budget of this {tuple(weight.shape)} tensor is {k}. Raise the density to at least "
             f"{min_alive * units / weight.numel():.4g}, or lower min_alive to at most {k // units}."
         )
-    best = magnitude.topk(min(min_alive, weight.shape[1 - unit_axis]), dim=1 - unit_axis).indices
-    return _largest(magnitude.scatter(1 - unit_axis, best, math.inf).flatten(), k).view_as(magnitude)
+    alive = kernels.slice_topk_mask(weight, min(min_alive, weight.shape[1 - unit_axis]), 1 - unit_axis)
+    return kernels.topk_mask(weight, k, alive)
 
 
 def project_topk(
@@ -69,12 +66,3 @@ def density_at(
     """
     t = min(1.0, max(0.0, (progress - start) / (end - start)))
     return 1.0 + t * (final - 1.0) if shape == "linear" else final**t
-
-
-def _largest(magnitude: Float[Tensor, " n"], k: int) -> Bool[Tensor, " n"]:
-    n = magnitude.numel()
-    threshold = magnitude.kthvalue(n - k + 1).values
-    mask = magnitude > threshold
-    ties = (magnitude == threshold).nonzero().squeeze(-1)
-    mask[ties[: k - int(mask.sum())]] = True
-    return mask
