@@ -144,10 +144,11 @@ def show(
     page = page or circuit.with_suffix(".html")
     with _clear_errors():
         from circuits.circuit import Circuit
-        from circuits.plots import circuit_page
+        from circuits.plots import demo_page, pruning_figure
 
         found = Circuit.load(circuit)
-        circuit_page(page, found)
+        history = found.metrics.get("history")
+        demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
     _answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
     if not as_json:
         _print_nodes(found)
@@ -179,7 +180,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Bad input ends with one clear line and status 2; Ctrl-C with the place to resume from and status 130."""
+    """Bad input: one clear line, status 2. Ctrl-C: the place to resume from, status 130."""
     try:
         yield
     except ValueError as error:

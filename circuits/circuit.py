@@ -209,6 +209,12 @@ class Circuit:
                 graph.add_edge(io.node, f"logit:{io.token}", weight=io.weight, kind=io.kind)
         return graph
 
+    def summary(self) -> dict[str, Any]:
+        """The counts and the plain numbers among the metrics, flat."""
+        numbers = {k: v for k, v in self.metrics.items() if isinstance(v, bool | int | float | str)}
+        counts = {"n_nodes": self.n_nodes, "n_edges": self.n_edges, "n_io_edges": len(self.io_edges)}
+        return {"task": self.task, **counts, **numbers}
+
     def with_metrics(self, **metrics: Any) -> "Circuit":
         """The same circuit with more entries in `metrics`."""
         return replace(self, metrics={**self.metrics, **metrics})

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from circuits.plots import circuit_page
+from circuits.plots import demo_page, history_figure, pruning_figure
 from circuits.prune import PruneConfig, prune
 from circuits.train import TrainConfig, train
 from tasks import load_task
@@ -35,5 +35,6 @@ def run_demo(
         "seed": seed,
     }
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    circuit_page(out / "circuit.html", circuit, report=report, training_history=training.history)
+    figures = [history_figure(training.history), pruning_figure(circuit.metrics["history"])]
+    demo_page(out / "circuit.html", circuit, report, figures)
     return report

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
@@ -244,17 +246,18 @@ class _Search:
         self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
     ) -> tuple[list[Node], list[Edge]]:
         """Drop edges and the nodes that lost their use, until no single node and no single edge can go."""
+        target = self.config.target_loss
         while True:
             edges = _minimal(
-                edges,
-                lambda kept: self.score(nodes, kept).loss,
-                self.config.target_loss,
-                lambda n: show(stage="edges", edges=n),
+                edges, partial(self._edge_loss, nodes), target, lambda n: show(stage="edges", edges=n)
             )
             fewer = self.minimal_nodes(nodes, edges, show)
             if fewer == nodes:
                 return nodes, edges
             nodes, edges = fewer, _among(edges, fewer)
+
+    def _edge_loss(self, nodes: list[Node], edges: list[Edge]) -> float:
+        return self.score(nodes, edges).loss
 
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
@@ -329,9 +332,9 @@ def _minimal(
 def _ranked(gates: Gates[Site], importance: dict[Site, Tensor]) -> list[Node]:
     """All nodes, by gate, then by importance where gates tie (as they do at the clamp)."""
     rows = [
-        (float(gate[i]), float(importance[site][i]), Node(site.layer, site.name, i))
+        (value, weight, Node(site.layer, site.name, i))
         for site, gate in gates.parameters.items()
-        for i in range(len(gate))
+        for i, (value, weight) in enumerate(zip(gate.tolist(), importance[site].tolist(), strict=True))
     ]
     return [node for _, _, node in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))]
 
@@ -367,6 +370,6 @@ def _progress_bar(config: PruneConfig, shown: bool) -> Iterator[Callable[..., No
         TextColumn("nodes {task.fields[nodes]}  edges {task.fields[edges]}  loss {task.fields[loss]:.3f}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, disable=not shown) as bar:
+    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
         line = bar.add_task("prune", total=1.0, stage="gates", nodes="-", edges="-", loss=float("nan"))
         yield lambda completed=None, **fields: bar.update(line, completed=completed, **fields)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -105,6 +106,21 @@ class TrainConfig:
             density=1 / 64, embed_density=1 / 16, min_alive=4, lr=1.28e-2, eps=0.1, gradient="rms"
         )
         return cls(**{**published, **changes})
+
+    @classmethod
+    def python(cls, **changes: Any) -> "TrainConfig":
+        """For real Python text on a CPU: a wider vocabulary and context, a milder density."""
+        shape = ModelConfig(n_layers=2, d_model=256, n_heads=16, d_mlp=1024, n_ctx=128)
+        recipe: dict[str, Any] = dict(
+            model=shape,
+            corpus="python",
+            steps=3000,
+            batch_size=32,
+            density=1 / 8,
+            embed_density=1 / 4,
+            lr=6e-3,
+        )
+        return cls(**{**recipe, **changes})
 
     @classmethod
     def dense(cls, **changes: Any) -> "TrainConfig":
@@ -379,7 +395,7 @@ def _progress_bar(config: TrainConfig, shown: bool) -> Iterator[Any]:
         ),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, disable=not shown) as bar:
+    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
         line = bar.add_task("train", total=1.0, loss=float("nan"), density=1.0, rate=0.0)
 
         def show(run: _Run) -> None:
