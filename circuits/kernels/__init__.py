@@ -7,30 +7,48 @@ implementations agree on every choice they make: which entry survives a tie, wha
 
 import importlib
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["Impl", "abs_topk", "chosen_impl", "slice_topk_mask", "topk_mask", "topk_threshold"]
+from circuits.kernels.sparse_weight import SparseWeight
 
-Impl = Literal["naive", "cpu", "triton", "auto"]
+__all__ = [
+    "SparseWeight",
+    "abs_topk",
+    "chosen_impl",
+    "sddmm",
+    "slice_topk_mask",
+    "sparse_linear",
+    "spmm",
+    "spmm_t",
+    "topk_mask",
+    "topk_threshold",
+]
+
 IMPLS = ("naive", "cpu", "triton")
+DENSE_FROM = {"cpu": 0.3, "triton": 0.05}
+"""Density from which the product with a dense matrix is faster."""
 
 
-def chosen_impl(x: Float[Tensor, "*shape"], impl: str = "auto") -> str:
+def chosen_impl(x: Float[Tensor, "*shape"], impl: str = "auto", weight: SparseWeight | None = None) -> str:
     """Which implementation a call with this tensor runs.
 
     `auto` is `triton` for CUDA tensors in float32 or bfloat16 where triton is installed, `cpu` for CPU
-    tensors in float32 or float64, and `naive` for everything else (float16, other devices).
+    tensors in float32 or float64, and `naive` for everything else (float16, other devices). For a product,
+    give its `weight`: from the density in `DENSE_FROM` up, where dense matrices are faster, `auto` is
+    `naive`.
 
     Raises:
         ValueError: `impl` is unknown, or cannot run on this tensor.
     """
     if impl == "auto":
-        return next((name for name in ("cpu", "triton") if not _misfit(x, name)), "naive")
+        fitting = next((name for name in ("cpu", "triton") if not _misfit(x, name)), "naive")
+        dense = weight is not None and weight.density >= DENSE_FROM.get(fitting, 0.0)
+        return "naive" if dense else fitting
     if impl not in IMPLS:
         raise ValueError(f"impl is {impl!r}; expected one of 'auto', 'naive', 'cpu', 'triton'")
     misfit = _misfit(x, impl)
@@ -50,9 +68,9 @@ def _misfit(x: Tensor, impl: str) -> str:
     return ""
 
 
-def _module(x: Tensor, impl: str) -> ModuleType:
+def _module(x: Tensor, impl: str, weight: SparseWeight | None = None) -> ModuleType:
     """The module that holds the implementation, imported on first use: numba and triton import slowly."""
-    return importlib.import_module(f"circuits.kernels.{chosen_impl(x, impl)}")
+    return importlib.import_module(f"circuits.kernels.{chosen_impl(x, impl, weight)}")
 
 
 def _check_selection(name: str, x: Tensor, k: int, width: int) -> None:
@@ -69,6 +87,144 @@ def _check_dim(x: Tensor, dim: int) -> None:
         raise ValueError(
             f"dim is {dim}; expected {-x.ndim} to {x.ndim - 1} for a tensor of shape {tuple(x.shape)}"
         )
+
+
+def _check_like(name: str, given: Tensor | None, shape: tuple[int, ...], x: Tensor) -> None:
+    """That a tensor, if there is one, has this shape, and the type and device of x."""
+    if given is None or (tuple(given.shape) == shape and given.dtype == x.dtype and given.device == x.device):
+        return
+    got = f"{tuple(given.shape)} {given.dtype} on {given.device}"
+    raise ValueError(f"{name} is {got}; expected {shape} {x.dtype} on {x.device}: reshape it or convert it")
+
+
+def _check_operand(name: str, given: Tensor, rows: int, axis: str, weight: SparseWeight) -> None:
+    """That activations lie feature-major and match the weight."""
+    if given.ndim != 2 or given.shape[0] != rows:
+        hint = (
+            ": activations are feature-major, give x.t()"
+            if given.ndim == 2 and given.shape[1] == rows
+            else ""
+        )
+        raise ValueError(
+            f"{name} has shape {tuple(given.shape)}; expected [{rows}, tokens], with {axis} = {rows} "
+            f"of the weight {weight.shape}{hint}"
+        )
+    if given.dtype != weight.values.dtype or given.device != weight.values.device:
+        raise ValueError(
+            f"{name} is {given.dtype} on {given.device}, the weight {weight.values.dtype} on "
+            f"{weight.values.device}; expected the same: convert one, for instance with weight.to(...)"
+        )
+
+
+def spmm(
+    weight: SparseWeight,
+    x: Float[Tensor, "d_in tokens"],
+    bias: Float[Tensor, " d_out"] | None = None,
+    impl: str = "auto",
+    out: Float[Tensor, "d_out tokens"] | None = None,
+) -> Float[Tensor, "d_out tokens"]:
+    """Sparse weight times dense activations, feature-major: W^T x + bias.
+
+    Records no gradient: see `sparse_linear`.
+
+    Raises:
+        ValueError: shapes, types or devices that disagree.
+    """
+    d_in, d_out = weight.shape
+    _check_operand("x", x, d_in, "d_in", weight)
+    _check_like("bias", bias, (d_out,), x)
+    _check_like("out", out, (d_out, x.shape[1]), x)
+    shift = None if bias is None else bias.detach()
+    y: Tensor = _module(x, impl, weight).spmm(weight, x.detach(), shift, out)
+    return y
+
+
+def spmm_t(
+    weight: SparseWeight,
+    dy: Float[Tensor, "d_out tokens"],
+    impl: str = "auto",
+    out: Float[Tensor, "d_in tokens"] | None = None,
+) -> Float[Tensor, "d_in tokens"]:
+    """The transpose of `spmm`, which is the gradient to the activations: W dy.
+
+    Raises:
+        ValueError: shapes, types or devices that disagree.
+    """
+    d_in, d_out = weight.shape
+    _check_operand("dy", dy, d_out, "d_out", weight)
+    _check_like("out", out, (d_in, dy.shape[1]), dy)
+    dx: Tensor = _module(dy, impl, weight).spmm_t(weight, dy.detach(), out)
+    return dx
+
+
+def sddmm(
+    weight: SparseWeight,
+    x: Float[Tensor, "d_in tokens"],
+    dy: Float[Tensor, "d_out tokens"],
+    impl: str = "auto",
+) -> Float[Tensor, " n_nonzero"]:
+    """Sampled dense-dense product: the entries of x dy^T on the support, which is the gradient to the values.
+
+    Raises:
+        ValueError: shapes, types or devices that disagree.
+    """
+    d_in, d_out = weight.shape
+    _check_operand("x", x, d_in, "d_in", weight)
+    _check_operand("dy", dy, d_out, "d_out", weight)
+    _check_like("dy", dy, (d_out, x.shape[1]), x)
+    dvalues: Tensor = _module(x, impl, weight).sddmm(weight, x.detach(), dy.detach())
+    return dvalues
+
+
+def sparse_linear(
+    x: Float[Tensor, "d_in tokens"],
+    weight: SparseWeight,
+    values: Float[Tensor, " n_nonzero"] | None = None,
+    bias: Float[Tensor, " d_out"] | None = None,
+    impl: str = "auto",
+) -> Float[Tensor, "d_out tokens"]:
+    """A linear layer that costs what its nonzeros cost, forward and backward: W^T x + bias.
+
+    Gradients go to x, to `values` and to `bias`, each computed only where it is required; none is dense.
+
+    Args:
+        x: activations, feature-major.
+        weight: the support, and the values unless `values` is given.
+        values: values to use, and to train, in the order of `weight.values`.
+        bias: added to every token.
+        impl: see `chosen_impl`.
+
+    Raises:
+        ValueError: shapes, types or devices that disagree.
+    """
+    values = weight.values if values is None else values
+    weight = weight.with_values(values)
+    _check_operand("x", x, weight.shape[0], "d_in", weight)
+    _check_like("bias", bias, (weight.shape[1],), x)
+    y: Tensor = _SparseLinear.apply(x, values, bias, weight, _module(x, impl, weight))
+    return y
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, weight: SparseWeight, module: ModuleType
+    ) -> Tensor:
+        # x is needed only for the gradient to the values: a frozen weight does not keep it alive.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, values)
+        ctx.weight, ctx.module = weight, module
+        y: Tensor = module.spmm(weight, x, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, values = ctx.saved_tensors
+        weight = ctx.weight.with_values(values)
+        wants_x, wants_values, wants_bias = ctx.needs_input_grad[:3]
+        dx = ctx.module.spmm_t(weight, dy) if wants_x else None
+        dvalues = ctx.module.sddmm(weight, x, dy) if wants_values else None
+        return dx, dvalues, (dy.sum(1) if wants_bias else None), None, None
 
 
 def topk_mask(

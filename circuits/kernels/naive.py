@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.kernels.sparse_weight import SparseWeight
+
 
 def topk_mask(
     w: Float[Tensor, "*shape"], k: int, always: Bool[Tensor, "*shape"] | None
@@ -43,3 +45,30 @@ def abs_topk_backward(
 ) -> Float[Tensor, "*shape"]:
     """The gradient of AbsTopK, from its output and the flags that came with it."""
     return torch.where((y != 0) | identity, dy, torch.zeros_like(dy))
+
+
+def spmm(
+    weight: SparseWeight,
+    x: Float[Tensor, "d_in tokens"],
+    bias: Float[Tensor, " d_out"] | None = None,
+    out: Float[Tensor, "d_out tokens"] | None = None,
+) -> Float[Tensor, "d_out tokens"]:
+    """W^T x + bias; see `circuits.kernels.spmm`."""
+    y = weight.to_dense().t() @ x
+    y = y if bias is None else y + bias[:, None]
+    return y if out is None else out.copy_(y)
+
+
+def spmm_t(
+    weight: SparseWeight, dy: Float[Tensor, "d_out tokens"], out: Float[Tensor, "d_in tokens"] | None = None
+) -> Float[Tensor, "d_in tokens"]:
+    """W dy; see `circuits.kernels.spmm_t`."""
+    dx = weight.to_dense() @ dy
+    return dx if out is None else out.copy_(dx)
+
+
+def sddmm(
+    weight: SparseWeight, x: Float[Tensor, "d_in tokens"], dy: Float[Tensor, "d_out tokens"]
+) -> Float[Tensor, " n_nonzero"]:
+    """x dy^T on the support; see `circuits.kernels.sddmm`."""
+    return (x @ dy.t())[weight.rows_of_values(), weight.column.long()]

@@ -1,0 +1,147 @@
+"""A sparse weight matrix: where its nonzeros are, in the two orders the products need, and their values."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SparseWeight:
+    """The support of a weight W [d_in, d_out] and its values; y = x @ W.
+
+    `values[p]` belongs to the p-th entry of the support in row-major order, as in `W[mask]`. Index arrays are
+    int32: 4 bytes per nonzero for the rows, 8 for the columns, 4 (float32) for the value. The values are
+    stored once, and gathered into column order for each forward product: that costs one element per nonzero,
+    the product one per nonzero *and token*.
+    """
+
+    shape: tuple[int, int]
+    """(d_in, d_out)."""
+    values: Float[Tensor, " n_nonzero"]
+    """The entries on the support, row-major; some may be zero."""
+    row_start: Int32[Tensor, " d_in_plus_1"]
+    """Row i holds entries row_start[i] to row_start[i + 1]."""
+    column: Int32[Tensor, " n_nonzero"]
+    """Column of each entry, ascending within a row."""
+    column_start: Int32[Tensor, " d_out_plus_1"]
+    """The same support by columns: column j holds places column_start[j] to column_start[j + 1]."""
+    row: Int32[Tensor, " n_nonzero"]
+    """Row of each entry in column order, ascending within a column."""
+    order: Int32[Tensor, " n_nonzero"]
+    """`values[order]` are the values in column order."""
+
+    def __post_init__(self) -> None:
+        d_in, d_out = self.shape
+        if self.row_start.numel() != d_in + 1 or self.column_start.numel() != d_out + 1:
+            got = f"row_start of {self.row_start.numel()} and column_start of {self.column_start.numel()}"
+            raise ValueError(f"shape is {self.shape} with {got}; expected {d_in + 1} and {d_out + 1} entries")
+
+    @property
+    def n_nonzero(self) -> int:
+        """Size of the support."""
+        return self.values.numel()
+
+    @property
+    def density(self) -> float:
+        """Size of the support over size of the matrix; 0 for a matrix without entries."""
+        return self.n_nonzero / max(1, self.shape[0] * self.shape[1])
+
+    def rows_of_values(self) -> Int[Tensor, " n_nonzero"]:
+        """Row of each entry of `values`."""
+        counts = self.row_start.diff()
+        return torch.repeat_interleave(counts, output_size=self.n_nonzero)
+
+    def to_dense(self) -> Float[Tensor, "d_in d_out"]:
+        """The matrix with its zeros; differentiable with respect to `values`."""
+        zeros = self.values.new_zeros(self.shape)
+        return zeros.index_put((self.rows_of_values(), self.column.long()), self.values)
+
+    def with_values(self, values: Float[Tensor, " n_nonzero"]) -> "SparseWeight":
+        """The same support with other values.
+
+        Raises:
+            ValueError: not as many values as the support has entries.
+        """
+        if values.shape != self.values.shape:
+            got, expected = tuple(values.shape), tuple(self.values.shape)
+            raise ValueError(
+                f"values has shape {got}; expected {expected}, one per nonzero: give one for each"
+            )
+        return replace(self, values=values)
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> "SparseWeight":
+        """On another device, or with values of another type."""
+        tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return replace(self, **tensors | {"values": tensors["values"].to(dtype=dtype)})
+
+    @classmethod
+    def from_entries(
+        cls,
+        rows: Int[Tensor, " n_nonzero"],
+        columns: Int[Tensor, " n_nonzero"],
+        values: Float[Tensor, " n_nonzero"],
+        shape: tuple[int, int],
+    ) -> "SparseWeight":
+        """From the positions and values of the nonzeros, in any order; never makes a dense copy.
+
+        Raises:
+            ValueError: a position outside `shape`, or twice.
+        """
+        d_in, d_out = shape
+        flat = rows.long() * d_out + columns
+        inside = (rows >= 0) & (rows < d_in) & (columns >= 0) & (columns < d_out)
+        if not inside.all():
+            limits = f"0 to {d_in - 1} and 0 to {d_out - 1}"
+            raise ValueError(
+                f"rows and columns reach outside {shape}; expected {limits}: check which is which"
+            )
+        by_row = flat.argsort()
+        if rows.numel() and (flat[by_row].diff() == 0).any():
+            raise ValueError(
+                "rows and columns name a position twice; expected each once: add the values up first"
+            )
+        return _from_sorted(rows[by_row], columns[by_row], values[by_row], shape)
+
+    @classmethod
+    def from_dense(
+        cls, w: Float[Tensor, "d_in d_out"], mask: Bool[Tensor, "d_in d_out"] | None = None
+    ) -> "SparseWeight":
+        """From a dense matrix: its nonzeros, or the entries that `mask` marks, zero or not.
+
+        Not differentiable: for gradients to the values use `sparse_linear`.
+        """
+        w = w.detach()
+        if w.device.type == "cpu" and w.dtype in (torch.float32, torch.float64):
+            from circuits.kernels.cpu import compress  # compiles: only when it is needed
+
+            return compress(w, mask)
+        support = (w != 0) if mask is None else mask
+        rows, columns = support.nonzero(as_tuple=True)
+        return _from_sorted(rows, columns, w[rows, columns], (w.shape[0], w.shape[1]))
+
+
+_TENSORS = ("values", "row_start", "column", "column_start", "row", "order")
+
+
+def _starts(of: Tensor, n: int) -> Tensor:
+    """Where each of n groups begins, given the group of every entry."""
+    counts = torch.bincount(of, minlength=n)
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+
+
+def _from_sorted(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> SparseWeight:
+    """From entries in row-major order, in plain PyTorch."""
+    order = columns.long().argsort(stable=True)
+    return SparseWeight(
+        shape=shape,
+        values=values,
+        row_start=_starts(rows.long(), shape[0]),
+        column=columns.int(),
+        column_start=_starts(columns.long(), shape[1]),
+        row=rows[order].int(),
+        order=order.int(),
+    )
