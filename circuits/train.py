@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from circuits.checkpoint import load_checkpoint, save_checkpoint
-from circuits.model import ModelConfig, SparseTransformer, check_keys
+from circuits.model import ModelConfig, SparseTransformer, check_keys, with_tuples
 from circuits.topk import budget, density_at, project_topk, topk_mask
 from tasks import Corpus, bigram_log_probs, load_corpus
 
@@ -73,8 +73,6 @@ class TrainConfig:
     "Validation sequences."
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "anneal", tuple(self.anneal))
-        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("steps", "batch_size", "log_every", "val_every", "n_val"):
             _require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("density", "embed_density"):
@@ -138,7 +136,7 @@ class TrainConfig:
         data = dict(check_keys(cls, data))
         if isinstance(data.get("model"), dict):
             data["model"] = ModelConfig.from_json(data["model"])
-        return cls(**data)
+        return cls(**with_tuples(data, "anneal", "betas"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +196,7 @@ def train(
     """
     corpus = corpus or load_corpus(config.corpus, 0)
     config = replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
-    _check_budgets(config)
+    check_budgets(config)
     run = _Run(config, corpus)
     if resume is not None:
         run.restore(resume)
@@ -214,17 +212,47 @@ def train(
     return Training(model=run.model, config=config, corpus=corpus, history=run.history, seconds=run.seconds)
 
 
+class Updates:
+    """One optimiser step under the projection, for this loop and for any other loss of the same model."""
+
+    def __init__(self, model: SparseTransformer, config: TrainConfig) -> None:
+        self.model, self.config = model, config
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        )
+
+    def __call__(self, loss: Tensor, progress: float) -> tuple[float, float]:
+        """Backward, gradient scaling, Adam, projection, decay; returns the density and learning rate used."""
+        config = self.config
+        start, end = config.anneal
+        density = density_at(progress, config.density, start=start, end=end, shape=config.schedule)
+        lr = learning_rate(config, progress, density)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _scale_gradients(self.model, config.gradient)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        project(self.model, config, progress)
+        _decay(self.model, config.weight_decay * lr)
+        return density, lr
+
+
+def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
+    """The model that a run starts from: random weights, and the bigram table as the config says."""
+    model = SparseTransformer(config.model, seed=config.seed, tokenizer=corpus.tokenizer)
+    if model.bigram is not None and config.bigram_init == "counts":
+        model.bigram.data.copy_(bigram_log_probs(corpus))
+    return model
+
+
 class _Run:
     """The mutable state of one training run."""
 
     def __init__(self, config: TrainConfig, corpus: Corpus) -> None:
         self.config, self.corpus = config, corpus
-        self.model = SparseTransformer(config.model, seed=config.seed, tokenizer=corpus.tokenizer)
-        if self.model.bigram is not None and config.bigram_init == "counts":
-            self.model.bigram.data.copy_(bigram_log_probs(corpus))
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-        )
+        self.model = new_model(config, corpus)
+        self.updates = Updates(self.model, config)
+        self.optimizer = self.updates.optimizer
         self.generator = torch.Generator().manual_seed(config.seed)
         self.val_tokens = corpus.windows(
             config.n_val, config.model.n_ctx, split="val", generator=torch.Generator().manual_seed(1)
@@ -241,22 +269,12 @@ class _Run:
         """One update, projection included, and its entry in the history if one is due."""
         if self.step == 0 or self.seconds == 0:
             self._tick = time.perf_counter()
-        config, progress = self.config, self.progress()
-        density = density_at(
-            progress, config.density, start=config.anneal[0], end=config.anneal[1], shape=config.schedule
-        )
-        lr = learning_rate(config, progress, density)
+        config = self.config
         tokens = self.corpus.windows(
             config.batch_size, config.model.n_ctx, split="train", generator=self.generator
         )
         loss = self.model(tokens, return_type="loss")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _scale_gradients(self.model, config.gradient)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
-        project(self.model, config, progress)
-        _decay(self.model, config.weight_decay * lr)
+        density, lr = self.updates(loss, self.progress())
         self.step += 1
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
@@ -341,7 +359,7 @@ def _budget_at(config: TrainConfig, group: str, numel: int, progress: float) -> 
     ), config.min_alive
 
 
-def _check_budgets(config: TrainConfig) -> None:
+def check_budgets(config: TrainConfig) -> None:
     """Raise the ValueError that the projection would raise at the final density, before training starts."""
     with torch.device("meta"):
         shapes = [
