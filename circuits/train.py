@@ -149,7 +149,7 @@ class Training:
     "As run, vocabulary filled in."
     corpus: Corpus
     "The text it was trained on."
-    history: list[dict[str, float]]
+    history: list[dict[str, int | float]]
     "Entries with step, loss (nats), density, lr, tokens_per_s, and now and then val_loss."
     seconds: float
     "Time in the loop."
@@ -257,7 +257,7 @@ class _Run:
         self.val_tokens = corpus.windows(
             config.n_val, config.model.n_ctx, split="val", generator=torch.Generator().manual_seed(1)
         )
-        self.history: list[dict[str, float]] = []
+        self.history: list[dict[str, int | float]] = []
         self.step, self.seconds, self._tick = 0, 0.0, time.perf_counter()
 
     def progress(self) -> float:
