@@ -9,7 +9,7 @@ from circuits.circuit import Circuit
 from circuits.plots.frame import SIDE_PX, Frame, make_frame
 from circuits.plots.furniture import annotations, shapes
 from circuits.plots.labels import key_hovers
-from circuits.plots.layout import Link, circuit_layout
+from circuits.plots.layout import HEAD_SITES, Link, circuit_layout
 from circuits.plots.marks import (
     effect_of,
     line_hovers,
@@ -48,7 +48,8 @@ def circuit_figure(
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
     it is read from a score pair (whose weight is 1/sqrt(d_head)), and is 16 where there is none.
 
-    Raises ValueError when `orientation` is unknown or `d_head` does not divide the q channels.
+    Raises ValueError when `orientation` is unknown, or when there are q, k or v nodes and `d_head` does not
+    divide the q channels.
     """
     if orientation not in ("horizontal", "vertical"):
         raise ValueError(f"orientation: got {orientation!r}; expected 'horizontal' or 'vertical'.")
@@ -98,7 +99,8 @@ def _d_head(circuit: Circuit, d_head: int | None) -> int:
     pairs = [edge.weight for edge in circuit.edges if edge.source.site == "attn_k" and 0 < edge.weight <= 1]
     read = round(1 / pairs[0] ** 2) if pairs else min(DEFAULT_D_HEAD, width)
     d_head = read if d_head is None else d_head
-    if d_head < 1 or width % d_head:
+    is_needed = any(node.site in HEAD_SITES for node in circuit.nodes)
+    if d_head < 1 or (is_needed and width % d_head):
         raise ValueError(
             f"d_head: got {d_head}; expected a divisor of the {width} q channels of the circuit's model. "
             "Pass the d_head of its ModelConfig."

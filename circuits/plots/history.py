@@ -34,7 +34,9 @@ def history_figure(history: Sequence[Row], *, title: str = "Training") -> go.Fig
         line = _line(
             [row["step"] for row in validated], values, "validation", POSITIVE, 1, "validation %{y:.3f} nats"
         )
-        traces.append(line.update(mode="lines+markers", line={"width": 2.5}, marker={"size": 6}))
+        traces.append(
+            line.update(mode="lines+markers", line={"width": 2.5}, marker={"size": 6}, cliponaxis=False)
+        )
     said = [f"loss {history[-1]['loss']:.3f}", f"density {history[-1]['density']:.2%}"]
     said += [f"validation {validated[-1]['val_loss']:.3f}"] if validated else []
     said += [f"{median(speeds):,.0f} tokens/s"] if speeds else []

@@ -21,16 +21,16 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: #fff; color: #1f2933; line-height: 1.55;
   font: 16px/1.55 Inter, system-ui, -apple-system, 'Segoe UI', 'Helvetica Neue', Arial, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 1180px; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 1.25rem; letter-spacing: -0.01em; }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
 p { max-width: 44rem; margin: .75rem 0; }
 .figure { width: 100%; margin: 1.25rem 0; }
 .wide { overflow-x: auto; }
-.pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: flex-start; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 2rem; align-items: flex-start; }
 .pair section { max-width: 100%; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
-th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid #e4e8ee; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
+th, td { padding: .35rem .55rem; text-align: left; border-bottom: 1px solid #e4e8ee; white-space: nowrap; }
 th { font-weight: 600; color: #52606d; border-bottom-color: #9aa3ad; }
 td.number { text-align: right; } th.number { text-align: right; }
 .headline { display: grid; gap: .5rem; margin: 1.25rem 0;
