@@ -1,18 +1,27 @@
 """Synthetic tasks, training text and tokenizers; imports nothing from `circuits`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tasks.base import Batch, Corpus, Task
 from tasks.brackets import Brackets
-from tasks.corpus import load_corpus
+from tasks.composition import Composition, CompositionBatch
+from tasks.corpus import CORPORA, load_corpus
+from tasks.induction import Induction
+from tasks.modular import Modular
+from tasks.names import Names
 from tasks.ngrams import bigram_log_probs, trigram_loss
+from tasks.python import PythonChoice
+from tasks.python_choices import CHOICES
 from tasks.quotes import Quotes
 from tasks.tokenizer import Tokenizer
 
 __all__ = [
+    "CORPORA",
     "TASKS",
     "Batch",
+    "CompositionBatch",
     "Corpus",
     "Task",
     "Tokenizer",
@@ -22,7 +31,15 @@ __all__ = [
     "trigram_loss",
 ]
 
-TASKS: dict[str, Callable[..., Task]] = {"quotes": Quotes, "brackets": Brackets}
+TASKS: dict[str, Callable[..., Task]] = {
+    "quotes": Quotes,
+    "brackets": Brackets,
+    "induction": Induction,
+    "names": Names,
+    "modular": Modular,
+    "composition": Composition,
+    **{name: partial(PythonChoice, name=name) for name in CHOICES},
+}
 
 
 def load_task(name: str, **options: Any) -> Task:

@@ -150,6 +150,25 @@ class Corpus:
         return stream[offsets[:, None] + torch.arange(length)]
 
 
+def corpus_of_lines(name: str, tokenizer: Tokenizer, train: Sequence[str], val: Sequence[str]) -> Corpus:
+    """A corpus of complete lines, given without their newlines; windows begin where a line does."""
+    newline = tokenizer.id("\n")
+    streams, starts = {}, {}
+    for split, lines in (("train", train), ("val", val)):
+        stream = torch.tensor(tokenizer.encode("".join(f"{line}\n" for line in lines)))
+        ends = (stream == newline).nonzero().flatten()
+        streams[split] = stream
+        starts[split] = torch.cat([torch.zeros(1, dtype=torch.int64), ends[:-1] + 1])
+    return Corpus(
+        name=name,
+        tokenizer=tokenizer,
+        train=streams["train"],
+        val=streams["val"],
+        train_starts=starts["train"],
+        val_starts=starts["val"],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
     """One pair as text, before tokenizing."""
@@ -230,10 +249,10 @@ def _check_shapes(batch: Batch) -> None:
             f"clean must be [batch, pos] with at least one row and one column, "
             f"got shape {tuple(batch.clean.shape)}"
         )
-    rows = (batch.clean.shape[0],)
-    expected = {"clean": batch.clean.shape, "corrupt": batch.clean.shape}
+    whole = tuple(batch.clean.shape)
     for field in fields(batch):
-        value, shape = getattr(batch, field.name), tuple(expected.get(field.name, rows))
+        value = getattr(batch, field.name)
+        shape = whole if field.name in ("clean", "corrupt", "targets") else whole[:1]
         if tuple(value.shape) != shape:
             raise ValueError(
                 f"{field.name} must have shape {shape} to agree with clean, got {tuple(value.shape)}"

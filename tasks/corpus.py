@@ -4,11 +4,12 @@ import random
 from collections.abc import Callable
 from functools import lru_cache
 
-import numpy as np
-import torch
-
-from tasks.base import Corpus
+from tasks.base import Corpus, corpus_of_lines
+from tasks.composition import composition_corpus
 from tasks.grammar import MAX_ELEMENTS, draw_lines
+from tasks.induction import induction_corpus
+from tasks.modular import modular_corpus
+from tasks.names import names_corpus
 from tasks.stdlib import python_corpus
 from tasks.tokenizer import CharTokenizer
 
@@ -22,27 +23,21 @@ def mini_corpus(
 
     `max_elements` is the greatest number of elements in a list. Train and val come from different streams.
     """
-    tokenizer = CharTokenizer()
-    newline = tokenizer.id("\n")
-    streams, starts = {}, {}
-    for split, n_lines in (("train", n_train_lines), ("val", n_val_lines)):
-        rng = random.Random(f"mini/{split}/{seed}")
-        text = "\n".join(draw_lines(rng, n_lines, max_elements=max_elements)) + "\n"
-        stream = np.array(tokenizer.encode(text), dtype=np.int64)
-        ends = np.flatnonzero(stream == newline)
-        streams[split] = torch.from_numpy(stream)
-        starts[split] = torch.from_numpy(np.concatenate([[0], ends[:-1] + 1]))
-    return Corpus(
-        name="mini",
-        tokenizer=tokenizer,
-        train=streams["train"],
-        val=streams["val"],
-        train_starts=starts["train"],
-        val_starts=starts["val"],
+    train, val = (
+        draw_lines(random.Random(f"mini/{split}/{seed}"), n_lines, max_elements=max_elements)
+        for split, n_lines in (("train", n_train_lines), ("val", n_val_lines))
     )
+    return corpus_of_lines("mini", CharTokenizer(), train, val)
 
 
-CORPORA: dict[str, Callable[[int], Corpus]] = {"mini": mini_corpus, "python": python_corpus}
+CORPORA: dict[str, Callable[[int], Corpus]] = {
+    "mini": mini_corpus,
+    "python": python_corpus,
+    "induction": induction_corpus,
+    "names": names_corpus,
+    "modular": modular_corpus,
+    "composition": composition_corpus,
+}
 
 
 @lru_cache(maxsize=4)

@@ -2,13 +2,22 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from difflib import SequenceMatcher
 
 import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
-from tasks import TASKS, Batch, Task, load_task
+from tasks import TASKS, Batch, Corpus, Task, load_task
+from tasks.composition import CELLS, HELD_OUT, Composition, apply_ov, composition_corpus
+from tasks.induction import induction_corpus
+from tasks.modular import Modular, modular_corpus
+from tasks.names import names_corpus
+from tasks.python import PythonChoice
+from tasks.python_choices import CHOICES
+from tasks.stdlib import REQUIRED, stdlib_files
+from tasks.tokenizer import BPE
 
 CASES = [
     ("quotes", {}),
@@ -16,7 +25,13 @@ CASES = [
     ("brackets", {}),
     ("brackets", {"distractors": 2}),
     ("brackets", {"length": 4}),
-    ("brackets", {"length": 64, "distractors": 1}),
+    ("brackets", {"length": 24, "distractors": 1}),
+    ("induction", {}),
+    ("names", {}),
+    ("modular", {}),
+    ("composition", {}),
+    ("composition", {"which": "held_out", "n_lines": 2}),
+    *((name, {}) for name in CHOICES),
 ]
 
 
@@ -29,14 +44,24 @@ def as_users_run_it() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}")
-def task(request: pytest.FixtureRequest) -> Task:
+def task(request: pytest.FixtureRequest, small_bpe: BPE) -> Task:
     name, options = request.param
+    if name in CHOICES:
+        options = {"tokenizer": small_bpe}
     return load_task(name, **options)
 
 
 @pytest.fixture(scope="module")
+def small_bpe() -> BPE:
+    """Trained on a part of the standard library, which takes a second and needs no cache."""
+    files = stdlib_files()
+    texts = [text for path, text in files.items() if path.startswith(("asyncio/", "email/", "unittest/"))]
+    return BPE.train(texts, name="small-bpe", d_vocab=2048, required=REQUIRED)
+
+
+@pytest.fixture(scope="module")
 def batch(task: Task) -> Batch:
-    return task.batch(1000, split="train", seed=0)
+    return task.batch(500, split="train", seed=0)
 
 
 def prompts(task: Task, tokens: Tensor, position: Tensor) -> list[str]:
@@ -57,7 +82,9 @@ def test_solver_agrees_with_the_labels(task: Task, batch: Batch) -> None:
 def test_no_shortcut_predicts_the_answer(batch: Batch) -> None:
     last = batch.clean.gather(1, batch.position[:, None])[:, 0]
     for feature in (last, batch.position, torch.zeros_like(last)):
-        assert _score_of_table(feature.tolist(), batch) < 0.58
+        assert (
+            _score_of_table(feature.tolist(), batch) < 0.62
+        )  # 300 fair coins exceed it once in 10,000 times
 
 
 def _score_of_table(feature: list[int], batch: Batch) -> float:
@@ -81,17 +108,16 @@ def test_prompts_have_the_same_last_token_and_fit(task: Task, batch: Batch) -> N
     assert batch.clean.shape[1] == int(batch.position.max()) + 1
 
 
-def test_both_directions_are_as_common(task: Task) -> None:
-    batch = task.batch(1000, split="train", seed=1)
+def test_both_directions_are_as_common(batch: Batch) -> None:
     answers = Counter(batch.answer.tolist())
     if len(answers) == 2:
-        assert 400 < answers[int(batch.answer[0])] < 600
+        assert 190 < answers[int(batch.answer[0])] < 310
 
 
 def test_splits_share_no_prompt(task: Task) -> None:
     seen: dict[str, set[str]] = {}
     for split in ("train", "val", "test"):
-        batch = task.batch(100, split=split, seed=0)
+        batch = task.batch(40, split=split, seed=0)
         seen[split] = {
             text for tokens in (batch.clean, batch.corrupt) for text in prompts(task, tokens, batch.position)
         }
@@ -116,13 +142,19 @@ def test_errors_of_batch(task: Task) -> None:
         task.batch(0, split="val", seed=0)
 
 
+@pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nonsense", {}, r"name must be one of \['brackets'.*\], got 'nonsense'"),
+        ("nonsense", {}, r"name must be one of \['bracket.*\], got 'nonsense'"),
         ("quotes", {"context_lines": 4}, "context_lines must be 0 to 3 lines, got 4"),
         ("brackets", {"length": 65}, "length must be 1 to 64 elements or None, got 65"),
         ("brackets", {"distractors": -1}, "distractors must be 0 to 8 lines, got -1"),
+        ("modular", {"modulus": 4}, "modulus must be 5 to 999, got 4"),
+        ("composition", {"which": "some"}, "which must be 'seen', 'held_out' or 'all', got 'some'"),
+        ("composition", {"n_lines": 9}, "n_lines must be 1 to 8, got 9"),
+        ("composition", {"held_out": (("odd", "even"),)}, r"held_out must name cells of .*'odd', 'even'"),
+        ("composition", {"held_out": CELLS}, "leave some that are 'seen'"),
     ],
 )
 def test_errors_of_load_task(name: str, options: dict, message: str) -> None:
@@ -149,3 +181,129 @@ def test_chosen_length_is_the_number_of_elements() -> None:
     task = load_task("brackets", length=17)
     batch = task.batch(50, split="val", seed=0)
     assert all(text.count(",") == 16 for text in prompts(task, batch.clean, batch.position))
+
+
+def test_a_tokenizer_too_small_for_python_is_refused() -> None:
+    bytes_only = BPE.train(["x = 1"], name="bytes", d_vocab=256)
+    with pytest.raises(ValueError, match=r"tokenizer 'bytes' has single tokens for 0 of \d+ variable names"):
+        PythonChoice(name="with_as", tokenizer=bytes_only)
+    with pytest.raises(ValueError, match=r"name must be one of \['bracket_brace'.*got 'nonsense'"):
+        PythonChoice(name="nonsense", tokenizer=bytes_only)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_python_pairs_differ_in_little(name: str, small_bpe: BPE) -> None:
+    batch = load_task(name, tokenizer=small_bpe).batch(50, split="train", seed=0)
+    for clean, corrupt in zip(batch.clean.tolist(), batch.corrupt.tolist(), strict=True):
+        blocks = SequenceMatcher(None, clean, corrupt, autojunk=False).get_matching_blocks()
+        assert len(clean) - sum(block.size for block in blocks) <= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHOICES)
+def test_python_choices_on_all_of_real_python(name: str) -> None:
+    task = load_task(name)
+    batch = task.batch(500, split="test", seed=0)
+    test_solver_agrees_with_the_labels(task, batch)
+    test_prompts_have_the_same_last_token_and_fit(task, batch)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer"),
+    [
+        ("induction", "c q a x c q", "a"),
+        ("names", "when ann and bob went to the shop , bob gave a book to", "ann"),
+        ("modular", "50 + 8 =", "5"),
+        ("composition", "ann o3 , bob o7 : other class ann =", "k1"),
+        ("composition", "ann o3 , bob o7 : same use ann =", "u3"),
+        ("composition", "ann o3 , bob o7 , cat o5 : odd antonym =", "o12"),
+        ("composition", "ann o3 , bob o15 : other successor ann =", "o0"),
+        ("brackets", "a = [[1]]\nb = [7, [1, 4, 2", "]]"),
+        ("quotes", "a = 'x'\nb = \"yz", '"'),
+    ],
+)
+def test_solvers_by_hand(name: str, text: str, answer: str) -> None:
+    task = load_task(name)
+    assert task.solve(text) == answer
+    assert task.tokenizer.decode(task.tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("corpus", "task"),
+    [
+        (induction_corpus(n_train_lines=300, n_val_lines=100), load_task("induction")),
+        (names_corpus(n_train_lines=300, n_val_lines=100), load_task("names")),
+        (modular_corpus(n_train_lines=3000), load_task("modular")),
+        (composition_corpus(n_train_lines=300, n_val_lines=100), load_task("composition")),
+    ],
+    ids=lambda value: value.name,
+)
+def test_corpora_of_the_toy_tasks(corpus: Corpus, task: Task) -> None:
+    assert corpus.tokenizer == task.tokenizer
+    assert corpus.name == task.name
+    text = {
+        split: corpus.tokenizer.decode(stream.tolist())
+        for split, stream in (("train", corpus.train), ("val", corpus.val))
+    }
+    for split, other in (("train", "val"), ("val", "train"), ("test", "train"), ("test", "val")):
+        batch = task.batch(50, split=split, seed=5)
+        for prompt in prompts(task, batch.clean, batch.position):
+            assert f"\n{prompt} " not in f"\n{text[other]}"
+    starts = corpus.train_starts
+    assert starts is not None
+    lines = text["train"].splitlines()
+    assert len(lines) == len(starts)
+    assert corpus.windows(2, 40, split="val", generator=torch.Generator()).shape == (2, 40)
+
+
+def test_every_sum_is_in_one_split() -> None:
+    task = Modular(modulus=11)
+    sums = [pair for split in ("train", "val", "test") for pair in task.sums[split]]
+    assert sorted(sums) == [(a, b) for a in range(11) for b in range(11)]
+    small = modular_corpus(modulus=11, n_train_lines=500)
+    lines = set(small.tokenizer.decode(small.train.tolist()).splitlines())
+    assert lines == {f"{a} + {b} = {(a + b) % 11}" for a, b in task.sums["train"]}
+
+
+def test_held_out_cells_stay_out_of_training() -> None:
+    text = composition_corpus(n_train_lines=3000, n_val_lines=100)
+    lines = text.tokenizer.decode(text.train.tolist()).splitlines()
+    cells = {tuple(line.split(" : ")[1].split()[:2]) for line in lines}
+    assert cells == set(CELLS) - set(HELD_OUT)
+    assert set(Composition(which="held_out").active) == set(HELD_OUT)
+    assert set(Composition(which="all").active) == set(CELLS) == set(Composition().cells)
+    # Each rule is still seen, in other company.
+    assert {qk for qk, _ in cells} == {"same", "other", "odd"}
+    assert {ov for _, ov in cells} == {ov for _, ov in CELLS}
+
+
+def test_composition_scores_every_line() -> None:
+    task = Composition(which="all", n_lines=3)
+    batch = task.batch(100, split="val", seed=0)
+    assert batch.scored.sum(1).tolist() == [3] * 100
+    at_end = batch.targets.gather(1, batch.position[:, None])[:, 0]
+    assert torch.equal(at_end, batch.answer)
+    for row in range(100):
+        tokens = batch.clean[row].tolist()
+        assert (
+            tuple(task.tokenizer.decode(tokens).split(" : ")[-1].split()[:2]) == CELLS[int(batch.cell[row])]
+        )
+        for place in batch.scored[row].nonzero().flatten().tolist():
+            text = task.tokenizer.decode(tokens[: place + 1])
+            assert task.tokenizer.id(task.solve(text)) == int(batch.targets[row, place])
+    assert len(set(batch.cell.tolist())) > 10
+    chosen = batch.rows([3, 1]).to("cpu")
+    assert torch.equal(chosen.cell, batch.cell[[3, 1]])
+    assert torch.equal(chosen.targets, batch.targets[[3, 1]])
+
+
+def test_ov_rules_are_what_they_are_called() -> None:
+    things = [f"o{i}" for i in range(16)]
+    for thing in things:
+        assert apply_ov("copy", thing) == thing
+        assert apply_ov("antonym", apply_ov("antonym", thing)) == thing != apply_ov("antonym", thing)
+    assert len({(apply_ov("class", thing), apply_ov("use", thing)) for thing in things}) == 16
+    walk = [things[0]]
+    while len(walk) < 16:
+        walk.append(apply_ov("successor", walk[-1]))
+    assert walk == things
