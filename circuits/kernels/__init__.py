@@ -5,7 +5,8 @@ NVIDIA GPUs. `auto` picks by device, type and density, and `chosen_impl` says wh
 implementations agree on every choice they make: which entry survives a tie, what NaN means.
 """
 
-import importlib
+import importlib.util
+import os
 from types import ModuleType
 from typing import Any
 
@@ -63,8 +64,12 @@ def _misfit(x: Tensor, impl: str) -> str:
     """Why this implementation cannot run on x; empty when it can."""
     if impl == "cpu" and (x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64)):
         return "takes float32 or float64 on the CPU"
-    if impl == "triton" and (not x.is_cuda or x.dtype not in (torch.float32, torch.bfloat16)):
-        return "takes float32 or bfloat16 on a CUDA device"
+    if impl == "triton":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if not (x.is_cuda or interpreted) or x.dtype not in (torch.float32, torch.bfloat16):
+            return "takes float32 or bfloat16 on a CUDA device"
+        if importlib.util.find_spec("triton") is None:
+            return "needs the package triton, which is not installed"
     return ""
 
 

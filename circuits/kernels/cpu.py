@@ -75,7 +75,7 @@ def _bracket(w: np.ndarray, always: np.ndarray | None, k: int) -> tuple[int, int
     keys.sort()
     share = k / w.size
     rank = keys.size * (1 - share)
-    slack = 4 + 6 * (keys.size * share * (1 - share)) ** 0.5
+    slack = 4 + 4 * (keys.size * share * (1 - share)) ** 0.5
     low, high = int(rank - slack), int(rank + slack)
     return (int(keys[low]) if low >= 0 else 0), (int(keys[high]) if high < keys.size else infinity + 3)
 
@@ -198,15 +198,25 @@ def sddmm(
     weight: SparseWeight, x: Float[Tensor, "d_in tokens"], dy: Float[Tensor, "d_out tokens"]
 ) -> Float[Tensor, " n_nonzero"]:
     """x dy^T on the support; see `circuits.kernels.sddmm`."""
-    x, dy = x.contiguous(), dy.contiguous()
+    by_rows = (weight.row_start, weight.column, x.contiguous(), dy.contiguous())
+    if weight.shape[0] >= weight.shape[1]:
+        return _sampled(*by_rows)
+    # The activations on the narrow side are read in no order: better the few that fit into a cache.
     out = torch.empty(weight.n_nonzero, dtype=x.dtype)
+    out[weight.order] = _sampled(weight.column_start, weight.row, by_rows[3], by_rows[2])
+    return out
+
+
+def _sampled(start: Tensor, index: Tensor, x: Tensor, dy: Tensor) -> Tensor:
+    """x[i] . dy[j] for each (i, j) of a support in compressed rows."""
+    n_nonzero = index.numel()
+    out = torch.empty(n_nonzero, dtype=x.dtype)
     (rows, tokens), columns = x.shape, dy.shape[0]
-    # Rows enough for a few thousand products of a run each: small beside the whole, large beside claiming a
-    # chunk.
-    step = max(1, csr.SAMPLES * rows // max(1, weight.n_nonzero))
-    arrays = (weight.row_start, weight.column, x, dy, out)
+    # Rows enough for a few thousand products of a run each: small beside the whole, large beside claiming a chunk.
+    step = max(1, csr.SAMPLES * rows // max(1, n_nonzero))
     work = csr.sampled_task(x.element_size())
-    run(work, -(-rows // step), *(a.data_ptr() for a in arrays), rows, columns, tokens, step)
+    addresses = (a.data_ptr() for a in (start, index, x, dy, out))
+    run(work, -(-rows // step), *addresses, rows, columns, tokens, step)
     return out
 
 

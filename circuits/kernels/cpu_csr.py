@@ -19,7 +19,7 @@ from numba import carray
 from circuits.kernels.cpu_topk import integer_of
 from circuits.kernels.team import claim, compiled, pointer, relaxed, task
 
-TOKENS = 1024  # tokens in one run
+TOKENS = 512  # tokens in one run
 OUTPUTS = 65_536  # entries of the result in one chunk of work
 SAMPLES = 4_096  # sampled products of one run in one chunk of work
 LINE = 16  # entries looked at together when a dense row is searched for nonzeros

@@ -21,6 +21,7 @@ from circuits.kernels.team import claim, compiled, pointer, task
 LANES = 16  # slices of the strided layout that are transposed together: one cache line of float32
 STRIP = 256  # neighbouring slices of the strided layout in one chunk of work
 PAD = 16  # extra columns of the transposed buffer, so that its rows do not all fall on one cache set
+LINE = 32  # entries of a matrix that are looked at together
 ROW_CHUNK = 16_384  # entries of the contiguous layout in one chunk of work
 
 
@@ -279,9 +280,30 @@ def _key(itemsize: int) -> Any:
 def gather_task(itemsize: int, forced: bool) -> Any:
     """Task: the keys in [low, high). Arguments: x, always, found, n_found, n_above, n, step, low, high.
 
-    Each chunk writes its finds at its own offset of `found`, and how many keys are >= high.
+    Each chunk writes its finds at its own offset of `found`, and how many keys are >= high. Most lines have none in
+    the interval: they cost one vector test.
     """
     integer, key = integer_of(itemsize)[0], _key(itemsize)
+
+    @compiled
+    @no_type_check
+    def gather_chunk(x, always, found, low, high):
+        at, above = 0, 0
+        for i0 in range(0, x.size, LINE):
+            line, marks = x[i0 : i0 + LINE], always[i0 : i0 + LINE]
+            n_low, n_high = integer(0), integer(0)
+            for i in range(line.size):
+                m = key(line[i], marks[i] != 0 if forced else False)
+                n_low = integer(n_low + integer(m >= low))
+                n_high = integer(n_high + integer(m >= high))
+            above += n_high
+            if n_low > n_high:
+                for i in range(line.size):
+                    m = key(line[i], marks[i] != 0 if forced else False)
+                    if m >= low and m < high:
+                        found[at] = m
+                        at += 1
+        return at, above
 
     @task
     @no_type_check
@@ -295,14 +317,8 @@ def gather_task(itemsize: int, forced: bool) -> Any:
             chunk = claim(words_at)
             if chunk >= a[1]:
                 return
-            at, above = chunk * step, 0
-            for i in range(chunk * step, min(n, (chunk + 1) * step)):
-                m = key(x[i], always[i] != 0 if forced else False)
-                above += m >= high
-                if m >= low and m < high:
-                    found[at] = m
-                    at += 1
-            n_found[chunk], n_above[chunk] = at - chunk * step, above
+            here = slice(chunk * step, min(n, (chunk + 1) * step))
+            n_found[chunk], n_above[chunk] = gather_chunk(x[here], always[here], found[here], low, high)
 
     return gather
 
@@ -311,6 +327,12 @@ def gather_task(itemsize: int, forced: bool) -> Any:
 def mask_task(itemsize: int, forced: bool) -> Any:
     """Task: ones where the key is >= t. Arguments: x, always, mask, n, step, t."""
     integer, key = integer_of(itemsize)[0], _key(itemsize)
+
+    @compiled
+    @no_type_check
+    def mask_chunk(x, always, mask, t):
+        for i in range(x.size):
+            mask[i] = key(x[i], always[i] != 0 if forced else False) >= t
 
     @task
     @no_type_check
@@ -323,8 +345,8 @@ def mask_task(itemsize: int, forced: bool) -> Any:
             chunk = claim(words_at)
             if chunk >= a[1]:
                 return
-            for i in range(chunk * step, min(n, (chunk + 1) * step)):
-                mask[i] = key(x[i], always[i] != 0 if forced else False) >= t
+            here = slice(chunk * step, min(n, (chunk + 1) * step))
+            mask_chunk(x[here], always[here], mask[here], t)
 
     return mask_at_least
 

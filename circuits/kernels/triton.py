@@ -1,0 +1,469 @@
+"""Every operation on NVIDIA GPUs: float32 or bfloat16 in, sums in float32, any shape, 64-bit addresses.
+
+Importing this module needs triton, not a GPU. With `TRITON_INTERPRET=1` in the environment the kernels run on the
+CPU, slowly: that is how they are tested without a GPU.
+"""
+
+import functools
+import os
+from typing import Any, no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.kernels.sparse_weight import SparseWeight
+
+INFINITY = tl.constexpr(0x7F80_0000)
+MAGNITUDE = tl.constexpr(0x7FFF_FFFF)
+BINS = tl.constexpr(256)
+FLAT = 1024  # entries in one block of the kernels that go through a tensor once
+HISTOGRAM = (
+    4096  # entries in one block of a histogram, whose 256 bins are added to the global ones with atomics
+)
+
+
+def _config(warps: int, **blocks: int) -> triton.Config:
+    return triton.Config(blocks, num_warps=warps)
+
+
+# The search spaces: small, since each configuration is compiled and timed on first use. The first one is used
+# where nothing can be timed. BLOCK_N nonzeros are in flight at once, each a row of BLOCK_T tokens.
+PRODUCT = [
+    _config(4, BLOCK_T=256, BLOCK_N=4),
+    _config(4, BLOCK_T=512, BLOCK_N=4),
+    _config(4, BLOCK_T=128, BLOCK_N=8),
+]
+SAMPLED = [
+    _config(4, BLOCK_T=256, BLOCK_N=8),
+    _config(4, BLOCK_T=512, BLOCK_N=4),
+    _config(8, BLOCK_T=256, BLOCK_N=16),
+]
+# BLOCK_S slices by BLOCK_N entries. Threads run along whichever of the two is contiguous.
+ROWS = [
+    _config(4, BLOCK_S=8, BLOCK_N=128),
+    _config(4, BLOCK_S=1, BLOCK_N=1024),
+    _config(8, BLOCK_S=1, BLOCK_N=4096),
+]
+COLUMNS = [
+    _config(4, BLOCK_S=32, BLOCK_N=32),
+    _config(4, BLOCK_S=32, BLOCK_N=16),
+    _config(8, BLOCK_S=64, BLOCK_N=32),
+]
+
+
+@triton.jit
+@no_type_check
+def spmm_fwd_kernel(
+    start,
+    index,
+    order,
+    values,
+    x,
+    bias,
+    y,
+    tokens,
+    scale,
+    HAS_ORDER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """y = A x + bias for one row of A, in compressed rows, and BLOCK_T tokens."""
+    row = tl.program_id(0).to(tl.int64)
+    t = tl.program_id(1).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
+    first, last = tl.load(start + row), tl.load(start + row + 1)
+    # Summed over the nonzeros only once, at the end: a sum inside the loop would cross warps every time.
+    total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+    for p0 in range(first, last, BLOCK_N):
+        p = p0 + tl.arange(0, BLOCK_N)
+        live = p < last
+        i = tl.load(index + p, mask=live, other=0).to(tl.int64)
+        at = tl.load(order + p, mask=live, other=0) if HAS_ORDER else p
+        v = tl.load(values + at, mask=live, other=0.0).to(tl.float32)
+        inside = live[:, None] & (t < tokens)[None, :]
+        total += v[:, None] * tl.load(x + i[:, None] * tokens + t[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
+    result = tl.sum(total, axis=0)
+    if HAS_BIAS:
+        result += tl.load(bias + row).to(tl.float32)
+    tl.store(y + row * tokens + t, result, mask=t < tokens)
+
+
+@triton.jit
+@no_type_check
+def sddmm_fwd_kernel(start, index, x, dy, out, tokens, scale, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """out[p] = x[row] . dy[index[p]] for the nonzeros p of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    first, last = tl.load(start + row), tl.load(start + row + 1)
+    for p0 in range(first, last, BLOCK_N):
+        p = p0 + tl.arange(0, BLOCK_N)
+        live = p < last
+        j = tl.load(index + p, mask=live, other=0).to(tl.int64)
+        total = tl.zeros([BLOCK_N, BLOCK_T], tl.float32)
+        for t0 in range(0, tokens, BLOCK_T):
+            t = t0 + tl.arange(0, BLOCK_T)
+            here = tl.load(x + row * tokens + t, mask=t < tokens, other=0.0).to(tl.float32)
+            inside = live[:, None] & (t < tokens)[None, :]
+            there = tl.load(dy + j[:, None] * tokens + t[None, :], mask=inside, other=0.0).to(tl.float32)
+            total += here[None, :] * there
+        tl.store(out + p, tl.sum(total, axis=1), mask=live)
+
+
+@triton.jit
+@no_type_check
+def _key(x, LOW: tl.constexpr):
+    """The integer that ranks an entry by magnitude; all NaNs alike, above infinity. Bits below LOW are zero."""
+    bits = x.to(tl.float32).to(tl.uint32, bitcast=True) & MAGNITUDE
+    return tl.minimum(bits, INFINITY + (1 << LOW)).to(tl.uint32)
+
+
+@triton.jit
+@no_type_check
+def abs_topk_fwd_kernel(
+    x,
+    y,
+    identity,
+    slices,
+    n,
+    slice_stride,
+    entry_stride,
+    batch_stride,
+    k,
+    scale,
+    AS_MASK: tl.constexpr,
+    LOW: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The k largest magnitudes of BLOCK_S slices: their values, or ones (AS_MASK); equals by lowest index.
+
+    The k-th largest key is built two bits at a time from the top: of the four continuations, the largest that still
+    has k keys at or above it.
+    """
+    blocks = tl.cdiv(slices, BLOCK_S)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    s = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    base = batch * batch_stride + s[:, None] * slice_stride
+    t = tl.zeros([BLOCK_S], tl.uint32)
+    step = tl.full([BLOCK_S], 1 << 30, tl.uint32)
+    for _ in range(0, (32 - LOW) // 2):
+        n1 = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
+        n2 = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
+        n3 = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
+        for j0 in range(0, n, BLOCK_N):
+            j = j0 + tl.arange(0, BLOCK_N)
+            inside = (s < slices)[:, None] & (j < n)[None, :]
+            m = _key(tl.load(x + base + j[None, :].to(tl.int64) * entry_stride, mask=inside, other=0.0), LOW)
+            n1 += (m >= (t + step)[:, None]).to(tl.int32)
+            n2 += (m >= (t + 2 * step)[:, None]).to(tl.int32)
+            n3 += (m >= (t + 3 * step)[:, None]).to(tl.int32)
+        digit = (tl.sum(n1, axis=1) >= k).to(tl.uint32) + (tl.sum(n2, axis=1) >= k).to(tl.uint32)
+        t += step * (digit + (tl.sum(n3, axis=1) >= k).to(tl.uint32))
+        step = step >> 2
+    above = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
+    tied = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
+    for j0 in range(0, n, BLOCK_N):
+        j = j0 + tl.arange(0, BLOCK_N)
+        inside = (s < slices)[:, None] & (j < n)[None, :]
+        m = _key(tl.load(x + base + j[None, :].to(tl.int64) * entry_stride, mask=inside, other=0.0), LOW)
+        above += (m > t[:, None]).to(tl.int32)
+        tied += ((m == t[:, None]) & inside).to(tl.int32)
+    left = k - tl.sum(above, axis=1)
+    # Which of several zeros is kept shows in a mask only.
+    surplus = tl.where((t > 0) | AS_MASK, tl.sum(tied, axis=1) - left, 0)
+    ties = tl.max(surplus, axis=0) > 0
+    for j0 in range(0, n, BLOCK_N):
+        j = j0 + tl.arange(0, BLOCK_N)
+        inside = (s < slices)[:, None] & (j < n)[None, :]
+        here = base + j[None, :].to(tl.int64) * entry_stride
+        v = tl.load(x + here, mask=inside, other=0.0)
+        m = _key(v, LOW)
+        keep = m >= t[:, None]
+        if ties:
+            equal = ((m == t[:, None]) & inside).to(tl.int32)
+            keep = (m > t[:, None]) | ((equal != 0) & (tl.cumsum(equal, axis=1) <= left[:, None]))
+            left -= tl.sum(equal, axis=1)
+        tl.store(y + here, keep.to(tl.uint8) if AS_MASK else tl.where(keep, v, 0.0), mask=inside)
+    if not AS_MASK:
+        tl.store(identity + batch * slices + s, (t == 0).to(tl.uint8), mask=s < slices)
+
+
+@triton.jit
+@no_type_check
+def abs_topk_bwd_kernel(dy, y, identity, dx, size, batch_stride, inner, BLOCK: tl.constexpr):
+    """dx = dy where y is nonzero, and everywhere in slices that were left unchanged."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    unchanged = tl.load(identity + i // batch_stride * inner + i % inner, mask=inside, other=0)
+    passes = (tl.load(y + i, mask=inside, other=0.0) != 0.0) | (unchanged != 0)
+    tl.store(dx + i, tl.where(passes, tl.load(dy + i, mask=inside, other=0.0), 0.0), mask=inside)
+
+
+@triton.jit
+@no_type_check
+def _ranks(w, always, i, inside, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr):
+    """Keys of entries of a matrix; those to keep whatever their size rank above NaN."""
+    m = _key(tl.load(w + i, mask=inside, other=0.0), LOW)
+    if HAS_ALWAYS:
+        forced = tl.load(always + i, mask=inside, other=0) != 0
+        m = tl.where(forced, (INFINITY + (2 << LOW)), m).to(tl.uint32)
+    return m
+
+
+@triton.jit
+@no_type_check
+def topk_histogram_fwd_kernel(
+    w, always, prefix, counts, size, shift, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Of the keys that begin like `prefix`, how many have each value of the eight bits from `shift` up."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m = _ranks(w, always, i, i < size, HAS_ALWAYS, LOW)
+    # In two steps, since a shift by all 32 bits is undefined.
+    alike = ((m ^ tl.load(prefix).to(tl.uint32)) >> shift) >> 8 == 0
+    digit = ((m >> shift) & (BINS - 1)).to(tl.int32)
+    found = tl.histogram(digit, BINS, mask=alike & (i < size))
+    bins = tl.arange(0, BINS)
+    tl.atomic_add(counts + bins, found.to(tl.int32), mask=found > 0)
+
+
+@triton.jit
+@no_type_check
+def topk_ties_fwd_kernel(
+    w, always, threshold, ties, size, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr
+):
+    """How many keys of each block equal the threshold."""
+    block = tl.program_id(0).to(tl.int64)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    m = _ranks(w, always, i, i < size, HAS_ALWAYS, LOW)
+    tied = (m == tl.load(threshold).to(tl.uint32)) & (i < size)
+    tl.store(ties + block, tl.sum(tied.to(tl.int32), axis=0))
+
+
+@triton.jit
+@no_type_check
+def topk_mask_fwd_kernel(
+    w, always, threshold, left, mask, size, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Ones above the threshold, and at the first of the keys that equal it: left[block] of them from here on."""
+    block = tl.program_id(0).to(tl.int64)
+    i = block * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    m = _ranks(w, always, i, inside, HAS_ALWAYS, LOW)
+    t = tl.load(threshold).to(tl.uint32)
+    tied = ((m == t) & inside).to(tl.int32)
+    keep = (m > t) | ((tied != 0) & (tl.cumsum(tied, axis=0) <= tl.load(left + block)))
+    tl.store(mask + i, keep.to(tl.uint8), mask=inside)
+
+
+# `scale`, an argument no kernel reads, is the size of the problem rounded up to a power of two: tuning is repeated
+# for each scale, not for each size.
+CONFIGS = {
+    "spmm_fwd_kernel": PRODUCT,
+    "sddmm_fwd_kernel": SAMPLED,
+    "abs_topk_fwd_kernel rows": ROWS,
+    "abs_topk_fwd_kernel columns": COLUMNS,
+}
+"""Search space of each kernel that is tuned."""
+
+
+def interpreted() -> bool:
+    """Whether the kernels run under triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def _tuned(kernel: Any, space: str) -> Any:
+    """The kernel with its search space, timed once per scale and type of arguments."""
+    return triton.autotune(CONFIGS[space], ["scale"])(kernel)
+
+
+def _launch(kernel: Any, grid: Any, arguments: tuple[Any, ...], space: str = "", **constants: Any) -> None:
+    """Run a kernel, tuned over the search space if it has one; nothing can be timed under the interpreter."""
+    if interpreted():
+        blocks = CONFIGS[space][0].kwargs if space else {}
+        kernel[grid(blocks)](*arguments, **constants, **blocks)
+    else:
+        # Fused multiply-add is said aloud: triton's default for it is about to change.
+        chosen = _tuned(kernel, space) if space else kernel
+        chosen[grid](*arguments, **constants, enable_fp_fusion=True)
+
+
+def _over(size: int, block: int) -> Any:
+    """The grid of a kernel that goes through a tensor once."""
+    return lambda blocks: (triton.cdiv(size, block),)
+
+
+def _low(dtype: torch.dtype) -> int:
+    """The lowest bit that a value of this type, widened to float32, can have set."""
+    return 16 if dtype == torch.bfloat16 else 0
+
+
+def _layout(x: Tensor, dim: int) -> tuple[Tensor, int, bool]:
+    """x contiguous, its dim, and whether it was transposed, which is free and saves a copy."""
+    dim %= x.ndim
+    if not x.is_contiguous() and x.ndim == 2 and x.t().is_contiguous():
+        return x.t(), 1 - dim, True
+    return x.contiguous(), dim, False
+
+
+def _select(x: Tensor, out: Tensor, k: int, dim: int, as_mask: bool) -> Tensor:
+    """Write the selection from each slice of contiguous x into contiguous out; return the identity flags."""
+    outer, n, inner = x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
+    identity = x.new_empty((*x.shape[:dim], 1, *x.shape[dim + 1 :]), dtype=torch.uint8)
+    if inner == 1:
+        slices, batches, strides, space = outer, 1, (n, 1, 0), "abs_topk_fwd_kernel rows"
+    else:
+        slices, batches, strides, space = inner, outer, (1, inner, n * inner), "abs_topk_fwd_kernel columns"
+
+    def grid(blocks: dict[str, int]) -> tuple[int]:
+        return (batches * triton.cdiv(slices, blocks["BLOCK_S"]),)
+
+    if x.numel() > 0:
+        arguments = (x, out, identity, slices, n, *strides, k, triton.next_power_of_2(n))
+        constants = {"AS_MASK": as_mask, "LOW": _low(x.dtype)}
+        _launch(abs_topk_fwd_kernel, grid, arguments, space, **constants)
+    return identity.view(torch.bool)
+
+
+def slice_topk_mask(w: Float[Tensor, "*shape"], k: int, dim: int) -> Bool[Tensor, "*shape"]:
+    """True at the k largest magnitudes of each slice along `dim`; see `circuits.kernels.slice_topk_mask`."""
+    laid, axis, transposed = _layout(w, dim)
+    mask = torch.empty_like(laid, dtype=torch.uint8)
+    _select(laid, mask, k, axis, True)
+    return (mask.t() if transposed else mask).view(torch.bool)
+
+
+def abs_topk_forward(
+    x: Float[Tensor, "*shape"], k: int, dim: int, out: Float[Tensor, "*shape"] | None = None
+) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "..."]]:
+    """AbsTopK, and for each slice whether fewer than k of its entries are nonzero."""
+    laid, axis, transposed = _layout(x, dim)
+    written = torch.empty_like(laid)
+    identity = _select(laid, written, k, axis, False)
+    kept = written.t() if transposed else written
+    return (kept if out is None else out.copy_(kept)), (identity.t() if transposed else identity)
+
+
+def abs_topk_backward(
+    dy: Float[Tensor, "*shape"], y: Float[Tensor, "*shape"], identity: Bool[Tensor, "..."], dim: int
+) -> Float[Tensor, "*shape"]:
+    """The gradient of AbsTopK, from its output and the flags that came with it."""
+    y, axis, transposed = _layout(y, dim)
+    dy = (dy.t() if transposed else dy).contiguous()
+    flags = (identity.t() if transposed else identity).contiguous().view(torch.uint8)
+    dx = torch.empty_like(y)
+    inner = y.shape[axis + 1 :].numel()
+    if y.numel() > 0:
+        arguments = (dy, y, flags, dx, y.numel(), y.shape[axis] * inner, inner)
+        _launch(abs_topk_bwd_kernel, _over(y.numel(), FLAT), arguments, BLOCK=FLAT)
+    return dx.t() if transposed else dx
+
+
+def _product(
+    start: Tensor,
+    index: Tensor,
+    order: Tensor | None,
+    values: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:
+    """A x + bias, with A in compressed rows, into `out` or fresh memory."""
+    rows, tokens = start.numel() - 1, x.shape[1]
+    fits = out is not None and out.is_contiguous()
+    y = out if out is not None and fits else x.new_empty((rows, tokens))
+
+    def grid(blocks: dict[str, int]) -> tuple[int, int]:
+        return rows, triton.cdiv(tokens, blocks["BLOCK_T"])
+
+    if y.numel() > 0:
+        unread = values  # in place of an argument that is not there
+        arrays = (start, index, order if order is not None else index, values.contiguous(), x.contiguous())
+        arguments = (
+            *arrays,
+            unread if bias is None else bias.contiguous(),
+            y,
+            tokens,
+            triton.next_power_of_2(tokens),
+        )
+        constants = {"HAS_ORDER": order is not None, "HAS_BIAS": bias is not None}
+        _launch(spmm_fwd_kernel, grid, arguments, "spmm_fwd_kernel", **constants)
+    return y if out is None or fits else out.copy_(y)
+
+
+def spmm(
+    weight: SparseWeight,
+    x: Float[Tensor, "d_in tokens"],
+    bias: Float[Tensor, " d_out"] | None = None,
+    out: Float[Tensor, "d_out tokens"] | None = None,
+) -> Float[Tensor, "d_out tokens"]:
+    """W^T x + bias; see `circuits.kernels.spmm`."""
+    return _product(weight.column_start, weight.row, weight.order, weight.values.detach(), x, bias, out)
+
+
+def spmm_t(
+    weight: SparseWeight, dy: Float[Tensor, "d_out tokens"], out: Float[Tensor, "d_in tokens"] | None = None
+) -> Float[Tensor, "d_in tokens"]:
+    """W dy; see `circuits.kernels.spmm_t`."""
+    return _product(weight.row_start, weight.column, None, weight.values.detach(), dy, None, out)
+
+
+def sddmm(
+    weight: SparseWeight, x: Float[Tensor, "d_in tokens"], dy: Float[Tensor, "d_out tokens"]
+) -> Float[Tensor, " n_nonzero"]:
+    """x dy^T on the support; see `circuits.kernels.sddmm`."""
+    out = x.new_empty(weight.n_nonzero)
+    (rows, _), tokens = weight.shape, x.shape[1]
+    if weight.n_nonzero > 0:
+        sizes = (tokens, triton.next_power_of_2(tokens))
+        arguments = (weight.row_start, weight.column, x.contiguous(), dy.contiguous(), out, *sizes)
+        _launch(sddmm_fwd_kernel, lambda blocks: (rows,), arguments, "sddmm_fwd_kernel")
+    return out
+
+
+def _kth_key(w: Tensor, always: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k-th largest key, and how many keys equal to it are among the k; both stay on the device."""
+    prefix, left = (torch.full((), value, dtype=torch.int64, device=w.device) for value in (0, k))
+    for shift in (24, 16, 8, 0):
+        counts = torch.zeros(257, dtype=torch.int32, device=w.device)
+        arguments = (w, w if always is None else always, prefix, counts, w.numel(), shift)
+        constants: dict[str, Any] = {
+            "HAS_ALWAYS": always is not None,
+            "LOW": _low(w.dtype),
+            "BLOCK": HISTOGRAM,
+        }
+        _launch(topk_histogram_fwd_kernel, _over(w.numel(), HISTOGRAM), arguments, **constants)
+        at_least = counts.flip(0).cumsum(0).flip(0)
+        digit = (at_least >= left).sum() - 1
+        left = left - at_least[digit + 1]
+        prefix = prefix + (digit << shift)
+    return prefix, left
+
+
+def topk_mask(
+    w: Float[Tensor, "*shape"], k: int, always: Bool[Tensor, "*shape"] | None = None
+) -> Bool[Tensor, "*shape"]:
+    """True at the k largest magnitudes of the whole tensor; see `circuits.kernels.topk_mask`."""
+    w = w.contiguous()
+    forced = None if always is None else always.contiguous().view(torch.uint8)
+    threshold, left = _kth_key(w, forced, k)
+    blocks = triton.cdiv(w.numel(), FLAT)
+    ties = torch.empty(blocks, dtype=torch.int32, device=w.device)
+    mask = torch.empty_like(w, dtype=torch.uint8)
+    constants: dict[str, Any] = {"HAS_ALWAYS": forced is not None, "LOW": _low(w.dtype), "BLOCK": FLAT}
+    unread = w if forced is None else forced
+    grid = _over(w.numel(), FLAT)
+    _launch(topk_ties_fwd_kernel, grid, (w, unread, threshold, ties, w.numel()), **constants)
+    left_from = left - ties.cumsum(0) + ties
+    _launch(topk_mask_fwd_kernel, grid, (w, unread, threshold, left_from, mask, w.numel()), **constants)
+    return mask.view(torch.bool)
+
+
+def topk_threshold(w: Float[Tensor, "*shape"], k: int) -> Float[Tensor, ""]:
+    """The k-th largest magnitude; see `circuits.kernels.topk_threshold`."""
+    threshold, _ = _kth_key(w.contiguous(), None, k)
+    return threshold.to(torch.int32).view(torch.float32).to(w.dtype)
