@@ -60,7 +60,6 @@ class ModelConfig:
     "Added to the mean square inside RMSNorm."
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "topk_sites", tuple(self.topk_sites))
         for name in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
             value = getattr(self, name)
             if (value is not None or name != "d_vocab") and not (isinstance(value, int) and value >= 1):
@@ -101,7 +100,7 @@ class ModelConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelConfig":
         """The inverse of `to_json`. Raises ValueError on a key that is unknown or missing."""
-        return cls(**check_keys(cls, data))
+        return cls(**with_tuples(check_keys(cls, data), "topk_sites"))
 
 
 class Matrix(NamedTuple):
@@ -443,11 +442,11 @@ class SparseTransformer(HookedRootModule):
         return all_sites(self.config.n_layers)
 
     def fingerprint(self) -> str:
-        """A hash of config and weights: the same bits, the same 16 hexadecimal digits."""
+        """A hash of config and weights, 16 hexadecimal digits; 0 and -0 count as the same weight."""
         digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
         for name, parameter in sorted(self.named_parameters()):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+            digest.update((parameter.detach().cpu() + 0.0).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     # The rest of the contract that TransformerLens's tools rely on.
@@ -572,3 +571,8 @@ def check_keys(config_class: type, data: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"{config_class.__name__}: unknown key {unknown}; expected keys out of {known}.")
     return data
+
+
+def with_tuples(data: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """A copy of `data` in which the lists under `keys` are tuples: JSON knows no tuples, frozen configs no lists."""
+    return {key: tuple(value) if key in keys else value for key, value in data.items()}

@@ -22,7 +22,7 @@ from torch import Tensor
 from circuits.ablation import ablation_values, run_circuit, run_masked
 from circuits.circuit import WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, Site
 from circuits.gates import Gates
-from circuits.model import SparseTransformer, check_keys
+from circuits.model import SparseTransformer, check_keys, with_tuples
 from circuits.score import Score, check_task, margins, score_margins, task_score, two_way_loss
 from tasks import Batch, Corpus, Task, load_corpus
 
@@ -59,7 +59,6 @@ class PruneConfig:
     "Decides gates and prompts."
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("steps", "batch_size", "n_mean", "n_eval", "n_test"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -76,7 +75,7 @@ class PruneConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "PruneConfig":
         """The inverse of `to_json`. Raises ValueError on an unknown key."""
-        return cls(**check_keys(cls, data))
+        return cls(**with_tuples(check_keys(cls, data), "betas"))
 
 
 def prune(
@@ -167,11 +166,17 @@ class _Search:
         self.history: list[dict[str, float]] = []
 
     def score(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score:
-        """Validation score with only these nodes kept (and, if given, only these edges)."""
+        """Validation score with only these nodes kept, and only these edges (default: all between the nodes).
+
+        Weights that lead out of the circuit are cut as well: what is left out must not steer what is kept,
+        not even by competing with it in AbsTopK.
+        """
         masks = {site: torch.zeros_like(value) for site, value in self.values.items()}
         for node in nodes:
             masks[node.at][node.index] = 1
-        edge_masks = None if edges is None else self._edge_masks(edges)
+        edge_masks = (
+            _all_between(masks, self.model.config.n_layers) if edges is None else self._edge_masks(edges)
+        )
         with torch.no_grad():
             logits = run_masked(self.model, self.targets.tokens, masks, self.values, edge_masks)
         return score_margins(margins(logits, self.targets))
@@ -185,15 +190,29 @@ class _Search:
         )
         importance = self._learn(gates, show)
         ranked = _ranked(gates, importance)
-        low, high = 0, len(ranked)
+        return sorted(ranked[: self._fewest(ranked, gates.n_open(), show)])
+
+    def _fewest(self, ranked: list[Node], n_open: int, show: Callable[..., None]) -> int:
+        """How many of the ranked nodes meet the target: bisected below the first count that does.
+
+        The loss is no monotone function of the count (half-closed gates were never trained to be open), so the
+        search starts at the open gates, where the training left off, and doubles only if those do not suffice.
+        """
+        low, high = 0, max(1, n_open)
+        while high < len(ranked) and not self._meets(ranked[:high]):
+            low, high = high + 1, 2 * high
+        high = min(high, len(ranked))
         while low < high:
             middle = (low + high) // 2
-            if self.score(ranked[:middle]).loss <= self.config.target_loss:
+            if self._meets(ranked[:middle]):
                 high = middle
             else:
                 low = middle + 1
             show(stage="discretise", nodes=high)
-        return sorted(ranked[:high])
+        return high
+
+    def _meets(self, nodes: list[Node]) -> bool:
+        return self.score(nodes).loss <= self.config.target_loss
 
     def _learn(self, gates: Gates[Site], show: Callable[..., None]) -> dict[Site, Tensor]:
         """Train the gates; returns each coordinate's importance, the mean |d loss / d mask| late in training."""
@@ -337,6 +356,14 @@ def _ranked(gates: Gates[Site], importance: dict[Site, Tensor]) -> list[Node]:
         for i, (value, weight) in enumerate(zip(gate.tolist(), importance[site].tolist(), strict=True))
     ]
     return [node for _, _, node in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))]
+
+
+def _all_between(masks: dict[Site, Tensor], n_layers: int) -> dict[tuple[int, str], Tensor]:
+    return {
+        (layer, name): torch.outer(masks[Site(layer, source)], masks[Site(layer, target)])
+        for layer in range(n_layers)
+        for name, (source, target) in WEIGHTS.items()
+    }
 
 
 def _among(edges: Sequence[Edge], nodes: Sequence[Node]) -> list[Edge]:

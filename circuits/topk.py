@@ -49,7 +49,7 @@ def project_topk(
 ) -> None:
     """Zero, in place, every entry that `topk_mask` does not keep. Same arguments, same errors."""
     with torch.no_grad():
-        weight.mul_(topk_mask(weight, k, min_alive=min_alive, unit_axis=unit_axis))
+        weight.masked_fill_(~topk_mask(weight, k, min_alive=min_alive, unit_axis=unit_axis), 0.0)
 
 
 def density_at(

@@ -1,0 +1,50 @@
+"""Checkpoints: the same bits back, small on disk, nothing half-written."""
+
+import pytest
+import torch
+
+from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.topk import project_topk
+
+CONFIG = ModelConfig(d_vocab=11, d_model=32, n_heads=2, d_mlp=64, n_ctx=8, bigram=False)
+
+
+def sparse_model() -> SparseTransformer:
+    model = SparseTransformer(CONFIG, seed=1)
+    for matrix in model.matrices():
+        project_topk(matrix.parameter.data, max(1, matrix.parameter.numel() // 50))
+    return model
+
+
+def test_round_trip_is_exact_and_stores_nonzeros(tmp_path):
+    model = sparse_model()
+    extra = {"moment": torch.randn(3)}
+    path = save_checkpoint(tmp_path / "m.safetensors", model, meta={"step": 3}, extra=extra)
+    back = load_checkpoint(path)
+    assert back.model.fingerprint() == model.fingerprint()
+    assert back.meta == {"step": 3}
+    assert torch.equal(back.extra["moment"], extra["moment"])
+    header = 16_384  # names, shapes, the config
+    assert path.stat().st_size <= 8 * model.n_nonzero() + header
+    assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_dense_weights_and_negative_zero_survive(tmp_path):
+    model = SparseTransformer(CONFIG, seed=2)
+    model.W_E.data[0, 0] = -0.0
+    back = load_checkpoint(save_checkpoint(tmp_path / "m.safetensors", model)).model
+    assert back.fingerprint() == model.fingerprint()
+
+
+def test_other_files_are_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "absent.safetensors")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match="cannot be read as a checkpoint"):
+        load_checkpoint(tmp_path / "text")
+    save_file({"a": torch.ones(1)}, tmp_path / "other")
+    with pytest.raises(ValueError, match="has schema None; expected 'sparse-circuits/checkpoint/1'"):
+        load_checkpoint(tmp_path / "other")

@@ -1,0 +1,105 @@
+"""Circuits as objects: order, checks, JSON, masks, graphs."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from circuits.circuit import (
+    SITES,
+    WEIGHTS,
+    Circuit,
+    Edge,
+    IOEdge,
+    Node,
+    NodeFacts,
+    Site,
+    all_sites,
+    residual_links,
+)
+
+WIDTHS = dict.fromkeys(SITES, 6)
+
+
+def make(nodes, edges=(), **options):
+    generator = torch.Generator().manual_seed(0)
+    values = {site: torch.randn(6, generator=generator) for site in all_sites(2)}
+    defaults = dict(widths=WIDTHS, n_layers=2, task="quotes", model_hash="abc", values=values)
+    return Circuit(nodes=tuple(nodes), edges=tuple(edges), **{**defaults, **options})
+
+
+NODES = st.builds(Node, st.integers(0, 1), st.sampled_from(SITES), st.integers(0, 5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(NODES, max_size=20), st.data())
+def test_json_round_trip(nodes, data):
+    possible = [
+        Edge(a, b, 0.1 + a.index)
+        for a in sorted(nodes)
+        for b in sorted(nodes)
+        if a.layer == b.layer and (a.site, b.site) in {*WEIGHTS.values(), ("attn_k", "attn_q")}
+    ]
+    edges = data.draw(st.sets(st.sampled_from(possible))) if possible else set()
+    facts = {node: NodeFacts(0.5, node.index / 3) for node in nodes}
+    circuit = make(nodes, edges, facts=facts, metrics={"task_loss": 0.1, "one_minimal": True})
+    back = Circuit.from_json(json.loads(json.dumps(circuit.to_json())))
+    assert (back.nodes, back.edges, dict(back.facts)) == (circuit.nodes, circuit.edges, facts)
+    assert back.metrics == circuit.metrics
+    assert all(torch.equal(back.values[site], value) for site, value in circuit.values.items())
+    kept = [
+        Node(s.layer, s.name, i) for s, m in back.to_mask().items() for i in m.nonzero().flatten().tolist()
+    ]
+    assert sorted(kept) == list(circuit.nodes)
+    scores = sum(edge.source.site == "attn_k" for edge in edges)
+    assert sum(int(m.sum()) for m in back.to_edge_mask().values()) == circuit.n_edges - scores
+
+
+def test_counts_and_graph():
+    a, q, k, o, m = (
+        Node(0, "attn_in", 1), Node(0, "attn_q", 2), Node(0, "attn_k", 2), Node(0, "attn_out", 3), Node(1, "mlp_in", 3),
+    )  # fmt: skip
+    circuit = make(
+        [m, o, k, q, a], [Edge(a, q, 0.5), Edge(k, q, 0.25)],
+        io_edges=(IOEdge("embed", "'", a, 1.0), IOEdge("unembed", '"', o, -1.0)),
+    )  # fmt: skip
+    assert (circuit.n_nodes, circuit.n_edges, len(circuit.io_edges)) == (5, 2, 2)
+    graph = circuit.to_networkx()
+    kinds = sorted(data["kind"] for *_, data in graph.edges(data=True))
+    assert kinds == ["embed", "residual", "score", "unembed", "weight"]
+    assert residual_links(circuit.nodes) == [(o, m)]
+    assert "5 nodes, 2 edges" in repr(circuit)
+    assert "attn_q" in circuit._repr_html_()
+
+
+def test_save_is_whole_and_load_checks(tmp_path):
+    circuit = make([Node(0, "attn_in", 1)])
+    path = circuit.save(tmp_path / "deep" / "c.json")
+    assert Circuit.load(path).nodes == circuit.nodes
+    assert [p.name for p in path.parent.iterdir()] == ["c.json"]
+    path.write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        Circuit.load(path)
+    with pytest.raises(ValueError, match="schema: got 'other/2'; expected 'sparse-circuits/circuit/1'"):
+        Circuit.from_json({**circuit.to_json(), "schema": "other/2"})
+    data = circuit.to_json()
+    del data["widths"]
+    with pytest.raises(ValueError, match="key 'widths' is missing"):
+        Circuit.from_json(data)
+
+
+def test_impossible_circuits_are_refused():
+    a, b = Node(0, "attn_in", 1), Node(0, "attn_q", 1)
+    with pytest.raises(ValueError, match=r"0.attn_in.9 lies outside the model"):
+        make([Node(0, "attn_in", 9)])
+    with pytest.raises(ValueError, match=r"but 0.attn_q.1 is no node"):
+        make([a], [Edge(a, b, 1.0)])
+    with pytest.raises(ValueError, match="no weight runs from 0.attn_q.1 to 0.attn_in.1"):
+        make([a, b], [Edge(b, a, 1.0)])
+    with pytest.raises(ValueError, match="values: none of width 6 for site 0.attn_in"):
+        make([a], values={})
+    with pytest.raises(ValueError, match=r"expected 'layer.site.index'"):
+        Node.parse("0.resid.1")
+    assert Site(1, "mlp_in") == Node.parse("1.mlp_in.3").at

@@ -1,0 +1,110 @@
+"""The TransformerLens contract: its tools run on our model and give the right numbers."""
+
+import pytest
+import torch
+from transformer_lens import ActivationCache, patching
+from transformer_lens.tools.analysis import logit_lens
+
+from circuits.model import ModelConfig, SparseTransformer
+from tasks import load_corpus
+
+CONFIG = ModelConfig(
+    d_vocab=load_corpus("mini").tokenizer.d_vocab,
+    n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=24, n_ctx=12, topk_fraction=None,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model() -> SparseTransformer:
+    model = SparseTransformer(CONFIG, seed=2, tokenizer=load_corpus("mini").tokenizer).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture
+def run(model):
+    tokens = model.to_tokens(["a = 'bc'", "d = 'ef'"])
+    logits, cache = model.run_with_cache(tokens)
+    return tokens, logits, cache
+
+
+def test_cache_is_an_activation_cache_and_can_be_a_dict(model, run):
+    tokens, _, cache = run
+    assert isinstance(cache, ActivationCache)
+    assert isinstance(model.run_with_cache(tokens, return_cache_object=False)[1], dict)
+
+
+def test_residual_stream_decomposes_exactly(model, run):
+    tokens, _, cache = run
+    parts = cache.decompose_resid(-1, apply_ln=False)
+    final = cache["blocks.1.hook_resid_post"]
+    torch.testing.assert_close(parts.sum(0), final, atol=1e-5, rtol=1e-5)
+    normed = cache.decompose_resid(-1, apply_ln=True).sum(0)
+    torch.testing.assert_close(normed, cache["ln_final.hook_normalized"], atol=1e-5, rtol=1e-5)
+    stages = cache.accumulated_resid(-1, incl_mid=True)
+    torch.testing.assert_close(stages[-1], final)
+
+
+def test_head_results_and_neurons_sum_to_the_stream(model, run):
+    _, _, cache = run
+    heads = cache.stack_head_results(-1, incl_remainder=True)
+    torch.testing.assert_close(heads.sum(0), cache["blocks.1.hook_resid_post"], atol=1e-4, rtol=1e-4)
+    full = cache.get_full_resid_decomposition(-1, expand_neurons=True)
+    torch.testing.assert_close(full.sum(0), cache["blocks.1.hook_resid_post"], atol=1e-4, rtol=1e-4)
+
+
+def test_logit_attribution_adds_up_to_the_logit_without_bias_and_bigram(model, run):
+    tokens, logits, cache = run
+    attribution = cache.logit_attrs(cache.decompose_resid(-1), tokens=tokens).sum(0)
+    own = logits.gather(-1, tokens[..., None])[..., 0]
+    outside = model.b_U[tokens] + model.bigram[tokens, tokens]
+    torch.testing.assert_close(attribution, own - outside, atol=1e-4, rtol=1e-4)
+
+
+def test_logit_lens_ends_at_the_logits_and_refuses_what_it_cannot_see():
+    plain = SparseTransformer(ModelConfig(**{**CONFIG.to_json(), "bigram": False}), seed=2).eval()
+    tokens = torch.randint(0, CONFIG.d_vocab, (2, 9))
+    last = logit_lens(plain, tokens, positions=None).values[-1]
+    torch.testing.assert_close(last, plain(tokens), atol=1e-4, rtol=1e-4)
+    with_bigram = SparseTransformer(CONFIG, seed=2).eval()
+    with_bigram.bigram.data.normal_()
+    with pytest.raises(ValueError, match="differs from the model's own logits"):
+        logit_lens(with_bigram, tokens)
+
+
+def test_activation_patching_of_residual_and_heads(model):
+    clean, corrupt = model.to_tokens("a = 'bc"), model.to_tokens('a = "bc')
+    _, cache = model.run_with_cache(clean)
+
+    def metric(logits):
+        return logits[0, -1, 3] - logits[0, -1, 4]
+
+    resid = patching.get_act_patch_resid_pre(model, corrupt, cache, metric)
+    torch.testing.assert_close(resid[0, 4], metric(model(clean)))
+    heads = patching.get_act_patch_attn_head_out_all_pos(model, corrupt, cache, metric)
+    assert heads.shape == (2, 2)
+    assert torch.isfinite(heads).all()
+
+
+@pytest.mark.parametrize("topk_fraction", [None, 0.25])
+def test_switches_do_not_change_the_output(model, topk_fraction):
+    model = SparseTransformer(ModelConfig(**{**CONFIG.to_json(), "topk_fraction": topk_fraction}), seed=4)
+    tokens = torch.randint(0, CONFIG.d_vocab, (2, 9))
+    plain = model(tokens)
+    for switch in (model.set_use_split_qkv_input, model.set_use_attn_result, model.set_use_hook_mlp_in):
+        switch(True)
+        torch.testing.assert_close(model(tokens), plain, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="use_attn_in: got True"):
+        model.set_use_attn_in(True)
+
+
+def test_tokens_and_directions(model):
+    assert model.to_single_token("]]") == model.tokenizer.id("]]")
+    torch.testing.assert_close(
+        model.tokens_to_residual_directions("]]"), model.W_U[:, model.tokenizer.id("]]")]
+    )
+    with pytest.raises(ValueError, match="expected one length"):
+        model.to_tokens(["a", "ab"])
+    with pytest.raises(ValueError, match="tokenizer: this model has none"):
+        SparseTransformer(CONFIG).to_tokens("a")
