@@ -345,6 +345,14 @@ def test_long_lines_pass_beside_marks():
                 assert (along, round(across, 3)) != (place[0], round(place[1], 3))
 
 
+def test_lines_to_one_node_of_a_head_stay_apart():
+    edges = [*EDGES, Edge(SEEN, VALUE, -0.5)]
+    layout = circuit_layout(make_circuit(edges=edges), d_head=16)
+    before = {line[-2] for link, line in layout.lines if link.target == VALUE}
+    assert len({across for _, across in before}) == 2
+    assert len({along for along, _ in before}) == 1
+
+
 def test_curves_keep_to_their_ends_and_never_overshoot():
     line = [(0.0, 0.0), (1.0, 2.0), (1.5, 2.0), (2.5, 5.0), (3.5, 5.5)]
     points = curve(line)

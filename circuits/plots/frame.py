@@ -49,7 +49,7 @@ class Frame:
         """Whether there is room for a name at each mark."""
         if self.is_horizontal:
             return self.row_px >= 30 and self.column_px >= 44
-        return self.row_px >= 84
+        return self.row_px >= 60
 
     def xy(self, along: float, across: float) -> Point:
         """Plot coordinates of a place."""

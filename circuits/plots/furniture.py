@@ -154,4 +154,5 @@ def _node_label(label: str, frame: Frame, place: Point, diameter: float) -> dict
     shift = (
         {"yshift": -reach, "yanchor": "top"} if frame.is_horizontal else {"xshift": reach, "xanchor": "left"}
     )
-    return {"text": label, "font": {"size": 11, "color": INK}, "x": x, "y": y, "borderpad": 0, **shift}
+    ground = {"bgcolor": "rgba(255,255,255,0.55)", "borderpad": 0}
+    return {"text": label, "font": {"size": 11, "color": INK}, "x": x, "y": y, **ground, **shift}

@@ -120,10 +120,12 @@ def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
         key: (along[_site(key)], across[key]) for rank in ranks for key in rank if not isinstance(key, Via)
     }
     spans = {item: span for rank in ranks for span in [_span(rank, place)] for item in rank}
+    lanes = _lanes(links, place)
     return Layout(
         place=place,
         lines=tuple(
-            (link, _run(link, chain, place, across, spans)) for link, chain in zip(links, chains, strict=True)
+            (link, _run(link, chain, place, across, spans, lane))
+            for link, chain, lane in zip(links, chains, lanes, strict=True)
         ),
         columns=columns,
         boxes=_boxes(circuit.nodes, place, spans, d_head),
@@ -257,8 +259,27 @@ def _span(rank: Sequence[Item], place: Mapping[Key, Point]) -> Point:
     return min(stands), max(stands)
 
 
+def _lanes(links: Sequence[Link], place: Mapping[Key, Point]) -> list[float]:
+    """How far beside its target's row each line comes in, so that lines to one node stay apart."""
+    arrivals: dict[Key, list[int]] = defaultdict(list)
+    for i, link in enumerate(links):
+        if link.kind != "score" and _in_head(link.target):
+            arrivals[link.target].append(i)
+    lanes = [0.0] * len(links)
+    for lines in arrivals.values():
+        width = min(0.18, 0.7 / len(lines))
+        for j, i in enumerate(sorted(lines, key=lambda i: place[links[i].source][1])):
+            lanes[i] = width * (j - (len(lines) - 1) / 2)
+    return lanes
+
+
 def _run(
-    link: Link, chain: Sequence[Item], place: Mapping[Key, Point], across: Mapping[Item, float], spans: Spans
+    link: Link,
+    chain: Sequence[Item],
+    place: Mapping[Key, Point],
+    across: Mapping[Item, float],
+    spans: Spans,
+    lane: float,
 ) -> tuple[Point, ...]:
     """Points of a line: it keeps to its row inside a rank, and changes rows between ranks."""
     start, end = place[link.source], place[link.target]
@@ -268,7 +289,9 @@ def _run(
     points = [start, (spans[first][1], start[1])]
     for via in vias:
         points += [(stand, across[via]) for stand in spans[via]]
-    points += [(spans[last][0], end[1]), end]
+    if spans[last][0] < end[0]:
+        points.append((spans[last][0], end[1] + lane))
+    points.append(end)
     return tuple(point for point, _ in groupby(points))
 
 
