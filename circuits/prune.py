@@ -113,11 +113,10 @@ def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]
         by_site.setdefault(node.at, []).append(node)
     for layer in range(model.config.n_layers):
         for name, (source, target) in WEIGHTS.items():
-            weight = model.linear(layer, name).weight
-            for a in by_site.get(Site(layer, source), []):
-                for b in by_site.get(Site(layer, target), []):
-                    if weight[a.index, b.index] != 0:
-                        edges.append(Edge(a, b, float(weight[a.index, b.index])))
+            rows, columns = by_site.get(Site(layer, source), []), by_site.get(Site(layer, target), [])
+            weight = model.linear(layer, name).weight.detach()
+            block = weight[[a.index for a in rows]][:, [b.index for b in columns]]
+            edges += [Edge(rows[i], columns[j], float(block[i, j])) for i, j in block.nonzero().tolist()]
         keys = {node.index: node for node in by_site.get(Site(layer, "attn_k"), [])}
         for query in by_site.get(Site(layer, "attn_q"), []):
             if query.index in keys:
@@ -138,10 +137,10 @@ def io_edges(model: SparseTransformer, nodes: Sequence[Node], batch: Batch) -> l
     found = []
     for node in nodes:
         if node.site in ("attn_in", "mlp_in"):
-            column = model.W_E[:, node.index]
+            column = model.W_E.detach()[:, node.index]
             found += [IOEdge("embed", name(t), node, float(column[t])) for t in told_apart if column[t] != 0]
         elif node.site in ("attn_out", "mlp_out"):
-            row = model.W_U[node.index]
+            row = model.W_U.detach()[node.index]
             found += [IOEdge("unembed", name(t), node, float(row[t])) for t in answers if row[t] != 0]
     return found
 

@@ -64,5 +64,7 @@ def density_at(
 
     Linear: equal steps of density. Exponential: equal steps of its logarithm.
     """
-    t = min(1.0, max(0.0, (progress - start) / (end - start)))
+    if progress >= end:
+        return final  # exactly: 1 + (final - 1) would round, and cost a budget its last weight
+    t = max(0.0, (progress - start) / (end - start))
     return 1.0 + t * (final - 1.0) if shape == "linear" else final**t

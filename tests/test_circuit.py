@@ -96,9 +96,9 @@ def test_impossible_circuits_are_refused():
         make([Node(0, "attn_in", 9)])
     with pytest.raises(ValueError, match=r"but 0.attn_q.1 is no node"):
         make([a], [Edge(a, b, 1.0)])
-    with pytest.raises(ValueError, match="no weight runs from 0.attn_q.1 to 0.attn_in.1"):
+    with pytest.raises(ValueError, match=r"no weight runs from 0.attn_q.1 to 0.attn_in.1"):
         make([a, b], [Edge(b, a, 1.0)])
-    with pytest.raises(ValueError, match="values: none of width 6 for site 0.attn_in"):
+    with pytest.raises(ValueError, match=r"values: none of width 6 for site 0.attn_in"):
         make([a], values={})
     with pytest.raises(ValueError, match=r"expected 'layer.site.index'"):
         Node.parse("0.resid.1")

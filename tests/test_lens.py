@@ -36,7 +36,7 @@ def test_cache_is_an_activation_cache_and_can_be_a_dict(model, run):
 
 
 def test_residual_stream_decomposes_exactly(model, run):
-    tokens, _, cache = run
+    _, _, cache = run
     parts = cache.decompose_resid(-1, apply_ln=False)
     final = cache["blocks.1.hook_resid_post"]
     torch.testing.assert_close(parts.sum(0), final, atol=1e-5, rtol=1e-5)

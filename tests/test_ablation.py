@@ -1,0 +1,138 @@
+"""Leaving parts out: bit-identical when nothing is, true means, and honest cuts."""
+
+import pytest
+import torch
+
+from circuits.ablation import ablation_values, check_belongs, mean_values, run_circuit, run_masked
+from circuits.circuit import WEIGHTS, Circuit, Site
+from circuits.gates import Gates, hard_mask
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.prune import edges_between
+
+CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=9)
+
+
+@pytest.fixture
+def model() -> SparseTransformer:
+    model = SparseTransformer(CONFIG, seed=1).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=0.4)
+    return model
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 13, (6, 9))
+
+
+def masks_of(model, fill):
+    return {site: torch.full((CONFIG.widths[site.name],), fill) for site in model.sites()}
+
+
+def edge_masks_of(model, fill):
+    return {
+        (layer, name): torch.full_like(model.linear(layer, name).weight, fill)
+        for layer in range(CONFIG.n_layers)
+        for name in WEIGHTS
+    }
+
+
+def test_all_open_is_the_model_bit_for_bit(model, tokens):
+    values = mean_values(model, tokens)
+    with torch.no_grad():
+        plain = model(tokens)
+        assert torch.equal(run_masked(model, tokens, masks_of(model, 1.0), values), plain)
+        both = run_masked(model, tokens, masks_of(model, 1.0), values, edge_masks_of(model, 1.0))
+        assert torch.equal(both, plain)
+
+
+def test_all_closed_is_the_fully_ablated_model(model, tokens):
+    values = mean_values(model, tokens)
+    closed = run_masked(model, tokens, masks_of(model, 0.0), values)
+    stream = model.W_E[tokens] + model.W_pos[:9]
+    for layer in range(2):
+        stream = stream + values[Site(layer, "attn_out")] + values[Site(layer, "mlp_out")]
+    expected = model.unembed(model.ln_final(stream)) + model.bigram[tokens]
+    torch.testing.assert_close(closed, expected)
+
+
+def test_means_are_those_of_an_explicit_hook_run(model, tokens):
+    values = mean_values(model, tokens, batch_size=4)
+    _, cache = model.run_with_cache(tokens)
+    for site in model.sites():
+        explicit = cache[model.hook_name(site)].flatten(2).mean(dim=(0, 1))
+        torch.testing.assert_close(values[site], explicit, atol=1e-6, rtol=1e-5)
+    zeros = ablation_values(model, tokens, "zero")
+    assert all(not value.any() for value in zeros.values())
+
+
+def test_a_cut_weight_passes_its_sources_mean(model, tokens):
+    values = mean_values(model, tokens)
+    edges = edge_masks_of(model, 1.0)
+    edges[0, "W_in"][3, 5] = 0
+    out = run_masked(model, tokens, masks_of(model, 1.0), values, edges)
+    weight = model.linear(0, "W_in").weight
+    kept = float(weight[3, 5].detach())
+
+    stored = {}
+
+    def by_hand(pre, hook):
+        pre = pre.clone()
+        pre[..., 5] += kept * (values[Site(0, "mlp_in")][3] - stored["in"][..., 3])
+        return pre
+
+    def keep(x, hook):
+        stored["in"] = x
+        return x
+
+    hooks = [("blocks.0.mlp.hook_in", keep), ("blocks.0.mlp.hook_pre", by_hand)]
+    torch.testing.assert_close(model.run_with_hooks(tokens, fwd_hooks=hooks), out, atol=1e-5, rtol=1e-4)
+
+
+def whole_circuit(model, tokens):
+    from circuits.circuit import Node
+
+    nodes = tuple(
+        Node(site.layer, site.name, i) for site in model.sites() for i in range(CONFIG.widths[site.name])
+    )
+    return Circuit(
+        nodes=nodes, edges=tuple(edges_between(model, nodes)), widths=CONFIG.widths, n_layers=2, task="t",
+        model_hash=model.fingerprint(), values=mean_values(model, tokens),
+    )  # fmt: skip
+
+
+def test_the_whole_model_as_a_circuit_is_the_model(model, tokens):
+    circuit = whole_circuit(model, tokens)
+    with torch.no_grad():
+        assert torch.equal(run_circuit(model, circuit, tokens), model(tokens))
+
+
+def test_a_circuit_of_another_model_is_refused(model, tokens):
+    circuit = whole_circuit(model, tokens)
+    model.W_E.data[0, 0] += 1
+    with pytest.raises(ValueError, match="it belongs to model .* expected the same"):
+        check_belongs(model, circuit)
+
+
+def test_gates():
+    gate = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
+    mask = hard_mask(gate)
+    assert mask.tolist() == [0, 0, 1]
+    mask.sum().backward()
+    s = torch.tensor([-0.5, 0.0, 0.5]).sigmoid()
+    torch.testing.assert_close(gate.grad, s * (1 - s))
+    gates = Gates({"a": (1000,)}, seed=0, like=torch.zeros(1))
+    assert gates.n_open() == 1000
+    start = gates.parameters["a"].detach()
+    assert abs(float(start.mean()) - 0.1) < 0.002
+    assert abs(float(start.std()) - 0.01) < 0.002
+    gates.parameters["a"].data += 5
+    gates.clamp()
+    assert float(gates.parameters["a"].max()) == 1
+
+
+def test_gradients_reach_the_masks(model, tokens):
+    values = mean_values(model, tokens)
+    masks = {site: mask.requires_grad_() for site, mask in masks_of(model, 1.0).items()}
+    run_masked(model, tokens, masks, values).square().mean().backward()
+    assert all(mask.grad is not None and torch.isfinite(mask.grad).all() for mask in masks.values())

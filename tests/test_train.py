@@ -1,0 +1,133 @@
+"""Training: same seed same bits, exact density, resumable, errors before any work."""
+
+import pytest
+import torch
+
+from circuits.checkpoint import load_checkpoint
+from circuits.model import ModelConfig
+from circuits.topk import budget
+from circuits.train import TrainConfig, Training, TrainingInterrupted, learning_rate, train
+
+SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
+QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Training:
+    return train(QUICK, progress=False)
+
+
+@pytest.mark.parametrize("recipe", ["toy", "paper"])
+def test_density_is_exact_in_every_tensor_and_no_unit_is_below_j(recipe):
+    make = {"toy": TrainConfig.toy, "paper": TrainConfig.paper}[recipe]
+    config = make(model=SMALL, steps=24, batch_size=4, density=0.15, embed_density=0.2, min_alive=3, n_val=8)
+    model = train(config, progress=False).model
+    for matrix in model.matrices():
+        density = 0.2 if matrix.group == "embed" else 0.15
+        assert int(matrix.parameter.count_nonzero()) == budget(matrix.parameter.numel(), density), matrix.name
+        if matrix.unit_axis is not None:
+            assert int((matrix.parameter != 0).sum(1 - matrix.unit_axis).min()) >= 3, matrix.name
+
+
+def test_same_seed_same_bits_other_seed_other_bits(trained):
+    assert train(QUICK, progress=False).model.fingerprint() == trained.model.fingerprint()
+    other = TrainConfig.from_json({**QUICK.to_json(), "seed": 1})
+    assert train(other, progress=False).model.fingerprint() != trained.model.fingerprint()
+
+
+def test_history_has_what_the_plot_needs(trained):
+    assert [entry["step"] for entry in trained.history] == [1, 4, 8, 12, 16, 20, 24]
+    assert trained.history[0]["density"] == 1.0
+    assert trained.history[-1]["density"] == pytest.approx(0.1)
+    assert trained.val_loss == trained.history[-1]["val_loss"]
+    assert len(trained.plot().data) >= 3
+
+
+def test_loss_falls():
+    config = TrainConfig.dense(model=SMALL, steps=60, batch_size=16, n_val=16, bigram_init="zeros")
+    history = train(config, progress=False).history
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
+
+
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained):
+    from circuits import train as module
+
+    steps = 0
+    one_step = module._Run.one_step
+
+    def interrupted(run):
+        nonlocal steps
+        steps += 1
+        if steps == 12:
+            raise KeyboardInterrupt
+        one_step(run)
+
+    monkeypatch.setattr(module._Run, "one_step", interrupted)
+    path = tmp_path / "stopped.safetensors"
+    with pytest.raises(TrainingInterrupted, match="stopped.safetensors") as stop:
+        train(QUICK, checkpoint=path, progress=False)
+    assert stop.value.path == path
+    assert torch.isfinite(load_checkpoint(path).model(torch.zeros(1, 4, dtype=torch.long))).all()
+    monkeypatch.setattr(module._Run, "one_step", one_step)
+    resumed = train(QUICK, resume=path, progress=False)
+    assert resumed.model.fingerprint() == trained.model.fingerprint()
+    assert [e["loss"] for e in resumed.history] == [e["loss"] for e in trained.history]
+
+
+def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
+    path = trained.save(tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="holds a finished model"):
+        train(QUICK, resume=path, progress=False)
+    other = TrainConfig.from_json({**QUICK.to_json(), "lr": 0.5})
+    with pytest.raises(ValueError, match="belongs to another config"):
+        train(other, resume=path, progress=False)
+
+
+def test_a_density_too_small_for_j_is_refused_before_any_work(monkeypatch):
+    from circuits import train as module
+
+    monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
+    config = TrainConfig(model=SMALL, density=0.01, min_alive=4)
+    with pytest.raises(ValueError, match=r"density: 0.01 is too small for 0.W_Q.*or lower min_alive to at most"):
+        train(config, progress=False)
+
+
+def test_config_errors():
+    with pytest.raises(ValueError, match=r"TrainConfig: unknown key \['learning_rate'\]"):
+        TrainConfig.from_json({"learning_rate": 1.0})
+    with pytest.raises(ValueError, match="density: got 0.0; expected a density in"):
+        TrainConfig(density=0.0)
+    with pytest.raises(ValueError, match="steps: got 0"):
+        TrainConfig(steps=0)
+    with pytest.raises(ValueError, match="name must be one of"):
+        train(TrainConfig(corpus="nowhere"), progress=False)
+    for config in (TrainConfig.paper(), TrainConfig.python(), TrainConfig.dense()):
+        assert TrainConfig.from_json(config.to_json()) == config
+
+
+def test_sharkfin_follows_the_density():
+    config = TrainConfig(lr=1.0, warmup=0.0, density=0.01)
+    assert learning_rate(config, 0.0, 1.0) == pytest.approx(0.1)
+    assert learning_rate(config, 0.5, 0.01) == pytest.approx(0.5)
+    flat = TrainConfig(lr=1.0, warmup=0.5, sharkfin=False)
+    assert learning_rate(flat, 0.25, 1.0) == pytest.approx(0.5)
+    assert learning_rate(flat, 0.75, 1.0) == pytest.approx(0.5)
+
+
+def test_gradient_normalisation_is_over_all_parameters():
+    from circuits.model import SparseTransformer
+    from circuits.train import _scale_gradients
+
+    model = SparseTransformer(ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites}))
+    model(torch.randint(0, 7, (2, 8)), return_type="loss").backward()
+    _scale_gradients(model, "rms")
+    every = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert float(every.square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_by_the_clock():
+    config = TrainConfig(model=SMALL, steps=10**9, minutes=0.02, batch_size=4, density=0.1, n_val=8)
+    result = train(config, progress=False)
+    assert result.seconds >= 1.2
+    assert result.history[-1]["density"] == pytest.approx(0.1)
+    assert result.model.density() < 0.12
