@@ -24,7 +24,7 @@ from circuits.circuit import WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, Si
 from circuits.gates import Gates
 from circuits.model import SparseTransformer, check_keys, with_tuples
 from circuits.score import Score, check_task, margins, score_margins, task_score, two_way_loss
-from tasks import Batch, Corpus, Task, load_corpus
+from tasks import Batch, Corpus, Task, Tokenizer, load_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,9 @@ def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]
     return edges
 
 
-def io_edges(model: SparseTransformer, nodes: Sequence[Node], batch: Batch) -> list[IOEdge]:
+def io_edges(
+    model: SparseTransformer, nodes: Sequence[Node], batch: Batch, tokenizer: Tokenizer
+) -> list[IOEdge]:
     """Embedding and unembedding nonzeros that tie the task's tokens to nodes on the residual stream.
 
     The task's tokens: those in which clean and corrupted prompts differ (embedding), answers and foils
@@ -133,7 +135,7 @@ def io_edges(model: SparseTransformer, nodes: Sequence[Node], batch: Batch) -> l
     differ = batch.clean != batch.corrupt
     told_apart = set(batch.clean[differ].tolist()) | set(batch.corrupt[differ].tolist())
     answers = set(batch.answer.tolist()) | set(batch.foil.tolist())
-    name = model.tokenizer.token if model.tokenizer is not None else str
+    name = tokenizer.token
     found = []
     for node in nodes:
         if node.site in ("attn_in", "mlp_in"):
@@ -266,9 +268,13 @@ class _Search:
         """Drop edges and the nodes that lost their use, until no single node and no single edge can go."""
         target = self.config.target_loss
         while True:
-            edges = _minimal(
-                edges, partial(self._edge_loss, nodes), target, lambda n: show(stage="edges", edges=n)
+            # A q-k pair has no weight that could be cut: it stands as long as both of its channels do.
+            pairs = [edge for edge in edges if _is_pair(edge)]
+            weights = [edge for edge in edges if not _is_pair(edge)]
+            weights = _minimal(
+                weights, partial(self._edge_loss, nodes), target, lambda n: show(stage="edges", edges=n)
             )
+            edges = sorted(weights + pairs)
             fewer = self.minimal_nodes(nodes, edges, show)
             if fewer == nodes:
                 return nodes, edges
@@ -285,11 +291,13 @@ class _Search:
             node: NodeFacts(mean=float(self.values[node.at][node.index]), effect=loss - here.loss)
             for node, loss in without.items()
         }
-        edge_losses = [self.score(nodes, [e for e in edges if e != edge]).loss for edge in edges]
+        edge_losses = [
+            self.score(nodes, [e for e in edges if e != edge]).loss for edge in edges if not _is_pair(edge)
+        ]
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
-            io_edges=tuple(io_edges(self.model, nodes, self.batch)),
+            io_edges=tuple(io_edges(self.model, nodes, self.batch, self.task.tokenizer)),
             widths=self.model.config.widths,
             n_layers=self.model.config.n_layers,
             task=self.task.name,
@@ -363,6 +371,10 @@ def _all_between(masks: dict[Site, Tensor], n_layers: int) -> dict[tuple[int, st
         for layer in range(n_layers)
         for name, (source, target) in WEIGHTS.items()
     }
+
+
+def _is_pair(edge: Edge) -> bool:
+    return edge.source.site == "attn_k"
 
 
 def _among(edges: Sequence[Edge], nodes: Sequence[Node]) -> list[Edge]:
