@@ -1,1 +1,30 @@
-"""Train weight-sparse transformers, extract circuits, and check that they are real."""
+"""Train weight-sparse transformers, extract their circuits, and check that the circuits are real."""
+
+from circuits.ablation import mean_values, run_circuit, run_masked
+from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.circuit import Circuit, Edge, Node, Site
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.prune import PruneConfig, prune
+from circuits.score import task_score
+from circuits.train import TrainConfig, Training, TrainingInterrupted, train
+
+__all__ = [
+    "Circuit",
+    "Edge",
+    "ModelConfig",
+    "Node",
+    "PruneConfig",
+    "Site",
+    "SparseTransformer",
+    "TrainConfig",
+    "Training",
+    "TrainingInterrupted",
+    "load_checkpoint",
+    "mean_values",
+    "prune",
+    "run_circuit",
+    "run_masked",
+    "save_checkpoint",
+    "task_score",
+    "train",
+]

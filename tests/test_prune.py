@@ -1,0 +1,129 @@
+"""Pruning on a model whose circuit is known, and its errors."""
+
+import pytest
+import torch
+
+from circuits.circuit import Circuit, Edge, IOEdge, Node
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.prune import PruneConfig, edges_between, io_edges, prune
+from circuits.ablation import run_circuit
+from circuits.score import margins, score_margins, task_score
+from tasks import load_corpus, load_task
+
+CORPUS = load_corpus("mini")
+ID = CORPUS.tokenizer.id
+TRUE_NODES = (
+    Node(0, "attn_in", 3), Node(0, "attn_in", 5), Node(0, "attn_k", 1), Node(0, "attn_v", 2), Node(0, "attn_out", 7),
+)  # fmt: skip
+
+
+def quote_closer(noise: float = 0.0) -> SparseTransformer:
+    """One layer, by hand: a key looks for quotes (channel 3), the value carries which (5), the output says it (7)."""
+    config = ModelConfig(
+        d_vocab=CORPUS.tokenizer.d_vocab, n_layers=1, d_model=16, n_heads=2, d_head=4, d_mlp=8, n_ctx=64,
+        topk_fraction=None, bigram=False,
+    )  # fmt: skip
+    model = SparseTransformer(config, seed=0).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(std=noise, generator=torch.Generator().manual_seed(1)) if noise else parameter.data.zero_()
+    single, double = ID("'"), ID('"')
+    model.W_E.data[:, 0] = 4.0  # what every token has, so that the norm cannot blow a faint signal up
+    model.W_E.data[[single, double], 3] = 4.0
+    model.W_E.data[single, 5], model.W_E.data[double, 5] = 4.0, -4.0
+    attention = model.blocks[0].attn
+    attention.k.weight.data[3, 1] = 8.0
+    attention.q.bias.data[1] = 4.0
+    attention.sink.data.fill_(8.0)  # takes the attention that no key claims
+    attention.v.weight.data[5, 2] = 2.0
+    attention.o.weight.data[2, 7] = 4.0
+    model.W_U.data[7, single], model.W_U.data[7, double] = 4.0, -4.0
+    return model
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[SparseTransformer, Circuit]:
+    model = quote_closer()
+    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64)
+    return model, prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
+
+
+def test_exactly_the_circuit_that_was_built(found):
+    _, circuit = found
+    assert circuit.nodes == tuple(sorted(TRUE_NODES))
+    a, b, k, v, o = TRUE_NODES
+    assert circuit.edges == tuple(sorted([Edge(a, k, 8.0), Edge(b, v, 2.0), Edge(v, o, 4.0)]))
+    assert IOEdge("unembed", "'", o, 4.0) in circuit.io_edges
+    assert IOEdge("embed", '"', b, -4.0) in circuit.io_edges
+    assert circuit.metrics["one_minimal"] is True
+    assert circuit.metrics["task_loss"] <= 0.15
+    assert circuit.metrics["task_accuracy"] == 1.0
+
+
+def test_its_score_can_be_measured_again(found, tmp_path):
+    model, circuit = found
+    again = Circuit.load(circuit.save(tmp_path / "c.json"))
+    targets = load_task("quotes").batch(200, split="test", seed=0).tokens_and_targets()
+    with torch.no_grad():
+        score = score_margins(margins(run_circuit(model, again, targets.tokens), targets))
+    assert score.loss == circuit.metrics["task_loss"]
+
+
+def test_effects_are_what_leaving_the_node_out_costs(found):
+    _, circuit = found
+    assert all(facts.effect > 0 for facts in circuit.facts.values())
+    assert set(circuit.facts) == set(circuit.nodes)
+
+
+def test_the_model_is_left_as_it_was(found):
+    model, _ = found
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert not any(point.fwd_hooks for point in model.hook_dict.values())
+
+
+def test_same_seed_same_circuit(found):
+    model, circuit = found
+    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64)
+    again = prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
+    assert again.nodes == circuit.nodes
+    assert again.metrics["history"] == circuit.metrics["history"]
+
+
+def test_edges_between_counts_weights_and_score_pairs():
+    model = quote_closer()
+    nodes = [*TRUE_NODES, Node(0, "attn_q", 1)]
+    edges = edges_between(model, nodes)
+    assert Edge(Node(0, "attn_k", 1), Node(0, "attn_q", 1), 0.5) in edges
+    assert len(edges) == 4
+    batch = load_task("quotes").batch(4, split="val", seed=0)
+    assert {e.token for e in io_edges(model, nodes, batch, CORPUS.tokenizer)} == {"'", '"'}
+
+
+def test_a_task_the_model_cannot_do_is_refused_at_once():
+    model = SparseTransformer(quote_closer().config, seed=0)
+    with pytest.raises(ValueError, match=r"the whole model's loss on 'quotes' is .* above target_loss = 0.15"):
+        prune(model, load_task("quotes"), PruneConfig(steps=10**6), corpus=CORPUS, progress=False)
+
+
+def test_a_task_of_another_vocabulary_or_length_is_refused():
+    small = SparseTransformer(ModelConfig(d_vocab=7, d_model=8, n_heads=1, d_head=4, d_mlp=8))
+    with pytest.raises(ValueError, match="has a vocabulary of 50 tokens, the model one of 7"):
+        prune(small, load_task("quotes"), progress=False)
+    short = SparseTransformer(ModelConfig(d_vocab=50, d_model=8, n_heads=1, d_head=4, d_mlp=8, n_ctx=4))
+    with pytest.raises(ValueError, match="the longest prompt of 'quotes' has 15 tokens; expected at most"):
+        prune(short, load_task("quotes"), progress=False)
+
+
+def test_config_errors():
+    with pytest.raises(ValueError, match="target_loss: got 0.0; expected a positive number"):
+        PruneConfig(target_loss=0.0)
+    with pytest.raises(ValueError, match=r"PruneConfig: unknown key \['penalti'\]"):
+        PruneConfig.from_json({"penalti": 1})
+    assert PruneConfig.from_json(PruneConfig().to_json()) == PruneConfig()
+
+
+def test_the_score_by_hand():
+    model = quote_closer()
+    batch = load_task("quotes").batch(64, split="val", seed=0)
+    score = task_score(model, batch)
+    assert score.accuracy == 1.0
+    assert 0 < score.loss < 0.05
