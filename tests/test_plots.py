@@ -9,7 +9,8 @@ import torch
 
 from circuits.circuit import SITES, WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, all_sites
 from circuits.plots import circuit_figure, history_figure, pruning_figure
-from circuits.plots.layout import circuit_layout, curve, residual_wires
+from circuits.plots.frame import curve
+from circuits.plots.layout import circuit_layout, residual_wires
 from circuits.plots.marks import COLOURS, FIXED_WIDTHS
 from circuits.plots.order import n_crossings, order, straighten
 from circuits.plots.style import printable

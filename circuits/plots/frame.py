@@ -1,6 +1,6 @@
 """The scale of the circuit picture: from places to plot coordinates, pixels and margins."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,6 +15,8 @@ TITLE_PX, HEADS_PX, UPRIGHT_HEADS_PX, LEGEND_PX, SIDE_PX = 78, 62, 104, 84, 22
 
 CHARACTER_PX = 6.3
 """About the width of a character of a label."""
+CURVE = 20
+"""Points on the curve with which a line changes rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +134,28 @@ def _is_tight(layout: Layout, column_px: float) -> bool:
 def widened(span: Point, pad: float) -> Point:
     """The span with `pad` more at both ends."""
     return span[0] - pad, span[1] + pad
+
+
+def curve(line: Sequence[Point]) -> list[Point]:
+    """The line as a smooth curve that never overshoots (monotone cubic), level at both ends."""
+    points = [line[0]]
+    slopes = [0.0, *(_slope(*triple) for triple in zip(line, line[1:], line[2:], strict=False)), 0.0]
+    for (a0, c0), (a1, c1), s0, s1 in zip(line, line[1:], slopes, slopes[1:], strict=False):
+        if a0 != a1 and abs(c0 - c1) > 1e-6:
+            for i in range(1, CURVE):
+                t = i / CURVE
+                rise = t * t * (3 - 2 * t)
+                bend = (a1 - a0) * t * (1 - t) * (s0 * (1 - t) - s1 * t)
+                points.append((a0 + (a1 - a0) * t, c0 + (c1 - c0) * rise + bend))
+        points.append((a1, c1))
+    return points
+
+
+def _slope(before: Point, here: Point, after: Point) -> float:
+    """Slope at a point in between: the harmonic mean of both sides, level where they differ in sign."""
+    left = (here[1] - before[1]) / (here[0] - before[0])
+    right = (after[1] - here[1]) / (after[0] - here[0])
+    return 2 * left * right / (left + right) if left * right > 0 else 0.0
 
 
 def _padded(span: Point, least: float) -> Point:

@@ -31,8 +31,6 @@ STEP = 1.0
 """Distance along between neighbouring columns; less inside a head, more between layers."""
 HEAD_STEP = 0.62
 LAYER_STEP = 1.22
-CURVE = 20
-"""Points on the curve with which a line changes rows."""
 
 
 class Link(NamedTuple):
@@ -154,28 +152,6 @@ def residual_wires(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
     for writer, reader in residual_links(nodes):
         channels[writer.index] |= {writer, reader}
     return [pair for index in sorted(channels) for pair in pairwise(sorted(channels[index], key=_rank))]
-
-
-def curve(line: Sequence[Point]) -> list[Point]:
-    """The line as a smooth curve that never overshoots (monotone cubic), level at both ends."""
-    points = [line[0]]
-    slopes = [0.0, *(_slope(*triple) for triple in zip(line, line[1:], line[2:], strict=False)), 0.0]
-    for (a0, c0), (a1, c1), s0, s1 in zip(line, line[1:], slopes, slopes[1:], strict=False):
-        if a0 != a1 and abs(c0 - c1) > 1e-6:
-            for i in range(1, CURVE):
-                t = i / CURVE
-                rise = t * t * (3 - 2 * t)
-                bend = (a1 - a0) * t * (1 - t) * (s0 * (1 - t) - s1 * t)
-                points.append((a0 + (a1 - a0) * t, c0 + (c1 - c0) * rise + bend))
-        points.append((a1, c1))
-    return points
-
-
-def _slope(before: Point, here: Point, after: Point) -> float:
-    """Slope at a point in between: the harmonic mean of both sides, level where they differ in sign."""
-    left = (here[1] - before[1]) / (here[0] - before[0])
-    right = (after[1] - here[1]) / (after[0] - here[0])
-    return 2 * left * right / (left + right) if left * right > 0 else 0.0
 
 
 def _ranks_and_chains(

@@ -8,9 +8,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit import Circuit, Node
-from circuits.plots.frame import Frame
+from circuits.plots.frame import Frame, curve
 from circuits.plots.labels import link_hover
-from circuits.plots.layout import Key, Layout, Link, Point, curve
+from circuits.plots.layout import Key, Layout, Link, Point
 from circuits.plots.style import INK, NEGATIVE, PAPER, POSITIVE, RESIDUAL, SCORE
 
 THINNEST, WIDEST = 1.25, 7.0

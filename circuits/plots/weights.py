@@ -5,9 +5,9 @@ from itertools import pairwise
 from math import hypot
 from typing import Any
 
-from circuits.plots.frame import CHARACTER_PX, Frame
+from circuits.plots.frame import CHARACTER_PX, Frame, curve
 from circuits.plots.labels import short_label
-from circuits.plots.layout import Key, Layout, Link, Point, curve
+from circuits.plots.layout import Key, Layout, Link, Point
 from circuits.plots.style import MINUS, NEGATIVE_TEXT, PAPER, POSITIVE
 
 MAX_WEIGHTS = 40
