@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from einops import rearrange, repeat
@@ -25,7 +25,7 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.config import TransformerLensConfig
 from transformer_lens.hook_points import HookPoint
 
-from circuits.attention import sink_softmax
+from circuits.attention import Compose, ComposeKind, sink_softmax
 from circuits.circuit import SITES, WEIGHTS, Site, SiteName, all_sites
 from circuits.topk import abs_topk
 
@@ -56,6 +56,10 @@ class ModelConfig:
     "One learned sink logit per head."
     bigram: bool = True
     "A dense table B with `logits += B[token]`, so that sparse weights need not spend themselves on bigrams."
+    compose: ComposeKind = "none"
+    "Dynamically composed heads (see `attention/compose.py`): none, static, gate, qw or full."
+    compose_rank: int = 2
+    "Rank of the mixing part of a composition (published: 2)."
     norm_eps: float = 1e-5
     "Added to the mean square inside RMSNorm."
 
@@ -72,6 +76,11 @@ class ModelConfig:
         unknown = set(self.topk_sites) - set(SITES)
         if unknown:
             raise ValueError(f"topk_sites: got {sorted(unknown)}; expected sites out of {SITES}.")
+        if self.compose not in get_args(ComposeKind) or self.compose_rank < 1:
+            raise ValueError(
+                f"compose, compose_rank: got {self.compose!r}, {self.compose_rank}; expected one of "
+                f"{get_args(ComposeKind)}, and a rank of at least 1."
+            )
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}; expected a positive number such as 1e-5.")
 
@@ -177,6 +186,7 @@ class Attention(nn.Module):
         self.topk_q, self.topk_k, self.topk_v = (
             AbsTopK(config.topk(s)) for s in ("attn_q", "attn_k", "attn_v")
         )
+        self.compose_pre, self.compose_post = (_compose(config), _compose(config))
         self.register_buffer(
             "mask", torch.ones(config.n_ctx, config.n_ctx, dtype=torch.bool).triu(1), persistent=False
         )
@@ -200,9 +210,10 @@ class Attention(nn.Module):
                 for hook in (self.hook_q_input, self.hook_k_input, self.hook_v_input)
             ]
             inputs = [self.hook_in(self.topk_in(norm(copy))) for copy in copies]
+            x = resid if self.compose_pre is None else self.topk_in(norm(resid))
             q, k, v = (
-                torch.einsum("bphd,hde->bphe", x, self._per_head(linear)).flatten(2) + linear.bias
-                for x, linear in zip(inputs, (self.q, self.k, self.v), strict=True)
+                torch.einsum("bphd,hde->bphe", y, self._per_head(linear)).flatten(2) + linear.bias
+                for y, linear in zip(inputs, (self.q, self.k, self.v), strict=True)
             )
         else:
             x = self.hook_in(self.topk_in(norm(resid)))
@@ -215,7 +226,7 @@ class Attention(nn.Module):
                 (self.hook_v, self.topk_v, v),
             )
         )
-        z = self.hook_z(self._mix(q, k, v))
+        z = self.hook_z(self._mix(q, k, v, x))
         if self.cfg.use_attn_result:
             return self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O)).sum(2) + self.o.bias
         return self.o(z.flatten(2))
@@ -225,11 +236,17 @@ class Attention(nn.Module):
         q: Float[Tensor, "batch query head d_head"],
         k: Float[Tensor, "batch key head d_head"],
         v: Float[Tensor, "batch key head d_head"],
+        x: Float[Tensor, "batch key d_model"],
     ) -> Float[Tensor, "batch query head d_head"]:
         n_pos = q.shape[1]
         scores = q.transpose(1, 2) @ rearrange(k, "batch key head d_head -> batch head d_head key")
-        scores = (scores / math.sqrt(self.d_head)).masked_fill(self.mask[:n_pos, :n_pos], -torch.inf)
+        scores = scores / math.sqrt(self.d_head)
+        if self.compose_pre is not None:
+            scores = self.compose_pre(scores, x)
+        scores = scores.masked_fill(self.mask[:n_pos, :n_pos], -torch.inf)
         pattern = self.hook_pattern(sink_softmax(self.hook_attn_scores(scores), self.sink))
+        if self.compose_post is not None:
+            pattern = self.compose_post(pattern, x)
         return (pattern @ v.transpose(1, 2)).transpose(1, 2)
 
     def _per_head(self, linear: Linear) -> Float[Tensor, "head d_model d_head"]:
@@ -422,6 +439,11 @@ class SparseTransformer(HookedRootModule):
                 axis = 0 if name in ("W_O", "W_out") else 1
                 yield Matrix(f"{layer}.{name}", linear.weight, "block", axis)
                 yield Matrix(f"{layer}.b_{name[2:]}", linear.bias, "block", None)
+            for stage in ("compose_pre", "compose_post"):
+                module: Any = getattr(self.blocks[layer].attn, stage)
+                if module is not None:
+                    for name, parameter in module.named_parameters():
+                        yield Matrix(f"{layer}.{stage}.{name}", parameter, "block", None)
         yield Matrix("W_U", self.unembed.W_U, "embed", None)
         yield Matrix("b_U", self.unembed.b_U, "embed", None)
 
@@ -443,7 +465,12 @@ class SparseTransformer(HookedRootModule):
 
     def fingerprint(self) -> str:
         """A hash of config and weights, 16 hexadecimal digits; 0 and -0 count as the same weight."""
-        digest = hashlib.sha256(json.dumps(self.config.to_json(), sort_keys=True).encode())
+        # Only what differs from the defaults: an option added later leaves fingerprints of older models alone.
+        config = self.config.to_json()
+        given = {
+            f.name: config[f.name] for f in fields(ModelConfig) if getattr(self.config, f.name) != f.default
+        }
+        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
         for name, parameter in sorted(self.named_parameters()):
             digest.update(name.encode())
             digest.update((parameter.detach().cpu() + 0.0).contiguous().numpy().tobytes())
@@ -544,6 +571,12 @@ _HOOKS: dict[SiteName, str] = {
     "mlp_neuron": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
 }
+
+
+def _compose(config: ModelConfig) -> Compose | None:
+    if config.compose == "none":
+        return None
+    return Compose(config.compose, config.d_model, config.n_heads, config.compose_rank)
 
 
 def _lens_config(config: ModelConfig) -> TransformerLensConfig:

@@ -52,7 +52,7 @@ def induction_model(seed: int = 0, *, n_decoys: int = 3) -> SparseTransformer:
                     _sprinkle(getattr(block.attn, name)[head], generator)
         first, second = (block.attn for block in model.blocks)
         first.W_Q[0, position], first.W_K[0, position] = 3 * places, 3 * places.roll(1, 1)
-        first.W_V[0, token, :D_VOCAB], first.W_O[0, :D_VOCAB, before] = eye, eye
+        first.W_V[0, token, :D_VOCAB], first.W_O[0, :D_VOCAB, before] = eye, 0.2 * eye
         second.W_Q[0, token, :D_VOCAB], second.W_K[0, before, :D_VOCAB] = 3 * eye, 3 * eye
         second.W_V[0, token, :D_VOCAB], second.W_O[0, :D_VOCAB, said] = eye, eye
     return model

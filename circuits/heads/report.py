@@ -1,8 +1,4 @@
-"""Attention heads: their QK and OV circuits, what they copy and where they look, and all of it in one table.
-
-`head_weights` reads the weights of any model, `head_scores` turns weights and patterns into scores; both are
-offered here, beside `head_report`.
-"""
+"""Every score of every head of a model in one table."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,36 +6,15 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from circuits.head_scores import (
-    PatternScores,
+from circuits.heads.scores import (
     copying_scores,
     duplicate_scores,
-    full_ov,
-    full_qk,
     induction_scores,
     pattern_scores,
     previous_scores,
     repeated_tokens,
 )
-from circuits.head_weights import head_weights, ov_circuit, qk_circuit
-
-__all__ = [
-    "HeadReport",
-    "HeadRow",
-    "PatternScores",
-    "copying_scores",
-    "duplicate_scores",
-    "full_ov",
-    "full_qk",
-    "head_report",
-    "head_weights",
-    "induction_scores",
-    "ov_circuit",
-    "pattern_scores",
-    "previous_scores",
-    "qk_circuit",
-    "repeated_tokens",
-]
+from circuits.heads.weights import head_weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from circuits.attention import sink_softmax
-from circuits.head_weights import (
+from circuits.heads.weights import (
     EmbeddingWeights,
     HeadWeights,
     embedding_weights,

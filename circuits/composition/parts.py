@@ -1,0 +1,196 @@
+"""Who writes to the residual stream, who reads it, and the small factors by which each does.
+
+A head writes `W_V W_O` and reads through three ports: Q (`W_Q W_K^T`), K (its transpose) and V (`W_V W_O`). An MLP
+neuron writes its row of `W_out` and reads through the port `in` (a gated one through `gate` too). Every matrix M is
+replaced by a factor of the same Gram matrix, rank x d_model, so that `||L R||` is `||M_writer M_reader||`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.heads.weights import HeadWeights, head_weights
+
+Kind = Literal["head", "neuron"]
+Port = Literal["Q", "K", "V", "in", "gate"]
+PORTS: tuple[Port, ...] = ("Q", "K", "V", "in", "gate")
+
+
+class Writer(NamedTuple):
+    """A head or an MLP neuron, as something that writes to the residual stream."""
+
+    layer: int
+    kind: Kind
+    number: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}{'H' if self.kind == 'head' else 'N'}{self.number}"
+
+
+class Reader(NamedTuple):
+    """A head or an MLP neuron, as something that reads the residual stream through one of its ports."""
+
+    layer: int
+    kind: Kind
+    number: int
+    port: Port
+
+    @property
+    def part(self) -> Writer:
+        """The same head or neuron as a writer."""
+        return Writer(self.layer, self.kind, self.number)
+
+    def __str__(self) -> str:
+        return f"{self.part}.{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrices:
+    """Weights that meet in the residual stream, one group of equal rank, with the other half of each matrix.
+
+    `outer` touches the residual stream (rows of d_model for writers, columns for readers after transposing:
+    always rank x d_model); `inner` [rank, rank] stands for the other half, with the same Gram matrix.
+    """
+
+    outer: Float[Tensor, "part rank d_model"]
+    "W_O of heads, rows of W_out; the transposed W_Q, W_K, W_V of readers, columns of W_in."
+    inner: Float[Tensor, "part rank rank"]
+    "Triangular factor of the matrix on the other side; 1 for neurons."
+
+    @property
+    def factors(self) -> Float[Tensor, "part rank d_model"]:
+        """`inner @ outer`: everything a composition score needs to know."""
+        return self.inner @ self.outer
+
+    def rows(self, which: Tensor) -> "Matrices":
+        """Some of the parts."""
+        return Matrices(outer=self.outer[which], inner=self.inner[which])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Writers and readers of a model, heads first, with their matrices in the same order."""
+
+    writers: tuple[Writer, ...]
+    readers: tuple[Reader, ...]
+    written: tuple[Matrices, ...]
+    "Heads, then neurons (where asked for)."
+    read: tuple[Matrices, ...]
+    "Heads port by port, then neurons port by port."
+    later: Bool[Tensor, "writer reader"]
+    "True where the reader comes after the writer."
+
+
+def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> Parts:
+    """Every head of a model and the given MLP neurons, as (layer, index); True: all of them.
+
+    Raises ValueError for a neuron that the model does not have.
+    """
+    heads = head_weights(model)
+    writers, written = _head_writers(heads)
+    readers, read = _head_readers(heads)
+    chosen = _chosen_neurons(model, neurons)
+    if chosen:
+        more_writers, W_out = _neuron_writers(model, chosen)
+        more_readers, W_in = _neuron_readers(model, chosen)
+        writers, readers = [*writers, *more_writers], [*readers, *more_readers]
+        written, read = [*written, W_out], [*read, W_in]
+    parallel = bool(getattr(model.cfg, "parallel_attn_mlp", False))
+    later = torch.tensor([[_is_later(w, r, parallel) for r in readers] for w in writers])
+    return Parts(
+        writers=tuple(writers), readers=tuple(readers), written=tuple(written), read=tuple(read), later=later
+    )
+
+
+def product_norms(
+    written: Sequence[Float[Tensor, "_ _ d_model"]], read: Sequence[Float[Tensor, "_ _ d_model"]]
+) -> Float[Tensor, "writer reader"]:
+    """`||L_w R_r^T||_F` of every pair of factors."""
+    blocks = []
+    for left in written:
+        row = []
+        for right in read:
+            product = (left.flatten(0, 1) @ right.flatten(0, 1).T).square_()
+            shape = (len(left), left.shape[1], len(right), right.shape[1])
+            row.append(product.view(shape).sum((1, 3)))
+        blocks.append(torch.cat(row, dim=1))
+    return torch.cat(blocks).sqrt()
+
+
+def norms(groups: Sequence[Float[Tensor, "_ _ d_model"]]) -> Float[Tensor, " part"]:
+    """Frobenius norm of every factor."""
+    return torch.cat([group.flatten(1).norm(dim=1) for group in groups])
+
+
+def divided(product: Float[Tensor, "..."], sizes: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`product / sizes`, and 0 where a matrix is all zero."""
+    return torch.where(sizes > 0, product / sizes.clamp_min(torch.finfo(sizes.dtype).tiny), 0.0)
+
+
+def triangular(weight: Float[Tensor, "part d_model rank"]) -> Float[Tensor, "part rank rank"]:
+    """T with `T^T T = W^T W`: T stands for W wherever only norms of products are asked for."""
+    T = torch.linalg.qr(weight, mode="r").R
+    missing = weight.shape[-1] - T.shape[-2]
+    return torch.nn.functional.pad(T, (0, 0, 0, missing)) if missing > 0 else T
+
+
+def _head_writers(heads: HeadWeights) -> tuple[list[Writer], list[Matrices]]:
+    writers = [Writer(layer, "head", h) for layer in heads.layers for h in range(heads.n_heads)]
+    V, out = heads.W_V.flatten(0, 1), heads.W_O.flatten(0, 1)
+    return writers, [Matrices(outer=out, inner=triangular(V))]
+
+
+def _head_readers(heads: HeadWeights) -> tuple[list[Reader], list[Matrices]]:
+    names = [(layer, h) for layer in heads.layers for h in range(heads.n_heads)]
+    ports: tuple[Port, ...] = ("Q", "K", "V")
+    Q, K, V, out_T = (W.flatten(0, 1) for W in (heads.W_Q, heads.W_K, heads.W_V, heads.W_O.transpose(-2, -1)))
+    readers = [Reader(layer, "head", h, port) for port in ports for layer, h in names]
+    outer = torch.cat([Q, K, V]).transpose(-2, -1)
+    inner = triangular(torch.cat([K, Q, out_T]))
+    return readers, [Matrices(outer=outer, inner=inner)]
+
+
+def _neuron_writers(model: Any, chosen: Sequence[tuple[int, int]]) -> tuple[list[Writer], Matrices]:
+    outer = torch.stack([model.blocks[layer].mlp.W_out.detach()[n] for layer, n in chosen]).float()
+    return [Writer(layer, "neuron", n) for layer, n in chosen], _rank_one(outer)
+
+
+def _neuron_readers(model: Any, chosen: Sequence[tuple[int, int]]) -> tuple[list[Reader], Matrices]:
+    readers, columns = [], []
+    names: tuple[tuple[Port, str], ...] = (("in", "W_in"), ("gate", "W_gate"))
+    for port, name in names:
+        for layer, n in chosen:
+            weight = getattr(model.blocks[layer].mlp, name, None)
+            if weight is not None:
+                readers.append(Reader(layer, "neuron", n, port))
+                columns.append(weight.detach()[:, n])
+    return readers, _rank_one(torch.stack(columns).float())
+
+
+def _rank_one(rows: Float[Tensor, "part d_model"]) -> Matrices:
+    return Matrices(outer=rows[:, None], inner=torch.ones(len(rows), 1, 1).to(rows))
+
+
+def _chosen_neurons(model: Any, neurons: bool | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    if neurons is False:
+        return []
+    sizes = {layer: len(block.mlp.W_out) for layer, block in model.blocks_with("mlp")}
+    if neurons is True:
+        return [(layer, n) for layer, size in sizes.items() for n in range(size)]
+    for layer, n in neurons:
+        if not 0 <= n < sizes.get(layer, 0):
+            raise ValueError(
+                f"neurons: got {(layer, n)}; expected (layer, index) with a layer out of {list(sizes)} and an "
+                f"index below {sizes.get(layer, min(sizes.values(), default=0))}."
+            )
+    return list(neurons)
+
+
+def _is_later(writer: Writer, reader: Reader, parallel: bool) -> bool:
+    if writer.layer != reader.layer:
+        return writer.layer < reader.layer
+    return writer.kind == "head" and reader.kind == "neuron" and not parallel
