@@ -1,0 +1,32 @@
+"""Models compiled by hand, in this architecture, whose circuits are known exactly."""
+
+from circuits.handmade.handmade import (
+    MODELS,
+    Handmade,
+    brackets,
+    build,
+    copying,
+    induction,
+    majority,
+    modular,
+    quotes,
+)
+from circuits.handmade.rankings import METHODS
+from circuits.handmade.recovery import Recovery, rank_metrics, recover, verify
+
+__all__ = [
+    "METHODS",
+    "MODELS",
+    "Handmade",
+    "Recovery",
+    "brackets",
+    "build",
+    "copying",
+    "induction",
+    "majority",
+    "modular",
+    "quotes",
+    "rank_metrics",
+    "recover",
+    "verify",
+]

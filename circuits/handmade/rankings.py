@@ -1,0 +1,128 @@
+"""Other ways to find a circuit, behind one signature: `(model, task) -> nodes, most important first`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.circuit import WEIGHTS, Node, Site
+from circuits.model import SparseTransformer
+from circuits.score import margins, two_way_loss
+from tasks import Task
+from tasks.base import Targets
+
+Ranking = Callable[[SparseTransformer, Task], list[Node]]
+N_PAIRS = 64
+"""Prompt pairs that gradients are averaged over."""
+IG_STEPS = 8
+"""Points between corrupted and clean embeddings."""
+
+
+def attribution_patching(model: SparseTransformer, task: Task) -> list[Node]:
+    """By |(clean - corrupt) * d loss / d node| at the clean prompts: a first-order guess at patching each node.
+
+    Source: Nanda 2023, attribution patching; Syed et al. 2023 (arXiv 2310.10348).
+    """
+    return _by_attribution(model, task, [1.0])
+
+
+def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
+    """The same with gradients averaged on the way from corrupted to clean embeddings.
+
+    Source: Hanna et al. 2024 (arXiv 2403.17806), EAP-IG, for nodes.
+    """
+    return _by_attribution(model, task, [(i + 0.5) / IG_STEPS for i in range(IG_STEPS)])
+
+
+def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
+    """By the sum of |weight| over everything that the node reads and writes; the task is not looked at."""
+    scores = {site: torch.zeros(model.config.widths[site.name]) for site in model.sites()}
+    for layer in range(model.config.n_layers):
+        for name, (source, target) in WEIGHTS.items():
+            magnitude = model.linear(layer, name).weight.detach().abs().cpu()
+            scores[Site(layer, source)] += magnitude.sum(1)
+            scores[Site(layer, target)] += magnitude.sum(0)
+    return _ranked(scores)
+
+
+def random_order(model: SparseTransformer, task: Task) -> list[Node]:
+    """In an order drawn once from a fixed seed: what chance gives."""
+    generator = torch.Generator().manual_seed(0)
+    widths = model.config.widths
+    return _ranked({site: torch.rand(widths[site.name], generator=generator) for site in model.sites()})
+
+
+METHODS: dict[str, Ranking] = {
+    "attribution patching": attribution_patching,
+    "integrated gradients": integrated_gradients,
+    "weight magnitude": weight_magnitude,
+    "random": random_order,
+}
+"""Every ranking by its name."""
+
+
+def _by_attribution(model: SparseTransformer, task: Task, points: list[float]) -> list[Node]:
+    batch = task.batch(N_PAIRS, split="train", seed=0)
+    both = batch.tokens_and_targets()
+    n = len(batch)
+    clean = Targets(both.tokens[:n], both.answer[:n], both.foil[:n], both.position[:n])
+    ends = {
+        name: _cached(model, tokens) for name, tokens in (("clean", batch.clean), ("corrupt", batch.corrupt))
+    }
+    gradients = {site: torch.zeros_like(value) for site, value in ends["clean"].items()}
+    for point in points:
+        for site, gradient in _gradients(model, clean, batch.corrupt, point).items():
+            gradients[site] += gradient / len(points)
+    return _ranked(
+        {
+            site: ((ends["clean"][site] - ends["corrupt"][site]) * gradients[site])
+            .sum(dim=1)
+            .abs()
+            .mean(dim=0)
+            for site in gradients
+        }
+    )
+
+
+def _cached(model: SparseTransformer, tokens: Tensor) -> dict[Site, Tensor]:
+    kept: dict[Site, Tensor] = {}
+    with torch.no_grad(), _watched(model, kept):
+        model(tokens)
+    return {site: value.flatten(2) for site, value in kept.items()}
+
+
+def _gradients(model: SparseTransformer, clean: Targets, corrupt: Tensor, point: float) -> dict[Site, Tensor]:
+    """d loss / d node with embeddings at `point` of the way from corrupted to clean."""
+    kept: dict[Site, Tensor] = {}
+
+    def blend(embedded: Tensor, hook: Any) -> Tensor:
+        other = model.W_E[corrupt].detach()
+        return (other + point * (embedded.detach() - other)).requires_grad_()
+
+    with torch.enable_grad(), _watched(model, kept), model.hooks(fwd_hooks=[("hook_embed", blend)]):
+        loss = two_way_loss(margins(model(clean.tokens), clean)) * len(clean.tokens)
+        found = torch.autograd.grad(loss, list(kept.values()))
+    return {site: gradient.flatten(2) for site, gradient in zip(kept, found, strict=True)}
+
+
+@contextmanager
+def _watched(model: SparseTransformer, kept: dict[Site, Tensor]) -> Iterator[None]:
+    def keeper(site: Site) -> Callable[..., None]:
+        def keep(value: Tensor, hook: Any) -> None:
+            kept[site] = value
+
+        return keep
+
+    with model.hooks(fwd_hooks=[(model.hook_name(site), keeper(site)) for site in model.sites()]):
+        yield
+
+
+def _ranked(scores: dict[Site, Tensor]) -> list[Node]:
+    rows = [
+        (-float(score), Node(site.layer, site.name, i))
+        for site, values in scores.items()
+        for i, score in enumerate(values)
+    ]
+    return [node for _, node in sorted(rows)]
