@@ -6,6 +6,14 @@ it with a null model (see `nulls`) and controls the false-discovery rate over al
 """
 
 from circuits.composition.data import DataComposition, composition_on_data, rank_correlation
+from circuits.composition.dynamic import (
+    CompositionMaps,
+    compose_gates,
+    composition_maps,
+    folded_circuits,
+    head_mixing,
+    run_composed,
+)
 from circuits.composition.nulls import NULLS, Null, benjamini_hochberg
 from circuits.composition.parts import Reader, Writer
 from circuits.composition.paths import HeadPath, WeightPath, head_paths, virtual_head, weight_paths
@@ -15,6 +23,7 @@ __all__ = [
     "NULLS",
     "Composition",
     "CompositionEdge",
+    "CompositionMaps",
     "DataComposition",
     "HeadPath",
     "Null",
@@ -22,11 +31,16 @@ __all__ = [
     "WeightPath",
     "Writer",
     "benjamini_hochberg",
+    "compose_gates",
     "composition",
+    "composition_maps",
     "composition_on_data",
     "composition_scores",
+    "folded_circuits",
+    "head_mixing",
     "head_paths",
     "rank_correlation",
+    "run_composed",
     "virtual_head",
     "weight_paths",
 ]

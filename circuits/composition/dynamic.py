@@ -1,0 +1,177 @@
+"""Dynamically composed heads taken apart: maps between heads, QK head -> OV head strengths, gates, folding.
+
+Composition within a layer: with maps C, head m's scores are made of all QK circuits (before the softmax) and head n's
+pattern moves what all OV circuits carry (after it). Static maps fold into the weights exactly; dynamic ones depend on
+the text, so everything about them here is a mean over given tokens and says so.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import FactoredMatrix
+
+from circuits.attention.compose import BRANCHES, Compose, explicit_map
+from circuits.model import SparseTransformer
+
+Stage = Literal["pre", "post"]
+STAGES: tuple[Stage, ...] = ("pre", "post")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionMaps:
+    """Maps between the heads of one layer at every pair of positions; entry [..., n, m] is the edge n -> m."""
+
+    layer: int
+    pre: Float[Tensor, "batch query key head head"]
+    "Of scores, identity included."
+    post: Float[Tensor, "batch query key head head"]
+    "Of patterns, identity included."
+    branches: Mapping[str, Float[Tensor, "batch query key head head"]]
+    "What each branch adds, such as `pre.query.mix`; views, without identity."
+
+
+def composition_maps(
+    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int = 0
+) -> CompositionMaps:
+    """The pre and post maps of a layer on given tokens, whole and by branch.
+
+    Identity for a model with compose="none". Raises ValueError for a layer that the model does not have.
+    """
+    _check_layer(model, layer)
+    seen = _run_keeping(model, tokens, layer)
+    whole, branches = {}, {}
+    for stage in STAGES:
+        parts = {name.split(".", 1)[1]: value for name, value in seen.items() if name.startswith(stage)}
+        whole[stage] = explicit_map(
+            model.config.n_heads,
+            static=parts.get("static"),
+            query=parts.get("query.map"),
+            key=parts.get("key.map"),
+            like=seen["x"],
+        )
+        for name, value in parts.items():
+            if name in BRANCHES:
+                branches[f"{stage}.{name}"] = _spread(name, value, whole[stage])
+    return CompositionMaps(layer=layer, pre=whole["pre"], post=whole["post"], branches=branches)
+
+
+def head_mixing(
+    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int = 0
+) -> Float[Tensor, "qk_head ov_head"]:
+    """How much of QK head n's pattern is carried by OV head m: `E |P_n C_post[n, m]| * ||W_V^m W_O^m||`.
+
+    Mean over queries of the sum over keys; a plain model gives a diagonal matrix. Depends on the tokens.
+    """
+    maps = composition_maps(model, tokens, layer=layer)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=f"blocks.{layer}.attn.hook_pattern")
+    pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
+    moved = torch.einsum("bnij,bijnm->bnmi", pattern, maps.post.abs()).mean((0, 3))
+    attn: Any = model.blocks[layer].attn
+    return moved * FactoredMatrix(attn.W_V.detach(), attn.W_O.detach()).norm()
+
+
+def folded_circuits(model: SparseTransformer, *, layer: int) -> tuple[FactoredMatrix, FactoredMatrix]:
+    """QK and OV circuits of each head with the static maps multiplied in; exact, of rank n_heads * d_head.
+
+    QK'_m = sum_n (I + W_pre)[n, m] W_QK^n and OV'_n = sum_m (I + W_post)[n, m] W_OV^m. Raises ValueError for a
+    model with dynamic maps, which have no such form.
+    """
+    if model.config.compose not in ("none", "static"):
+        raise ValueError(
+            f"model: got compose={model.config.compose!r}; expected 'none' or 'static'. Dynamic maps depend on "
+            "the text: use composition_maps(model, tokens)."
+        )
+    _check_layer(model, layer)
+    attn: Any = model.blocks[layer].attn
+    eye = torch.eye(model.config.n_heads, device=model.W_E.device, dtype=model.W_E.dtype)
+    pre, post = (
+        eye if module is None else eye + module.static.detach()
+        for module in (attn.compose_pre, attn.compose_post)
+    )
+    Q, K, V, out = (W.detach() for W in (attn.W_Q, attn.W_K, attn.W_V, attn.W_O))
+    heads = len(eye)
+    keys = torch.cat(list(K.transpose(-2, -1))).expand(heads, -1, -1)
+    queries = torch.einsum("nm,ndh->mdnh", pre, Q).flatten(2)
+    outs = torch.cat(list(out)).expand(heads, -1, -1)
+    values = torch.einsum("nm,mdh->ndmh", post, V).flatten(2)
+    return FactoredMatrix(queries, keys), FactoredMatrix(values, outs)
+
+
+def compose_gates(model: SparseTransformer) -> dict[str, tuple[int, ...]]:
+    """Every gate on compositions, by hook name, with the shape of its mask (1 = keep).
+
+    `()`: one number for a branch of a stage. `[n_heads, n_heads]`: an entry for each edge between heads and, on the
+    diagonal, for each head's gate on itself. All of one kind at 0 give back plain attention exactly.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    n = model.config.n_heads
+    for name, module in model.named_modules():
+        if isinstance(module, Compose):
+            if module.static is not None:
+                shapes[f"{name}.hook_static"] = (n, n)
+            for side in ("query", "key"):
+                part = getattr(module, side)
+                if part is not None:
+                    shapes |= {f"{name}.{side}.hook_gate": (), f"{name}.{side}.hook_map": (n, n)}
+                    if part.dw1 is not None:
+                        shapes[f"{name}.{side}.hook_mix"] = ()
+    return shapes
+
+
+def run_composed(
+    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], masks: Mapping[str, Tensor]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits with compositions multiplied by masks, by hook name as in `compose_gates`; differentiable in them.
+
+    Zero ablation: what a map adds to the identity is removed. Raises ValueError for a hook that is none of them.
+    """
+    known = compose_gates(model)
+    unknown = sorted(set(masks) - set(known))
+    if unknown:
+        raise ValueError(f"masks: unknown hook {unknown[0]!r}; expected some of {list(known)}.")
+    hooks: list[tuple[str, Callable]] = [(name, _multiplier(mask)) for name, mask in masks.items()]
+    with model.hooks(fwd_hooks=hooks):
+        return model(tokens)
+
+
+def _multiplier(mask: Tensor) -> Callable[..., Tensor]:
+    def multiply(value: Tensor, hook: Any) -> Tensor:
+        return value * mask
+
+    return multiply
+
+
+def _run_keeping(model: SparseTransformer, tokens: Tensor, layer: int) -> dict[str, Tensor]:
+    """`x` and each map by stage and name, such as `pre.query.map`."""
+    prefix = f"blocks.{layer}.attn."
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any) -> None:
+        name = hook.name.removeprefix(prefix)
+        seen["x" if name == "hook_in" else name.removeprefix("compose_").replace("hook_", "")] = value
+
+    kept = ("hook_static", "hook_mix", "hook_gate", "hook_map")
+    hooks: list[tuple[Any, Callable]] = [
+        (lambda name: name.startswith(f"{prefix}compose_") and name.endswith(kept), keep),
+        (f"{prefix}hook_in", keep),
+    ]
+    with torch.no_grad():
+        model.run_with_hooks(tokens, fwd_hooks=hooks)
+    return seen
+
+
+def _spread(branch: str, value: Tensor, like: Tensor) -> Tensor:
+    """A branch's map at every pair of positions, without copying it."""
+    if branch == "static":
+        return value.expand_as(like)
+    return (value[:, :, None] if branch.startswith("query") else value[:, None]).expand_as(like)
+
+
+def _check_layer(model: SparseTransformer, layer: int) -> None:
+    if not 0 <= layer < model.config.n_layers:
+        raise ValueError(f"layer: got {layer}; expected 0 to {model.config.n_layers - 1}.")

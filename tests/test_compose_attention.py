@@ -1,0 +1,214 @@
+"""Composable attention: equal to the explicit map, causal, exactly plain where its maps are closed."""
+
+import pytest
+import torch
+
+from circuits.attention import Compose, sink_softmax
+from circuits.attention.compose import explicit_map, n_parameters
+from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.composition import (
+    compose_gates,
+    composition_maps,
+    folded_circuits,
+    head_mixing,
+    run_composed,
+)
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.train import TrainConfig, project
+
+KINDS = ("static", "gate", "qw", "full")
+TOKENS = torch.tensor([[3, 1, 7, 7, 2, 9], [0, 4, 4, 10, 5, 6]])
+
+
+def model_of(kind: str, *, loud: bool = True, seed: int = 0, **changes) -> SparseTransformer:
+    options = dict(d_vocab=11, n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=8, n_ctx=8) | changes
+    model = SparseTransformer(ModelConfig(compose=kind, **options), seed=seed).eval()
+    if loud:  # far from plain attention, so that equalities say something
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "compose" in name:
+                    parameter.copy_(torch.randn_like(parameter) * 0.5)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compose_is_the_einsum_over_the_explicit_map(kind):
+    compose = Compose(kind, 16, 4, 2).double()
+    for parameter in compose.parameters():
+        parameter.data.normal_()
+    a, x = torch.randn(2, 4, 5, 5).double(), torch.randn(2, 5, 16).double()
+    C = explicit_map(
+        4,
+        static=compose.static,
+        query=None if compose.query is None else compose.query(x),
+        key=None if compose.key is None else compose.key(x),
+        like=x,
+    )
+    torch.testing.assert_close(compose(a, x), torch.einsum("bnij,bijnm->bmij", a, C), atol=1e-12, rtol=1e-12)
+
+
+def test_the_five_branches_by_their_published_equation():
+    compose = Compose("full", 16, 4, 2).double()
+    for parameter in compose.parameters():
+        parameter.data.normal_()
+    a, x = torch.randn(1, 4, 3, 3).double(), torch.randn(1, 3, 16).double()
+    expected = a.clone()
+    for side, positions in ((compose.query, "i"), (compose.key, "j")):
+        w = torch.nn.functional.gelu(x @ side.dw1) @ side.qkw
+        w = w.view(1, 3, 4, 4)
+        w1, w2 = w[:, :, :2], w[:, :, 2:]
+        w1 = w1 / (w1.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        hidden = torch.einsum(f"bnij,b{positions}rn->brij", a, w1)
+        expected = expected + torch.einsum(f"brij,b{positions}rm->bmij", hidden, w2)
+        gate = torch.tanh(x @ side.dd).permute(0, 2, 1)
+        expected = expected + a * (gate[:, :, :, None] if positions == "i" else gate[:, :, None, :])
+    torch.testing.assert_close(compose(a, x), expected, atol=1e-12, rtol=1e-12)
+
+
+def test_the_default_has_no_composition_and_the_same_weights():
+    plain, composed = model_of("none"), model_of("full", loud=False)
+    assert not [name for name, _ in plain.named_parameters() if "compose" in name]
+    weights = dict(composed.named_parameters())
+    assert all(bool((weights[name] == value).all()) for name, value in plain.named_parameters())
+    assert ModelConfig(d_vocab=5).compose == "none"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("which", ["branches", "maps", "weights"])
+def test_closed_compositions_are_plain_attention_exactly(kind, which):
+    plain, composed = model_of("none"), model_of(kind)
+    if which == "weights":
+        for name, parameter in composed.named_parameters():
+            if "compose" in name:
+                parameter.data.zero_()
+        assert bool((composed(TOKENS) == plain(TOKENS)).all())
+        return
+    assert not torch.allclose(composed(TOKENS), plain(TOKENS))
+    masks = {
+        name: torch.zeros(shape)
+        for name, shape in compose_gates(composed).items()
+        if name.endswith(("hook_map", "hook_static")) == (which == "maps") or name.endswith("hook_static")
+    }
+    assert bool((run_composed(composed, TOKENS, masks) == plain(TOKENS)).all())
+
+
+def test_open_gates_change_nothing_and_have_gradients():
+    model = model_of("full")
+    masks = {n: torch.ones(s, requires_grad=True) for n, s in compose_gates(model).items()}
+    logits = run_composed(model, TOKENS, masks)
+    assert bool((logits == model(TOKENS)).all())
+    logits.square().sum().backward()
+    assert all(mask.grad is not None and bool((mask.grad != 0).any()) for mask in masks.values())
+    assert len([shape for shape in compose_gates(model).values() if shape == ()]) == 2 * 2 * 2 * 2
+
+
+def test_without_edges_between_heads_only_gates_are_left():
+    model = model_of("full")
+    eye = {n: torch.eye(4) for n, s in compose_gates(model).items() if s == (4, 4)}
+    out = run_composed(model, TOKENS, eye)
+    assert not torch.allclose(out, model(TOKENS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_later_tokens_do_not_change_earlier_logits(kind):
+    model, changed = model_of(kind), TOKENS.clone()
+    changed[:, 4:] = 8
+    assert bool((model(TOKENS)[:, :4] == model(changed)[:, :4]).all())
+    assert not torch.allclose(model(TOKENS)[:, 4:], model(changed)[:, 4:])
+
+
+def test_the_sink_joins_after_composition_and_is_not_composed():
+    model = model_of("full", topk_fraction=None, n_layers=1)
+    _, cache = model.run_with_cache(TOKENS)
+    maps, attn = composition_maps(model, TOKENS), model.blocks[0].attn
+    q, k = (cache[f"blocks.0.attn.hook_{name}"] for name in "qk")
+    scores = torch.einsum("bpnh,bsnh->bnps", q, k) / 2
+    scores = torch.einsum("bnij,bijnm->bmij", scores, maps.pre)
+    scores = scores.masked_fill(torch.ones(6, 6, dtype=torch.bool).triu(1), -torch.inf)
+    pattern = sink_softmax(scores, attn.sink)
+    torch.testing.assert_close(cache["blocks.0.attn.hook_pattern"], pattern)
+    z = torch.einsum("bnij,bijnm,bjmh->bimh", pattern, maps.post, cache["blocks.0.attn.hook_v"])
+    torch.testing.assert_close(cache["blocks.0.attn.hook_z"], z)
+
+
+@pytest.mark.parametrize("kind", ["none", *KINDS])
+def test_branches_add_up_to_the_whole_map(kind):
+    maps = composition_maps(model_of(kind), TOKENS, layer=1)
+    for stage, whole in (("pre", maps.pre), ("post", maps.post)):
+        parts = [value for name, value in maps.branches.items() if name.startswith(stage)]
+        torch.testing.assert_close(whole, torch.eye(4).expand_as(whole) + sum(parts))
+    names = {"none": 0, "static": 2, "gate": 4, "qw": 4, "full": 8}
+    assert len(maps.branches) == names[kind]
+
+
+def test_mixing_of_a_plain_model_is_diagonal():
+    model = model_of("none")
+    mixing = head_mixing(model, TOKENS)
+    assert bool((mixing - mixing.diag().diag() == 0).all())
+    _, cache = model.run_with_cache(TOKENS)
+    share = cache["blocks.0.attn.hook_pattern"].sum(-1).mean((0, 2))
+    norms = (model.blocks[0].attn.W_V @ model.blocks[0].attn.W_O).flatten(1).norm(dim=1)
+    torch.testing.assert_close(mixing.diag(), (share * norms).detach())
+    assert float(head_mixing(model_of("full"), TOKENS)[0, 1]) > 0
+
+
+def test_static_composition_folds_into_weights():
+    model = model_of("static", topk_fraction=None, n_layers=1)
+    QK, OV = folded_circuits(model, layer=0)
+    _, cache = model.run_with_cache(TOKENS)
+    x = cache["blocks.0.attn.hook_in"]
+    scores = torch.einsum("bid,mde,bje->bmij", x, QK.AB, x) / 2
+    scores = scores.masked_fill(torch.ones(6, 6, dtype=torch.bool).triu(1), -torch.inf)
+    pattern = sink_softmax(scores, model.blocks[0].attn.sink)
+    out = torch.einsum("bnij,bjd,nde->bie", pattern, x, OV.AB)
+    torch.testing.assert_close(cache["blocks.0.hook_attn_out"], out, atol=1e-6, rtol=1e-4)
+    assert QK.mdim == OV.mdim == 16
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parameters_count_in_the_budget(kind):
+    model = model_of(kind)
+    listed = {id(m.parameter): m for m in model.matrices()}
+    mine = [p for name, p in model.named_parameters() if "compose" in name]
+    assert all(id(parameter) in listed for parameter in mine)
+    assert sum(p.numel() for p in mine) == 2 * n_parameters(kind, 16, 4)
+    project(model, TrainConfig(density=0.25, min_alive=0, anneal=(0.0, 0.5)), 1.0)
+    for parameter in mine:
+        assert int(parameter.count_nonzero()) == max(1, int(0.25 * parameter.numel()))
+    assert bool(model(TOKENS).isfinite().all())
+
+
+def test_published_size():
+    assert n_parameters("full", 64, 4) == 20 * 64 * 4 + 64 * 16
+    assert n_parameters("qw", 64, 4) == 10 * 64 * 4 + 32 * 16
+
+
+def test_dead_rows_stay_dead():
+    compose = Compose("full", 8, 2, 2)
+    compose.query.dw1.data.zero_()
+    out = compose(torch.randn(1, 2, 3, 3), torch.randn(1, 3, 8))
+    assert bool(out.isfinite().all())
+
+
+def test_checkpoints_and_split_inputs(tmp_path):
+    model = model_of("full")
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "m.safetensors", model)).model
+    assert loaded.fingerprint() == model.fingerprint()
+    assert bool((loaded(TOKENS) == model(TOKENS)).all())
+    before = model(TOKENS)
+    model.set_use_split_qkv_input(True)
+    torch.testing.assert_close(model(TOKENS), before)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ModelConfig(compose_rank=0), "compose, compose_rank"),
+        (lambda: composition_maps(model_of("full"), TOKENS, layer=2), "layer: got 2"),
+        (lambda: folded_circuits(model_of("full"), layer=0), "got compose='full'"),
+        (lambda: run_composed(model_of("qw"), TOKENS, {"hook_x": torch.ones(())}), "unknown hook 'hook_x'"),
+    ],
+)
+def test_errors_say_what_to_do(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
