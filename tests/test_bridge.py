@@ -1,0 +1,299 @@
+"""Bridges: identities that must hold exactly, bad input, and a fit that recovers what a mean ablation loses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from circuits.bridge import (
+    BridgeConfig,
+    Pair,
+    Side,
+    bridge_metrics,
+    chain_losses,
+    fit_bridges,
+    identity_bridges,
+    load_bridges,
+    locations,
+)
+from circuits.bridge.fit import least_squares
+from circuits.bridge.measure import kl_per_token, nmse
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.train import TrainConfig, train
+from tasks.corpus import mini_corpus
+from tasks.tokenizer import CharTokenizer
+
+SMALL = ModelConfig(d_vocab=50, d_model=16, n_layers=2, n_heads=2, d_head=8, d_mlp=32, n_ctx=24)
+QUICK = TrainConfig(
+    model=SMALL, steps=16, batch_size=8, n_val=16, density=0.3, val_every=60, lr=1e-2, weight_decay=0.01
+)
+
+
+@pytest.fixture(scope="module")
+def text():
+    return mini_corpus(n_train_lines=3000, n_val_lines=300)
+
+
+@pytest.fixture(scope="module")
+def dense(text):
+    return train(
+        TrainConfig.dense(model=SMALL, steps=30, batch_size=8, n_val=16), corpus=text, progress=False
+    ).model
+
+
+@pytest.fixture(scope="module")
+def sparse(text):
+    return train(QUICK, corpus=text, progress=False).model
+
+
+@pytest.fixture(scope="module")
+def bridges(dense, sparse, text):
+    return fit_bridges(
+        dense, sparse, text, BridgeConfig(steps=12, batch_size=8, n_val=32, log_every=1), progress=False
+    )
+
+
+@pytest.fixture
+def tokens(text):
+    return text.windows(4, 24, split="val", generator=torch.Generator().manual_seed(5))
+
+
+def hugging_face(kind: str = "gpt2", *, n_layers: int = 2, d_vocab: int = 50, reverse: bool = False):
+    """A small Hugging Face model with mini-Python's tokenizer, behind a TransformerBridge; no download."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        PreTrainedTokenizerFast,
+    )
+
+    symbols = CharTokenizer().symbols[::-1] if reverse else CharTokenizer().symbols
+    words = Tokenizer(models.WordLevel({symbol: i for i, symbol in enumerate(symbols)}, unk_token=" "))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\]\]|[\s\S]"), "isolated")
+    words.decoder = decoders.Fuse()
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        shape = GPT2Config(vocab_size=d_vocab, n_positions=24, n_embd=16, n_layer=n_layers, n_head=2)
+        model, name = GPT2LMHeadModel(shape), "gpt2"
+    else:
+        shape = LlamaConfig(
+            vocab_size=d_vocab,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=n_layers,
+            num_attention_heads=2,
+            max_position_embeddings=24,
+        )
+        model, name = LlamaForCausalLM(shape), "meta-llama/Llama-2-7b-hf"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="\n", pad_token="\n")
+    return TransformerBridge.boot_transformers(name, hf_model=model, tokenizer=tokenizer, device="cpu").eval()
+
+
+def test_locations_are_named_in_forward_order():
+    assert locations(2) == ("embed", "0.attn", "0.mlp", "1.attn", "1.mlp")
+
+
+def test_identity_bridges_give_the_plain_logits_at_every_location(tokens):
+    model = SparseTransformer(SMALL)
+    bridges = identity_bridges(model)
+    plain = model(tokens)
+    for place in locations(2):
+        for start in ("dense", "sparse"):
+            assert (bridges.hybrid(tokens, place, start=start) - plain).abs().max() < 1e-5
+    chain = bridges.hybrid(tokens, "embed", "0.attn", "0.attn", "1.attn", start="sparse")
+    assert (chain - plain).abs().max() < 1e-5
+
+
+def test_identity_bridges_lose_nothing(tokens):
+    model = SparseTransformer(SMALL)
+    metrics = bridge_metrics(identity_bridges(model), tokens)
+    for row in metrics["locations"]:
+        assert row["nmse_encode"] == pytest.approx(0, abs=1e-6)
+        assert row["loss_dense_to_sparse"] == pytest.approx(metrics["loss_dense"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ours", "gpt2", "llama"])
+def test_a_replaced_location_decides_everything_after_it(kind, tokens):
+    model = SparseTransformer(replace(SMALL, bigram=False)) if kind == "ours" else hugging_face(kind)
+    side = Side(model, "dense")
+    assert side.locations == locations(2)
+    value = torch.randn(4, 24, 16)
+    plain, kept = side.run(tokens, keep=side.locations)
+    for place in side.locations:
+        edit = {place: lambda x: value}
+        first, second = (side.run(t, replace=edit)[0] for t in (tokens, (tokens + 1) % 50))
+        assert torch.allclose(first, second, atol=1e-5)
+        same, _ = side.run(tokens, replace={place: lambda x, place=place: kept[place]})
+        assert torch.allclose(same, plain, atol=1e-5)
+    assert torch.equal(side.run(tokens)[0], model(tokens))
+
+
+def test_nmse_and_kl_by_hand():
+    target = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+    assert nmse(target, target) == 0
+    assert nmse(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), target) == 1
+    p = torch.tensor([[[0.5, 0.5]]])
+    q = torch.tensor([[[0.25, 0.75]]])
+    assert float(kl_per_token(p.log(), q.log())) == pytest.approx(
+        0.5 * torch.tensor(4 / 3).log().item(), abs=1e-6
+    )
+
+
+def test_least_squares_finds_an_affine_map():
+    x = torch.randn(50, 3)
+    weight, bias = least_squares(x, x @ torch.arange(6.0).view(3, 2) + 1)
+    assert torch.allclose(weight, torch.arange(6.0).view(3, 2), atol=1e-2)
+    assert torch.allclose(bias, torch.ones(2), atol=1e-2)
+
+
+def test_fitting_recovers_more_than_mean_ablation(bridges):
+    for row in bridges.metrics["locations"]:
+        assert row["nmse_encode"] < 1
+        assert row["nmse_decode"] < 0.9
+    assert bridges.summary()["min_recovered_sparse_to_dense"] > 0
+
+
+def test_fitting_lowers_the_loss_of_random_maps(dense, sparse, text):
+    config = BridgeConfig(
+        init="random", steps=12, batch_size=8, lr=1e-2, n_val=4, log_every=1, hybrids_per_step=1
+    )
+    history = fit_bridges(dense, sparse, text, config, progress=False).history
+    assert history[-1]["nmse_decode"] < 0.9 * history[0]["nmse_decode"]
+    assert history[-1]["nmse_encode"] < history[0]["nmse_encode"]
+
+
+def test_the_two_models_are_left_alone(dense, sparse, text):
+    before = dense.fingerprint(), sparse.fingerprint(), dense.training
+    fit_bridges(dense, sparse, text, BridgeConfig(steps=2, batch_size=4, n_val=4), progress=False)
+    assert (dense.fingerprint(), sparse.fingerprint(), dense.training) == before
+    assert all(parameter.requires_grad for parameter in dense.parameters())
+
+
+def test_same_arguments_same_bits(dense, sparse, text):
+    config = BridgeConfig(steps=3, batch_size=4, n_val=4, hybrids_per_step=2)
+    first, second = (fit_bridges(dense, sparse, text, config, progress=False) for _ in range(2))
+    for a, b in zip(first.maps.parameters(), second.maps.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.metrics == second.metrics
+
+
+def test_sparse_side_trained_beside_under_its_projection(dense, text):
+    before = dense.fingerprint()
+    bridges = fit_bridges(
+        dense, QUICK, text, BridgeConfig(n_val=16, log_every=1, hybrids_per_step=2), progress=False
+    )
+    again = fit_bridges(
+        dense, QUICK, text, BridgeConfig(n_val=16, log_every=1, hybrids_per_step=2), progress=False
+    )
+    assert bridges.sparse.fingerprint() == again.sparse.fingerprint()
+    assert dense.fingerprint() == before
+    assert bridges.sparse.density() <= 0.3
+    assert bridges.history[-1]["cross_entropy"] < bridges.history[0]["cross_entropy"]
+    assert all(
+        torch.isfinite(torch.tensor(row["recovered_dense_to_sparse"])) for row in bridges.metrics["locations"]
+    )
+
+
+def test_coefficients_switch_terms_off(dense, sparse, text):
+    off = dict(kl_dense_to_sparse=0.0, kl_sparse_to_dense=0.0, nmse_encode=0.0)
+    config = BridgeConfig(steps=2, batch_size=4, n_val=4, init="random", **off)
+    fitted = fit_bridges(dense, sparse, text, config, progress=False)
+    start = fit_bridges(dense, sparse, text, replace(config, nmse_decode=0.0), progress=False)
+    same = [
+        torch.equal(a.encoder.weight, b.encoder.weight) for a, b in zip(fitted.maps, start.maps, strict=True)
+    ]
+    moved = [
+        torch.equal(a.decoder.weight, b.decoder.weight) for a, b in zip(fitted.maps, start.maps, strict=True)
+    ]
+    assert all(same)
+    assert not any(moved)
+
+
+def test_unequal_depths_and_widths(dense, text, tokens):
+    deep = SparseTransformer(replace(SMALL, n_layers=3, d_model=24), seed=1)
+    with pytest.raises(ValueError, match=r"pairs: got None.*2\.mlp"):
+        fit_bridges(dense, deep, text, progress=False)
+    pairs = (Pair("embed", "embed"), Pair("0.mlp", "1.attn"), Pair("1.mlp", "2.mlp"))
+    config = BridgeConfig(pairs=pairs, steps=2, batch_size=4, n_val=4)
+    bridges = fit_bridges(dense, deep, text, config, progress=False)
+    assert bridges.hybrid(tokens, "0.mlp~1.attn", "2.mlp").shape == (4, 24, 50)
+    assert BridgeConfig.from_json(config.to_json()) == config
+
+
+def test_chain_losses_fill_the_upper_triangle(bridges, tokens):
+    losses = chain_losses(bridges, tokens)
+    upper = torch.ones(5, 5, dtype=torch.bool).triu()
+    assert losses[upper].isfinite().all()
+    assert losses[~upper].isnan().all()
+
+
+def test_saved_bridges_are_the_same_and_refuse_other_models(bridges, dense, sparse, tokens, tmp_path):
+    path = bridges.save(tmp_path / "bridges.safetensors")
+    loaded = load_bridges(path, dense=dense, sparse=sparse)
+    assert torch.equal(loaded.hybrid(tokens, "0.mlp"), bridges.hybrid(tokens, "0.mlp"))
+    assert loaded.metrics == bridges.metrics
+    assert not list(tmp_path.glob("*.partial"))
+    with pytest.raises(ValueError, match=r"dense: the bridges of .* belong to dense model"):
+        load_bridges(path, dense=SparseTransformer(SMALL), sparse=sparse)
+    with pytest.raises(ValueError, match="sparse: the bridges"):
+        load_bridges(path, dense=dense, sparse=SparseTransformer(SMALL))
+    (tmp_path / "junk").write_bytes(b"junk")
+    with pytest.raises(ValueError, match="cannot be read as bridges"):
+        load_bridges(tmp_path / "junk", dense=dense, sparse=sparse)
+
+
+def test_hybrids_refuse_what_cannot_be(bridges, tokens):
+    with pytest.raises(ValueError, match=r"location: got '7\.mlp'"):
+        bridges.hybrid(tokens, "7.mlp")
+    with pytest.raises(ValueError, match="before it was entered"):
+        bridges.hybrid(tokens, "0.mlp", "embed")
+
+
+def test_bad_input_is_refused(dense, sparse, text):
+    with pytest.raises(ValueError, match="pairs: got '2.mlp' for the dense model"):
+        fit_bridges(dense, sparse, text, BridgeConfig(pairs=(Pair("2.mlp", "1.mlp"),)), progress=False)
+    with pytest.raises(ValueError, match="sparse: got a model of 51 tokens; expected 50"):
+        fit_bridges(dense, SparseTransformer(replace(SMALL, d_vocab=51)), text, progress=False)
+    other = CharTokenizer(name="other", symbols=CharTokenizer().symbols[::-1])
+    with pytest.raises(ValueError, match="dense: its tokenizer does not encode"):
+        fit_bridges(SparseTransformer(SMALL, tokenizer=other), sparse, text, progress=False)
+    broken = SparseTransformer(SMALL)
+    with torch.no_grad():
+        broken.linear(1, "W_in").weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"dense model's activations at '1\.mlp' hold NaN"):
+        fit_bridges(broken, sparse, text, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("steps", 0), ("topk_fraction", 0.0), ("lr", -1.0), ("nmse_decode", -1.0)]
+)
+def test_bad_settings_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}: got"):
+        BridgeConfig(**{field: value})
+
+
+def test_a_hugging_face_model_as_the_dense_side(sparse, text, tmp_path):
+    dense = hugging_face()
+    before = Side(dense, "dense").fingerprint()
+    dense.train()
+    optimizer = torch.optim.Adam(dense.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(10):
+        loss = dense(text.windows(8, 24, split="train", generator=generator), return_type="loss")
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    dense.eval()
+    trained = Side(dense, "dense").fingerprint()
+    assert trained != before
+    bridges = fit_bridges(dense, sparse, text, BridgeConfig(steps=6, batch_size=8, n_val=16), progress=False)
+    assert Side(dense, "dense").fingerprint() == trained
+    assert len(bridges.pairs) == 5
+    assert bridges.summary()["max_nmse_decode"] < 1
+    path = bridges.save(tmp_path / "bridges.safetensors")
+    load_bridges(path, dense=dense, sparse=sparse)
+    with pytest.raises(ValueError, match="dense: its tokenizer does not encode"):
+        fit_bridges(hugging_face(reverse=True), sparse, text, progress=False)
