@@ -253,7 +253,7 @@ def test_hybrids_refuse_what_cannot_be(bridges, tokens):
 
 
 def test_bad_input_is_refused(dense, sparse, text):
-    with pytest.raises(ValueError, match="pairs: got '2.mlp' for the dense model"):
+    with pytest.raises(ValueError, match=r"pairs: got '2\.mlp' for the dense model"):
         fit_bridges(dense, sparse, text, BridgeConfig(pairs=(Pair("2.mlp", "1.mlp"),)), progress=False)
     with pytest.raises(ValueError, match="sparse: got a model of 51 tokens; expected 50"):
         fit_bridges(dense, SparseTransformer(replace(SMALL, d_vocab=51)), text, progress=False)

@@ -121,7 +121,7 @@ def steering_figure(steering: Any, *, title: str = "Steering the dense model") -
         ("sparse", "sparse model, its own channels", NEGATIVE, "dash"),
         ("steered", "dense model, steered", POSITIVE, "solid"),
     ):
-        line = _curve(strengths, steering.curve(of), label, colour, width=3 if of == "steered" else 1.75)
+        line = _curve(strengths, steering.curve(of), label, colour, width=3.0 if of == "steered" else 1.75)
         traces.append(line.update(line={"dash": dash}))
     what = steering.summary()
     channels = ", ".join(map(str, steering.channels[:6])) + (" …" if len(steering.channels) > 6 else "")
@@ -186,7 +186,7 @@ def _curve(
     name: str,
     colour: str,
     *,
-    width: float = 2,
+    width: float = 2.0,
     panel: int = 1,
     shown: bool = True,
 ) -> go.Scatter:
