@@ -23,7 +23,7 @@ from circuits.ablation import ablation_values, run_circuit, run_masked
 from circuits.circuit import WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, Site
 from circuits.gates import Gates
 from circuits.model import SparseTransformer, check_keys, with_tuples
-from circuits.score import Score, check_task, margins, score_margins, task_score, two_way_loss
+from circuits.score import Score, check_task, fitted_scale, margins, score_margins, task_score, two_way_loss
 from tasks import Batch, Corpus, Task, Tokenizer, load_corpus
 
 
@@ -33,18 +33,20 @@ class PruneConfig:
 
     target_loss: float = 0.15
     "Task loss that the circuit may reach at most, in nats (two-way; chance is 0.693)."
-    steps: int = 600
+    steps: int = 300
     "Steps of gate training."
     batch_size: int = 64
     "Prompt pairs per step."
-    lr: float = 1e-2
+    lr: float = 3e-2
     "Peak learning rate of the gates; falls linearly to 0."
     betas: tuple[float, float] = (0.9, 0.95)
     "AdamW's averaging constants."
     weight_decay: float = 1e-3
     "AdamW's weight decay."
-    penalty: float = 3e-3
-    "Nats of task loss that one open gate is worth."
+    penalty: float = 1e-2
+    "Nats of task loss that one open gate is worth; rises from 0 over the first half, so that gates close one by one."
+    calibrate: bool = True
+    "Score with the logits times one fitted factor: a circuit may hold the right margins at the wrong size."
     ablation: Literal["mean", "zero"] = "mean"
     "What a closed coordinate is replaced by; means are over batch and positions of training text."
     n_mean: int = 512
@@ -167,7 +169,16 @@ class _Search:
         self.history: list[dict[str, float]] = []
 
     def score(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score:
-        """Validation score with only these nodes kept, and only these edges (default: all between the nodes).
+        """Validation score of `margins`, after calibration if the config asks for it."""
+        margin = self.margins(nodes, edges)
+        return score_margins(margin * self.scale(margin))
+
+    def scale(self, margin: Tensor) -> float:
+        """The calibration factor for these margins; 1 without calibration."""
+        return fitted_scale(margin) if self.config.calibrate else 1.0
+
+    def margins(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Tensor:
+        """Validation margins with only these nodes kept, and only these edges (default: all between the nodes).
 
         Weights that lead out of the circuit are cut as well: what is left out must not steer what is kept,
         not even by competing with it in AbsTopK.
@@ -180,7 +191,7 @@ class _Search:
         )
         with torch.no_grad():
             logits = run_masked(self.model, self.targets.tokens, masks, self.values, edge_masks)
-        return score_margins(margins(logits, self.targets))
+        return margins(logits, self.targets)
 
     def nodes_by_gates(self, show: Callable[..., None]) -> list[Node]:
         """Learn gates, rank, and bisect for the fewest nodes that meet the target."""
@@ -218,11 +229,10 @@ class _Search:
     def _learn(self, gates: Gates[Site], show: Callable[..., None]) -> dict[Site, Tensor]:
         """Train the gates; returns each coordinate's importance, the mean |d loss / d mask| late in training."""
         config = self.config
+        log_scale = torch.zeros((), requires_grad=config.calibrate)
+        groups = [{"params": [*gates.parameters.values()]}, {"params": [log_scale], "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
-            list(gates.parameters.values()),
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
+            groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
         pool = self.task.batch(16 * config.batch_size, split="train", seed=config.seed)
         generator = torch.Generator().manual_seed(config.seed)
@@ -233,18 +243,19 @@ class _Search:
             masks = gates.masks()
             for mask in masks.values():
                 mask.retain_grad()
-            task_loss = two_way_loss(
-                margins(run_masked(self.model, targets.tokens, masks, self.values), targets)
-            )
+            margin = margins(run_masked(self.model, targets.tokens, masks, self.values), targets)
+            task_loss = two_way_loss(margin * log_scale.exp())
             n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
-            optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * (1 - step / config.steps)
             optimizer.zero_grad(set_to_none=True)
-            (task_loss + config.penalty * n_open).backward()
+            penalty = config.penalty * min(1.0, 2 * step / config.steps)
+            (task_loss + penalty * n_open).backward()
             optimizer.step()
             gates.clamp()
             for site, mask in masks.items():
                 assert mask.grad is not None
-                importance[site].lerp_((mask.grad - config.penalty).abs(), 0.05)
+                importance[site].lerp_((mask.grad - penalty).abs(), 0.05)
             if step % 20 == 0 or step == config.steps - 1:
                 entry = {"step": step, "task_loss": float(task_loss.detach()), "n_open": int(n_open)}
                 self.history.append(entry)
@@ -309,12 +320,16 @@ class _Search:
         test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
         targets = test.tokens_and_targets()
         with torch.no_grad():
-            held_out = score_margins(margins(run_circuit(self.model, circuit, targets.tokens), targets))
+            test_margin = margins(run_circuit(self.model, circuit, targets.tokens), targets)
+        logit_scale = self.scale(self.margins(nodes, edges))
+        held_out = score_margins(test_margin * logit_scale)
         full = task_score(self.model, test)
         target = self.config.target_loss
         return circuit.with_metrics(
             task_loss=held_out.loss,
             task_accuracy=held_out.accuracy,
+            uncalibrated_task_loss=score_margins(test_margin).loss,
+            logit_scale=logit_scale,
             val_task_loss=here.loss,
             full_task_loss=full.loss,
             full_task_accuracy=full.accuracy,

@@ -1,5 +1,6 @@
 """How well logits solve a task: two-way cross-entropy and accuracy between the answer and its foil."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,24 @@ def two_way_loss(margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
 def score_margins(margin: Float[Tensor, " rows"]) -> Score:
     """Loss and accuracy as plain numbers."""
     return Score(float(two_way_loss(margin)), float((margin > 0).float().mean()))
+
+
+def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
+    """The factor on the logits, in [0.01, 100], that makes the two-way loss least: logit calibration.
+
+    A circuit that holds the right margins at the wrong size differs from one that is wrong; one scalar tells
+    them apart. (A shift would cancel in the softmax.) The loss is convex in the factor: Newton on its logarithm.
+    """
+    values = margin.detach().double()
+    log_scale = torch.zeros((), dtype=torch.float64)
+    for _ in range(50):
+        scaled = values * log_scale.exp()
+        wrong = torch.sigmoid(-scaled)
+        slope = -(wrong * scaled).mean()
+        curvature = (wrong * (1 - wrong) * scaled.square() - wrong * scaled).mean()
+        step = slope / curvature if curvature > 1e-12 else slope.sign()
+        log_scale = (log_scale - step.clamp(-1, 1)).clamp(math.log(0.01), math.log(100))
+    return float(log_scale.exp())
 
 
 def task_score(model: SparseTransformer, batch: Batch) -> Score:

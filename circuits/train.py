@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,23 +28,23 @@ from tasks import Corpus, bigram_log_probs, load_corpus
 class TrainConfig:
     """Everything that decides a training run. The defaults are the toy recipe; see `toy` and `paper`."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
-    "Shape of the model; its vocabulary is filled in from the corpus."
+    model: ModelConfig = field(default_factory=partial(ModelConfig, n_layers=1))
+    "Shape of the model; its vocabulary is filled in from the corpus. One layer solves mini-Python as well as two."
     corpus: str = "mini"
     "Name of the training text, for `tasks.load_corpus`."
-    steps: int = 1200
+    steps: int = 1000
     "Optimiser steps."
     minutes: float | None = None
     "Stop by the clock instead, if that comes first; schedules follow the clock, so bits are not repeatable."
-    batch_size: int = 64
+    batch_size: int = 32
     "Sequences of n_ctx tokens per step."
     seed: int = 0
     "Decides initial weights and batches."
-    density: float = 0.02
+    density: float = 0.01
     "Final density of block matrices and biases, in (0, 1]; 1 trains a dense model."
-    embed_density: float | None = None
+    embed_density: float | None = 1 / 16
     "Final density of embeddings and unembedding; None: the same."
-    min_alive: int = 2
+    min_alive: int = 1
     "Weights that each q/k/v channel and neuron keeps at least, inside the budget (published: 4)."
     schedule: Literal["linear", "exponential"] = "linear"
     "Shape of the fall of the density."
@@ -123,8 +124,13 @@ class TrainConfig:
     @classmethod
     def dense(cls, **changes: Any) -> "TrainConfig":
         """A dense model of the same class: density 1, no AbsTopK, learning rate 3e-3."""
-        model = replace(changes.pop("model", ModelConfig()), topk_fraction=None)
-        return cls(**{**dict(density=1.0, min_alive=0, lr=3e-3, sharkfin=False, model=model), **changes})
+        model = replace(changes.pop("model", cls().model), topk_fraction=None)
+        return cls(
+            **{
+                **dict(density=1.0, embed_density=None, min_alive=0, lr=3e-3, sharkfin=False, model=model),
+                **changes,
+            }
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -1,5 +1,7 @@
 """Training: same seed same bits, exact density, resumable, errors before any work."""
 
+import importlib
+
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def test_loss_falls():
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained):
-    from circuits import train as module
+    module = importlib.import_module("circuits.train")
 
     steps = 0
     one_step = module._Run.one_step
@@ -84,7 +86,7 @@ def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
 
 
 def test_a_density_too_small_for_j_is_refused_before_any_work(monkeypatch):
-    from circuits import train as module
+    module = importlib.import_module("circuits.train")
 
     monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
     config = TrainConfig(model=SMALL, density=0.01, min_alive=4)
