@@ -212,3 +212,16 @@ def test_checkpoints_and_split_inputs(tmp_path):
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_figure_of_the_maps_of_a_prompt():
+    from circuits.plots import composition_maps_figure
+
+    maps = composition_maps(model_of("full"), TOKENS)
+    figure = composition_maps_figure(maps, list("dbhhcj"))
+    assert len(figure.data) == 4
+    mean = (maps.pre[0] - torch.eye(4)).mul(torch.ones(6, 6).tril()[:, :, None, None])
+    mean = (mean.sum(1) / torch.arange(1, 7)[:, None, None]).mean(0)
+    assert figure.data[0].z[1][2] == pytest.approx(float(mean[1, 2]), abs=1e-5)
+    with pytest.raises(ValueError, match="tokens: got 1"):
+        composition_maps_figure(maps, ["a"])

@@ -284,3 +284,14 @@ def test_rank_correlation_by_hand():
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_figures_of_composition():
+    found = composition(induction_model(), n_null=200, max_null=4000)
+    figure = found.plot()
+    marked = [trace for trace in figure.data if trace.mode == "markers" and len(trace.x)]
+    assert [(trace.x[0], trace.y[0], trace.xaxis) for trace in marked] == [(0, 0, "x2")]
+    graph = found.plot_graph()
+    assert [trace.name for trace in graph.data if trace.name] == ["K-composition"]
+    assert "1 edge at 5%" in graph.layout.title.text
+    assert composition(small(), n_null=1, max_null=1).plot_graph(rate=0.0).layout.height > 0

@@ -178,3 +178,25 @@ def test_repeated_tokens_repeat_and_fit():
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_figures_of_heads(model):
+    from circuits.plots import head_report_figure, pattern_figure, token_map_figure
+
+    report = head_report(model)
+    assert len(report.plot().data) == 6
+    assert "L1H0 induction" in head_report_figure(report).layout.title.text
+    tokens = repeated_tokens(model, n=1)
+    _, cache = model.run_with_cache(tokens)
+    pattern = cache["blocks.1.attn.hook_pattern"][0]
+    figure = pattern_figure(pattern, [str(t) for t in tokens[0].tolist()])
+    assert figure.layout.xaxis.ticktext[0] == "sink"
+    sink = [row[0] for row in figure.data[0].z]
+    assert sink == pytest.approx((1 - pattern[0].sum(-1)).clamp_min(0).tolist(), abs=1e-6)
+    names = ["a", " ", "\n"]
+    qk = full_qk(model, torch.arange(3), layer=0, head=1).AB
+    assert token_map_figure(qk, names, names, title="QK").layout.xaxis.ticktext == ("a", "␣", "\\n")
+    with pytest.raises(ValueError, match="tokens: got 1"):
+        pattern_figure(pattern, ["a"])
+    with pytest.raises(ValueError, match="values: got shape"):
+        token_map_figure(qk, names, ["a"], title="QK")

@@ -2,7 +2,9 @@
 
 from circuits.plots.bridge import bridge_figure, chain_figure, dilution_figure, steering_figure
 from circuits.plots.circuit import circuit_figure
+from circuits.plots.composition import composition_figure, composition_maps_figure, head_graph_figure
 from circuits.plots.demo import demo_page
+from circuits.plots.heads import head_report_figure, pattern_figure, token_map_figure
 from circuits.plots.history import history_figure, pruning_figure
 from circuits.plots.page import Html, heading, headline, table, write_page
 from circuits.plots.snapshot import figure_to_png
@@ -12,14 +14,20 @@ __all__ = [
     "bridge_figure",
     "chain_figure",
     "circuit_figure",
+    "composition_figure",
+    "composition_maps_figure",
     "demo_page",
     "dilution_figure",
     "figure_to_png",
+    "head_graph_figure",
+    "head_report_figure",
     "heading",
     "headline",
     "history_figure",
+    "pattern_figure",
     "pruning_figure",
     "steering_figure",
     "table",
+    "token_map_figure",
     "write_page",
 ]
