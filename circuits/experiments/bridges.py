@@ -128,7 +128,10 @@ def steer_task(
     bridges: BridgeSet, task: str, *, seed: int = 0, n: int = 128, n_channels: Sequence[int] = (1, 2, 4, 8)
 ) -> dict[str, Any]:
     """Choose location and channels on validation prompts, steer test prompts; the fewest channels that do win."""
-    val, test = (load_task(task).batch(n, split=split, seed=seed) for split in ("val", "test"))
+    val, test = (
+        load_task(task).batch(32, split="val", seed=seed),
+        load_task(task).batch(n, split="test", seed=seed),
+    )
     tried = [
         _try(bridges, val, str(pair), channels)
         for pair in bridges.pairs
@@ -243,5 +246,9 @@ def _write(
 ) -> dict[str, Any]:
     listed = " ".join(f"--seed {seed}" for seed in seeds)
     seconds = time.perf_counter() - started
-    command = f"python -m circuits.experiments.bridges {name} {listed} --steps {steps}"
+    command = f"circuits experiment {name} {listed} --steps {steps}"
     return write_results(path, command=command, seeds=seeds, seconds=seconds, numbers=numbers)
+
+
+EXPERIMENTS = {"bridges": run_bridges, "steering": run_steering, "dilution": run_dilution}
+"""By the name of the results file that each writes."""

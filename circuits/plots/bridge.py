@@ -38,12 +38,13 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
         )
     ]
     worst = min(min(row["recovered_dense_to_sparse"], row["recovered_sparse_to_dense"]) for row in rows)
+    best = max(max(row["recovered_dense_to_sparse"], row["recovered_sparse_to_dense"]) for row in rows)
     largest = max(max(row["nmse_encode"], row["nmse_decode"]) for row in rows)
-    said = f"worst location: recovered {_signed(worst)}, NMSE {largest:.2f}"
+    said = f"worst location: recovered {_two_places(worst)}, NMSE {largest:.2f}"
     figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=520))
     figure.update_layout(
         xaxis={**GRID, "anchor": "y2", "title": {"text": "location", "standoff": 6}, "type": "category"},
-        yaxis={**GRID, "domain": [0.57, 1.0], "range": [min(-0.05, worst - 0.05), 1.08]},
+        yaxis={**GRID, "domain": [0.57, 1.0], "range": [min(-0.05, worst - 0.05), max(1.08, best + 0.05)]},
         yaxis2={**GRID, "domain": [0.0, 0.43], "rangemode": "tozero"},
         legend=LEGEND,
         margin={"l": 64, "r": 28, "t": 104, "b": 52},
@@ -150,7 +151,10 @@ def dilution_figure(dilution: Any, *, title: str = "Context dilution") -> go.Fig
     for i, count in enumerate(counts):
         cells = sorted((c for c in dilution.cells if c.distractors == count), key=lambda c: c.length)
         opacity = 1 - 0.65 * i / max(1, len(counts) - 1) if len(counts) > 1 else 1.0
-        also = f", {count} closed lists before" if len(counts) > 1 else ""
+        group = {
+            "legendgroup": f"{count}",
+            "legendgrouptitle": {"text": _before(count) if len(counts) > 1 else ""},
+        }
         for key, label, colour, dash, panel in (
             ("dense_error", "dense model", POSITIVE, "solid", 1),
             ("sparse_error", "sparse model", NEGATIVE, "solid", 1),
@@ -158,9 +162,9 @@ def dilution_figure(dilution: Any, *, title: str = "Context dilution") -> go.Fig
             ("depth_margin", "depth margin", INK, "solid", 2),
         ):
             line = _curve(
-                [c.length for c in cells], [getattr(c, key) for c in cells], label + also, colour, panel=panel
+                [c.length for c in cells], [getattr(c, key) for c in cells], label, colour, panel=panel
             )
-            traces.append(line.update(opacity=opacity, line={"dash": dash}, showlegend=panel == 1))
+            traces.append(line.update(opacity=opacity, line={"dash": dash}, showlegend=panel == 1, **group))
     said = f"rank correlation of falling margin and dense errors: {dilution.spearman:.2f}, {len(dilution.cells)} cells"
     figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=560))
     figure.update_layout(
@@ -243,5 +247,9 @@ def _panel_title(figure: go.Figure, text: str, y: float) -> None:
     )
 
 
-def _signed(value: float) -> str:
+def _before(count: int) -> str:
+    return "no list before" if count == 0 else f"{count} closed list{'s' if count > 1 else ''} before"
+
+
+def _two_places(value: float) -> str:
     return f"{value:.2f}".replace("-", MINUS)
