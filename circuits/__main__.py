@@ -154,6 +154,72 @@ def show(
         _print_nodes(found)
 
 
+@app.command()
+def bridge(
+    dense: Annotated[Path, typer.Argument(help="Checkpoint of the dense model.")],
+    sparse: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint of the sparse model; none: train one beside the bridges."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Bridges to write.")] = Path("out/bridges.safetensors"),
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON with any fields of BridgeConfig.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit bridges between a dense and a sparse model, and write a page with what they are worth."""
+    with _clear_errors():
+        from circuits.bridge import BridgeConfig
+        from circuits.experiments.bridge_files import bridge_files
+
+        changes = _read_json(config) if config else {}
+        settings = BridgeConfig.from_json({"seed": seed, **changes})
+        report = bridge_files(dense, sparse, out, config=settings, steps=steps)
+    _answer(report, as_json, title="Bridges")
+
+
+@app.command()
+def steer(
+    bridges: Annotated[Path, typer.Argument(help="Bridges that `circuits bridge` wrote.")],
+    dense: Annotated[Path, typer.Argument(help="Checkpoint of the dense model.")],
+    sparse: Annotated[Path, typer.Argument(help="Checkpoint of the sparse model.")],
+    location: Annotated[str, typer.Option(help="embed, or a layer's attn or mlp, such as 1.attn.")],
+    channel: Annotated[
+        list[int] | None,
+        typer.Option(help="Sparse channel to move, repeatable; none: the one that moves most."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Task whose prompts are steered.")] = "quotes",
+    out: Annotated[Path, typer.Option(help="Curves to write.")] = Path("out/steering.json"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Move channels of the sparse model, carry the move across a bridge, and sweep its strength."""
+    with _clear_errors():
+        from circuits.experiments.bridge_files import steer_files
+
+        report = steer_files(
+            bridges, dense, sparse, out, task=task, location=location, channels=channel or (), seed=seed
+        )
+    _answer(report, as_json, title=f"Steering {task}")
+
+
+@app.command()
+def experiment(
+    name: Annotated[str, typer.Argument(help="bridges, steering or dilution.")],
+    seed: Annotated[list[int] | None, typer.Option(help="Seed, repeatable.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 1200,
+    as_json: AsJson = False,
+) -> None:
+    """Remake docs/results/NAME.json; what is finished is kept in out/ and not done again."""
+    with _clear_errors():
+        from circuits.experiments.bridges import EXPERIMENTS
+
+        if name not in EXPERIMENTS:
+            raise ValueError(f"name: got {name!r}; expected one of {sorted(EXPERIMENTS)}.")
+        report = EXPERIMENTS[name](seeds=tuple(seed or (0,)), steps=steps)
+    _answer(report if as_json else {k: v for k, v in report.items() if k != "runs"}, as_json, title=name)
+
+
 def main() -> None:
     """Entry point of the `circuits` command."""
     app()
