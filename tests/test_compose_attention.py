@@ -225,3 +225,29 @@ def test_figure_of_the_maps_of_a_prompt():
     assert figure.data[0].z[1][2] == pytest.approx(float(mean[1, 2]), abs=1e-5)
     with pytest.raises(ValueError, match="tokens: got 1"):
         composition_maps_figure(maps, ["a"])
+
+
+def test_variants_of_the_experiment_are_comparable():
+    from circuits.experiments.heads import VARIANTS, interval, variant_config
+
+    sizes = {}
+    for variant in VARIANTS:
+        config = variant_config(variant, seed=0, steps=1).model
+        with torch.device("meta"):
+            model = SparseTransformer(ModelConfig(**{**config.to_json(), "d_vocab": 60}))
+        sizes[variant] = sum(parameter.numel() for parameter in model.parameters())
+    assert abs(sizes["plain_equal"] / sizes["full"] - 1) < 0.002
+    assert sizes["plain"] < sizes["static"] < sizes["gate"] < sizes["qw"] < sizes["full"]
+    assert interval([1.0, 2.0, 3.0]) == pytest.approx([2 - 2.484, 2 + 2.484], abs=1e-3)
+    with pytest.raises(ValueError, match="variant: got 'loud'"):
+        variant_config("loud", seed=0, steps=1)
+
+
+def test_the_experiment_runs_and_is_not_run_twice(tmp_path):
+    from circuits.experiments.heads import run_dynamic
+
+    options = dict(seeds=1, steps=2, variants=("full",), out=tmp_path, results=tmp_path / "results.json")
+    first = run_dynamic(**options)
+    assert set(first["variants"]["full"]) >= {"seen", "held_out", "held_out_ci", "n_edges"}
+    assert set(first["runs"][0]["ablated"]) == {"query", "key", "pre", "post", "mixing"}
+    assert run_dynamic(**options)["minutes"] == first["minutes"]

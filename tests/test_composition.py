@@ -289,7 +289,7 @@ def test_errors_say_what_to_do(call, message):
 def test_figures_of_composition():
     found = composition(induction_model(), n_null=200, max_null=4000)
     figure = found.plot()
-    marked = [trace for trace in figure.data if trace.mode == "markers" and len(trace.x)]
+    marked = [trace for trace in figure.data if trace.type == "scatter" and len(trace.x)]
     assert [(trace.x[0], trace.y[0], trace.xaxis) for trace in marked] == [(0, 0, "x2")]
     graph = found.plot_graph()
     assert [trace.name for trace in graph.data if trace.name] == ["K-composition"]

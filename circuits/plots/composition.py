@@ -39,7 +39,8 @@ def composition_figure(
     ports = [p for p in PORT_COLOURS if any(reader.port == p for reader in composition.readers)]
     writers = [i for i in range(len(composition.writers)) if bool(composition.later[i].any())]
     z = composition.z
-    groups, columns, rows, limit = [], [], [], limit_of(z[composition.later].numpy())
+    groups: list[list[go.Heatmap | go.Scatter]] = []
+    columns, rows, limit = [], [], limit_of(z[composition.later].numpy())
     limit = min(limit, 10.0)
     for n, port in enumerate(ports):
         readers = [

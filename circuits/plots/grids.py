@@ -46,7 +46,7 @@ def heat(
 
 
 def panels(
-    traces: Sequence[Sequence[go.Heatmap]],
+    traces: Sequence[Sequence[go.Heatmap | go.Scatter]],
     columns: Sequence[Sequence[str]],
     rows: Sequence[Sequence[str]],
     names: Sequence[str],
