@@ -33,6 +33,8 @@ class PruneConfig:
 
     target_loss: float = 0.15
     "Task loss that the circuit may reach at most, in nats (two-way; chance is 0.693)."
+    target_accuracy: float = 0.985
+    "Fraction of prompts that the circuit must get right at least; a calibrated loss alone would forgive errors."
     steps: int = 300
     "Steps of gate training."
     batch_size: int = 64
@@ -156,11 +158,11 @@ class _Search:
         self.model, self.task, self.config = model, task, config
         self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
         full = task_score(model, self.batch)
-        if full.loss > config.target_loss:
+        if not self.meets(full):
             raise ValueError(
                 f"task: the whole model's loss on {task.name!r} is {full.loss:.3f} nats (accuracy "
-                f"{full.accuracy:.3f}), above target_loss = {config.target_loss}; expected a model that solves "
-                "the task. Train it longer, or raise target_loss."
+                f"{full.accuracy:.3f}); expected at most target_loss = {config.target_loss} and at least "
+                f"target_accuracy = {config.target_accuracy}. Train it longer, or relax the targets."
             )
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
@@ -172,6 +174,10 @@ class _Search:
         """Validation score of `margins`, after calibration if the config asks for it."""
         margin = self.margins(nodes, edges)
         return score_margins(margin * self.scale(margin))
+
+    def meets(self, score: Score) -> bool:
+        """Whether a score is within both targets."""
+        return score.loss <= self.config.target_loss and score.accuracy >= self.config.target_accuracy
 
     def scale(self, margin: Tensor) -> float:
         """The calibration factor for these margins; 1 without calibration."""
@@ -211,20 +217,17 @@ class _Search:
         search starts at the open gates, where the training left off, and doubles only if those do not suffice.
         """
         low, high = 0, max(1, n_open)
-        while high < len(ranked) and not self._meets(ranked[:high]):
+        while high < len(ranked) and not self.meets(self.score(ranked[:high])):
             low, high = high + 1, 2 * high
         high = min(high, len(ranked))
         while low < high:
             middle = (low + high) // 2
-            if self._meets(ranked[:middle]):
+            if self.meets(self.score(ranked[:middle])):
                 high = middle
             else:
                 low = middle + 1
             show(stage="discretise", nodes=high)
         return high
-
-    def _meets(self, nodes: list[Node]) -> bool:
-        return self.score(nodes).loss <= self.config.target_loss
 
     def _learn(self, gates: Gates[Site], show: Callable[..., None]) -> dict[Site, Tensor]:
         """Train the gates; returns each coordinate's importance, the mean |d loss / d mask| late in training."""
@@ -267,23 +270,21 @@ class _Search:
     ) -> list[Node]:
         """Drop nodes, least needed first, until no single one can go."""
 
-        def loss(kept: list[Node]) -> float:
-            among = None if edges is None else _among(edges, kept)
-            return self.score(kept, among).loss
+        def score(kept: list[Node]) -> Score:
+            return self.score(kept, None if edges is None else _among(edges, kept))
 
-        return _minimal(nodes, loss, self.config.target_loss, lambda n: show(stage="nodes", nodes=n))
+        return _minimal(nodes, score, self.meets, lambda n: show(stage="nodes", nodes=n))
 
     def minimal(
         self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
     ) -> tuple[list[Node], list[Edge]]:
         """Drop edges and the nodes that lost their use, until no single node and no single edge can go."""
-        target = self.config.target_loss
         while True:
             # A q-k pair has no weight that could be cut: it stands as long as both of its channels do.
             pairs = [edge for edge in edges if _is_pair(edge)]
             weights = [edge for edge in edges if not _is_pair(edge)]
             weights = _minimal(
-                weights, partial(self._edge_loss, nodes), target, lambda n: show(stage="edges", edges=n)
+                weights, partial(self.score, nodes), self.meets, lambda n: show(stage="edges", edges=n)
             )
             edges = sorted(weights + pairs)
             fewer = self.minimal_nodes(nodes, edges, show)
@@ -291,20 +292,15 @@ class _Search:
                 return nodes, edges
             nodes, edges = fewer, _among(edges, fewer)
 
-    def _edge_loss(self, nodes: list[Node], edges: list[Edge]) -> float:
-        return self.score(nodes, edges).loss
-
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
         here = self.score(nodes, edges)
-        without = {node: self.score(*_without(node, nodes, edges)).loss for node in nodes}
+        without = {node: self.score(*_without(node, nodes, edges)) for node in nodes}
         facts = {
-            node: NodeFacts(mean=float(self.values[node.at][node.index]), effect=loss - here.loss)
-            for node, loss in without.items()
+            node: NodeFacts(mean=float(self.values[node.at][node.index]), effect=score.loss - here.loss)
+            for node, score in without.items()
         }
-        edge_losses = [
-            self.score(nodes, [e for e in edges if e != edge]).loss for edge in edges if not _is_pair(edge)
-        ]
+        cut = [self.score(nodes, [e for e in edges if e != edge]) for edge in edges if not _is_pair(edge)]
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
@@ -317,27 +313,32 @@ class _Search:
             values={site: value.cpu() for site, value in self.values.items()},
             facts=facts,
         )
-        test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
-        targets = test.tokens_and_targets()
-        with torch.no_grad():
-            test_margin = margins(run_circuit(self.model, circuit, targets.tokens), targets)
-        logit_scale = self.scale(self.margins(nodes, edges))
-        held_out = score_margins(test_margin * logit_scale)
-        full = task_score(self.model, test)
-        target = self.config.target_loss
         return circuit.with_metrics(
-            task_loss=held_out.loss,
-            task_accuracy=held_out.accuracy,
-            uncalibrated_task_loss=score_margins(test_margin).loss,
-            logit_scale=logit_scale,
+            **self._held_out(circuit, self.scale(self.margins(nodes, edges))),
             val_task_loss=here.loss,
-            full_task_loss=full.loss,
-            full_task_accuracy=full.accuracy,
-            one_minimal=all(loss > target for loss in [*without.values(), *edge_losses]),
-            target_loss=target,
+            val_task_accuracy=here.accuracy,
+            one_minimal=not any(self.meets(score) for score in [*without.values(), *cut]),
+            target_loss=self.config.target_loss,
+            target_accuracy=self.config.target_accuracy,
             history=self.history,
             prune=self.config.to_json(),
         )
+
+    def _held_out(self, circuit: Circuit, logit_scale: float) -> dict[str, float]:
+        """Scores on test prompts, of the circuit (the calibration is that of the validation prompts) and the model."""
+        test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
+        targets = test.tokens_and_targets()
+        with torch.no_grad():
+            margin = margins(run_circuit(self.model, circuit, targets.tokens), targets)
+        score, full = score_margins(margin * logit_scale), task_score(self.model, test)
+        return {
+            "task_loss": score.loss,
+            "task_accuracy": score.accuracy,
+            "uncalibrated_task_loss": score_margins(margin).loss,
+            "logit_scale": logit_scale,
+            "full_task_loss": full.loss,
+            "full_task_accuracy": full.accuracy,
+        }
 
     def _edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
         masks = {
@@ -354,18 +355,21 @@ class _Search:
 
 
 def _minimal(
-    parts: list[Any], loss: Callable[[list[Any]], float], target: float, show: Callable[[int], None]
+    parts: list[Any],
+    score: Callable[[list[Any]], Score],
+    meets: Callable[[Score], bool],
+    show: Callable[[int], None],
 ) -> list[Any]:
-    """Drop parts, cheapest first, while `loss` of the rest stays at or under `target`; ends when none can go."""
+    """Drop parts, cheapest first, while the score of the rest meets the target; ends when no single one can go."""
     parts = list(parts)
     while True:
-        costs = {part: loss([p for p in parts if p != part]) for part in parts}
-        free = sorted((part for part in parts if costs[part] <= target), key=lambda part: (costs[part], part))
+        without = {part: score([p for p in parts if p != part]) for part in parts}
+        free = sorted((p for p in parts if meets(without[p])), key=lambda part: (without[part].loss, part))
         if not free:
             return parts
         for index, part in enumerate(free):
             rest = [p for p in parts if p != part]
-            if index == 0 or loss(rest) <= target:
+            if index == 0 or meets(score(rest)):
                 parts = rest
         show(len(parts))
 
