@@ -203,23 +203,6 @@ def steer(
     _answer(report, as_json, title=f"Steering {task}")
 
 
-@app.command()
-def experiment(
-    name: Annotated[str, typer.Argument(help="bridges, steering or dilution.")],
-    seed: Annotated[list[int] | None, typer.Option(help="Seed, repeatable.")] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each model.")] = 1200,
-    as_json: AsJson = False,
-) -> None:
-    """Remake docs/results/NAME.json; what is finished is kept in out/ and not done again."""
-    with _clear_errors():
-        from circuits.experiments.bridges import EXPERIMENTS
-
-        if name not in EXPERIMENTS:
-            raise ValueError(f"name: got {name!r}; expected one of {sorted(EXPERIMENTS)}.")
-        report = EXPERIMENTS[name](seeds=tuple(seed or (0,)), steps=steps)
-    _answer(report if as_json else {k: v for k, v in report.items() if k != "runs"}, as_json, title=name)
-
-
 def main() -> None:
     """Entry point of the `circuits` command."""
     app()

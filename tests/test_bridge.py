@@ -297,3 +297,20 @@ def test_a_hugging_face_model_as_the_dense_side(sparse, text, tmp_path):
     load_bridges(path, dense=dense, sparse=sparse)
     with pytest.raises(ValueError, match="dense: its tokenizer does not encode"):
         fit_bridges(hugging_face(reverse=True), sparse, text, progress=False)
+
+
+def test_the_commands_from_files_to_files(text, tmp_path):
+    from circuits.checkpoint import save_checkpoint
+    from circuits.experiments.bridge_files import bridge_files, steer_files
+
+    shape = replace(SMALL, n_layers=1)
+    dense, sparse = tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors"
+    for seed, path in enumerate((dense, sparse)):
+        save_checkpoint(path, SparseTransformer(shape, seed=seed))
+    out = tmp_path / "bridges.safetensors"
+    report = bridge_files(dense, sparse, out, config=BridgeConfig(batch_size=4, n_val=4), steps=2)
+    assert report["n_pairs"] == 3
+    assert "Passes that cross twice" in (tmp_path / "bridges.html").read_text()
+    summary = steer_files(out, dense, sparse, tmp_path / "steering.json", location="0.attn", n=4)
+    assert len(summary["channels"]) == 1
+    assert (tmp_path / "steering.json").exists()

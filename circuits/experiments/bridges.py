@@ -1,5 +1,9 @@
 """Bridges, steering and dilution: one dense and one sparse model a seed, prepared once and used by all three.
 
+    python -m circuits.experiments.bridges bridges --seeds 1     -> docs/results/bridges.json
+    python -m circuits.experiments.bridges steering --seeds 3    -> docs/results/steering.json
+    python -m circuits.experiments.bridges dilution --seeds 1    -> docs/results/dilution.json
+
 The dense model is trained first; then the sparse one, together with the bridges. What is finished stays in the
 `out` folder and is taken up again as long as the settings are the same.
 """
@@ -9,7 +13,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from circuits.bridge import BridgeConfig, BridgeSet, fit_bridges, load_bridges
 from circuits.checkpoint import load_checkpoint, save_checkpoint
@@ -22,7 +28,13 @@ from circuits.steer import channel_effects, steer
 from circuits.train import TrainConfig, train
 from tasks import Batch, Corpus, load_corpus, load_task
 
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 OUT, RESULTS = Path("out/bridges"), Path("docs/results")
+Seeds = Annotated[int, typer.Option(help="Number of seeds.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps of each model.")]
+Context = Annotated[
+    int, typer.Option(help="Context of the models, in tokens; longer lists fit a longer one.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +70,16 @@ class BridgeSetup:
 def prepare(setup: BridgeSetup, out: Path, *, progress: bool = True) -> BridgeSet:
     """Both models and their bridges: from `out` where they were made by the same settings, else made and kept."""
     corpus = load_corpus(setup.dense.corpus)
-    dense = _dense(setup.dense, corpus, out / "dense.safetensors", progress)
+    dense, seconds = _dense(setup.dense, corpus, out / "dense.safetensors", progress)
     saved = out / "sparse.safetensors"
     wanted = _plain({"setup": setup.to_json(), "dense": dense.fingerprint()})
     kept = load_checkpoint(saved, tokenizer=corpus.tokenizer) if saved.exists() else None
     if kept is not None and kept.meta.get("bridges") == wanted and (out / "bridges.safetensors").exists():
         return load_bridges(out / "bridges.safetensors", dense=dense, sparse=kept.model.eval())
+    started = time.perf_counter()
     bridges = fit_bridges(dense, setup.sparse, corpus, setup.bridge, progress=progress)
+    seconds += time.perf_counter() - started
+    bridges = replace(bridges, metrics={**bridges.metrics, "seconds": round(seconds, 1)})
     bridges.save(out / "bridges.safetensors")
     save_checkpoint(saved, bridges.sparse, meta={"train": setup.sparse.to_json(), "bridges": wanted})
     return bridges
@@ -79,19 +94,19 @@ def run_bridges(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Train, bridge and measure for each seed, and write the results file; returns its content."""
-    started = time.perf_counter()
     runs = []
     for seed in seeds:
         setup = BridgeSetup.toy(seed=seed, steps=steps)
         bridges = prepare(setup, out / f"{seed}", progress=progress)
         facts = {"density": bridges.sparse.density(), "n_nonzero": bridges.sparse.n_nonzero()}
+        facts["seconds"] = bridges.metrics["seconds"]
         runs.append({"seed": seed, **bridges.summary(), **facts, "locations": bridges.metrics["locations"]})
     numbers = {
         "min_recovered_dense_to_sparse": min(run["min_recovered_dense_to_sparse"] for run in runs),
         "min_recovered_sparse_to_dense": min(run["min_recovered_sparse_to_dense"] for run in runs),
         "runs": runs,
     }
-    return _write(results, "bridges", seeds, steps, started, numbers)
+    return _write(results, "bridges", seeds, steps, numbers)
 
 
 def run_steering(
@@ -107,7 +122,6 @@ def run_steering(
     Location and number of channels are chosen on validation prompts, and reported on test prompts; which
     channels is decided by the sparse model alone.
     """
-    started = time.perf_counter()
     runs = []
     for seed in seeds:
         setup = BridgeSetup.toy(seed=seed, steps=steps)
@@ -117,11 +131,17 @@ def run_steering(
             return steer_task(bridges, "quotes", seed=seed)
 
         settings = {"setup": setup.to_json(), "models": bridges.fingerprints()}
-        runs.append({"seed": seed, **once(out / f"{seed}" / "steering.json", settings, run)})
+        runs.append(
+            {
+                "seed": seed,
+                **once(out / f"{seed}" / "steering.json", settings, run),
+                "seconds_models": bridges.metrics["seconds"],
+            }
+        )
     keys = ("p_foil_before", "p_foil_after", "control_change", "strength")
     numbers: dict[str, Any] = {key: mean([run[key] for run in runs]) for key in keys}
     numbers["strength"] = max(run["strength"] for run in runs)
-    return _write(results, "steering", seeds, steps, started, {**numbers, "runs": runs})
+    return _write(results, "steering", seeds, steps, {**numbers, "runs": runs})
 
 
 def steer_task(
@@ -156,7 +176,6 @@ def run_dilution(
     progress: bool = True,
 ) -> dict[str, Any]:
     """Sweep and attack for each seed, and write the results file; returns its content."""
-    started = time.perf_counter()
     runs = []
     for seed in seeds:
         setup = BridgeSetup.toy(seed=seed, steps=steps, n_ctx=n_ctx)
@@ -168,14 +187,20 @@ def run_dilution(
             return dilution_of(bridges, circuit, seed=seed)
 
         settings = {"setup": setup.to_json(), "models": bridges.fingerprints(), "circuit": circuit.summary()}
-        runs.append({"seed": seed, **once(folder / "dilution.json", settings, run)})
+        runs.append(
+            {
+                "seed": seed,
+                **once(folder / "dilution.json", settings, run),
+                "seconds_models": bridges.metrics["seconds"],
+            }
+        )
     numbers = {
         "spearman": mean([run["spearman"] for run in runs]),
         "adversarial_ratio": mean([run["adversarial_ratio"] for run in runs]),
         "n_ctx": n_ctx,
         "runs": runs,
     }
-    return _write(results, "dilution", seeds, steps, started, numbers)
+    return _write(results, "dilution", seeds, steps, numbers, f" --n-ctx {n_ctx}")
 
 
 def dilution_of(bridges: BridgeSet, circuit: Circuit, *, seed: int = 0, n: int = 256) -> dict[str, Any]:
@@ -195,12 +220,14 @@ def dilution_of(bridges: BridgeSet, circuit: Circuit, *, seed: int = 0, n: int =
     return {**sweep.to_json(), "adversarial_ratio": found / random, "attacks": attacks}
 
 
-def _dense(config: TrainConfig, corpus: Corpus, path: Path, progress: bool) -> SparseTransformer:
+def _dense(
+    config: TrainConfig, corpus: Corpus, path: Path, progress: bool
+) -> tuple[SparseTransformer, float]:
     config = replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
     if path.exists():
         kept = load_checkpoint(path, tokenizer=corpus.tokenizer)
         if kept.meta.get("train") == _plain(config.to_json()):
-            return kept.model.eval()
+            return kept.model.eval(), kept.meta["seconds"]
     stopped = path.with_suffix(".interrupted.safetensors")
     training = train(
         config,
@@ -211,7 +238,7 @@ def _dense(config: TrainConfig, corpus: Corpus, path: Path, progress: bool) -> S
     )
     training.save(path)
     stopped.unlink(missing_ok=True)
-    return training.model
+    return training.model, training.seconds
 
 
 def _circuit(model: SparseTransformer, path: Path, seed: int, progress: bool) -> Circuit:
@@ -242,13 +269,35 @@ def _plain(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(
-    path: Path, name: str, seeds: Sequence[int], steps: int, started: float, numbers: dict[str, Any]
+    path: Path,
+    name: str,
+    seeds: Sequence[int],
+    steps: int,
+    numbers: dict[str, Any],
+    options: str = "",
 ) -> dict[str, Any]:
-    listed = " ".join(f"--seed {seed}" for seed in seeds)
-    seconds = time.perf_counter() - started
-    command = f"circuits experiment {name} {listed} --steps {steps}"
+    seconds = sum(run["seconds"] + run.get("seconds_models", 0.0) for run in numbers["runs"])
+    command = f"python -m circuits.experiments.bridges {name} --seeds {len(seeds)} --steps {steps}{options}"
     return write_results(path, command=command, seeds=seeds, seconds=seconds, numbers=numbers)
 
 
-EXPERIMENTS = {"bridges": run_bridges, "steering": run_steering, "dilution": run_dilution}
-"""By the name of the results file that each writes."""
+@app.command(name="bridges")
+def bridges_command(seeds: Seeds = 1, steps: Steps = 1200) -> None:
+    """Loss that hybrid passes recover at every location."""
+    run_bridges(seeds=range(seeds), steps=steps)
+
+
+@app.command(name="steering")
+def steering_command(seeds: Seeds = 3, steps: Steps = 1200) -> None:
+    """The closing quote of the dense model, moved through a channel of the sparse one."""
+    run_steering(seeds=range(seeds), steps=steps)
+
+
+@app.command(name="dilution")
+def dilution_command(seeds: Seeds = 1, steps: Steps = 1200, n_ctx: Context = 64) -> None:
+    """Where the dense model loses count of brackets, as the sparse circuit foretells it."""
+    run_dilution(seeds=range(seeds), steps=steps, n_ctx=n_ctx)
+
+
+if __name__ == "__main__":
+    app()
