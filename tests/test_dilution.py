@@ -140,3 +140,12 @@ def test_bad_input_is_refused(sparse, circuit):
         dilution_sweep(sparse, averaging(0.5), circuit, lengths=(2,))
     with pytest.raises(ValueError, match="dense: got a model of 51 tokens"):
         dilution_sweep(SparseTransformer(replace(MODEL, d_vocab=51)), sparse, circuit)
+
+
+def test_the_experiment_sweeps_and_attacks(sparse, circuit):
+    from circuits.bridge import identity_bridges
+    from circuits.experiments.bridges import dilution_of
+
+    found = dilution_of(identity_bridges(sparse), circuit, n=4, rounds=2)
+    assert {"spearman", "adversarial_ratio", "cells", "attacks"} <= set(found)
+    assert len(found["attacks"]) == len({a["length"] for a in found["attacks"]})

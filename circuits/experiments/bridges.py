@@ -203,7 +203,9 @@ def run_dilution(
     return _write(results, "dilution", seeds, steps, numbers, f" --n-ctx {n_ctx}")
 
 
-def dilution_of(bridges: BridgeSet, circuit: Circuit, *, seed: int = 0, n: int = 256) -> dict[str, Any]:
+def dilution_of(
+    bridges: BridgeSet, circuit: Circuit, *, seed: int = 0, n: int = 256, rounds: int = 40
+) -> dict[str, Any]:
     """Sweep over lengths and distractors, and an attack at every third length that fits."""
     n_ctx = bridges.sparse.config.n_ctx
     lengths = range(1, n_ctx // 4)
@@ -212,7 +214,7 @@ def dilution_of(bridges: BridgeSet, circuit: Circuit, *, seed: int = 0, n: int =
     )
     reachable = sorted({cell.length for cell in sweep.cells if cell.distractors == 0})
     attacks = [
-        attack(bridges.dense, bridges.sparse, circuit, length=length, n=n, seed=seed).to_json()
+        attack(bridges.dense, bridges.sparse, circuit, length=length, n=n, rounds=rounds, seed=seed).to_json()
         for length in reachable[2::3]
     ]
     found = mean([a["found_error"] for a in attacks])
