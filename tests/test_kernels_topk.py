@@ -1,5 +1,9 @@
 """Selection by magnitude: every implementation against naive, and naive against hand-made cases."""
 
+import pathlib
+import subprocess
+import sys
+
 import hypothesis.extra.numpy as numpy_strategies
 import pytest
 import torch
@@ -7,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuits.kernels import abs_topk, chosen_impl, naive, slice_topk_mask, topk_mask, topk_threshold
+from circuits.kernels import abs_topk, chosen_impl, slice_topk_mask, topk_mask, topk_threshold
 
 DTYPES = [torch.float32, torch.float64]
 SHAPES = [(1, 1), (1, 7), (3, 1), (5, 33), (37, 128), (300, 17), (17, 300), (2, 3, 19), (3, 19, 2, 5)]
@@ -141,7 +145,7 @@ def test_properties(values: object, k: int, power: int, columns: bool) -> None:
     same(abs_topk(scaled, k, dim, impl="cpu"), kept.double() * 2.0**power)
 
 
-MATRICES = [(1, 1), (3, 5), (128, 256), (333, 777), (2048, 130)]
+MATRICES = [(1, 1), (3, 5), (150, 333), (1100, 70)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,7 +164,7 @@ def test_topk_mask_agrees_with_naive(shape: tuple[int, int], dtype: torch.dtype)
                 assert forced[always].all()
 
 
-@pytest.mark.parametrize("shape", [(600, 500), (500, 600)])
+@pytest.mark.parametrize("shape", [(300, 250), (250, 300)])
 def test_topk_mask_on_matrices_a_sample_misjudges(shape: tuple[int, int]) -> None:
     n = shape[0] * shape[1]
     sample_sees_zeros = torch.arange(1, n + 1.0)
@@ -208,5 +212,10 @@ def test_errors_name_the_argument_and_the_remedy() -> None:
         abs_topk(x.clone().requires_grad_(), 1, out=torch.empty(4, 6))
 
 
-def test_naive_is_importable_without_the_compiler() -> None:
-    assert naive.topk_threshold(torch.tensor([1.0, -3.0]), 1) == 3.0
+def test_naive_needs_neither_compiler() -> None:
+    script = (
+        "import sys; sys.modules['numba'] = sys.modules['triton'] = None\n"
+        "import torch, circuits.kernels\n"
+        "assert circuits.kernels.abs_topk(torch.tensor([1.0, -3.0]), 1, impl='naive').tolist() == [0.0, -3.0]\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=pathlib.Path(__file__).parents[1])

@@ -72,14 +72,23 @@ def awkward(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.where(torch.rand(shape) < 0.5, torch.randn(shape), drawn).to(DEVICE, dtype)
 
 
+# shape, dim, dtype
+SELECTIONS = [
+    ((9, 37), 1, torch.float32),
+    ((9, 37), 1, torch.bfloat16),
+    ((37, 33), 0, torch.float32),
+    ((37, 5), 0, torch.bfloat16),
+    ((3, 11, 2), 1, torch.float32),
+    ((1, 1), 0, torch.float32),
+    ((1, 300), 1, torch.float32),
+]
+
+
 @parity
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "dim"), [((9, 37), 1), ((37, 33), 0), ((3, 11, 2), 1), ((1, 1), 0), ((2, 300), 1)]
-)
+@pytest.mark.parametrize(("shape", "dim", "dtype"), SELECTIONS)
 def test_parity_of_abs_topk(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
     x, dy = awkward(shape, dtype), torch.randn(shape).to(DEVICE, dtype)
-    for k in sorted({1, max(1, shape[dim] // 4), shape[dim]}):
+    for k in sorted({max(1, shape[dim] // 4), shape[dim]}):
         results = []
         for impl in ("triton", "naive"):
             leaf = x.clone().requires_grad_()
@@ -93,7 +102,7 @@ def test_parity_of_abs_topk(shape: tuple[int, ...], dim: int, dtype: torch.dtype
 
 @parity
 def test_parity_of_abs_topk_without_ties() -> None:
-    x = torch.randn(20, 150, device=DEVICE)
+    x = torch.randn(9, 140, device=DEVICE)
     for given, dim in ((x, 1), (x.t().contiguous(), 0), (x.t().contiguous().t(), 1)):
         out = torch.full_like(given, NAN)
         assert abs_topk(given, 40, dim, impl="triton", out=out) is out
@@ -111,7 +120,7 @@ def test_parity_of_weight_selection(dtype: torch.dtype) -> None:
         torch.zeros(5, 7, device=DEVICE),
     ):
         always = torch.rand(w.shape, device=DEVICE) < 0.01
-        for k in sorted({w.numel() // 100 + 1, w.numel() // 3, w.numel()}):
+        for k in sorted({w.numel() // 3, w.numel()}):
             same(topk_mask(w, k, impl="triton"), topk_mask(w, k, impl="naive"))
             same(topk_threshold(w, k, impl="triton"), topk_threshold(w, k, impl="naive"))
             if int(always.sum()) <= k:
@@ -125,15 +134,21 @@ def drawn(d_in: int, d_out: int, density: float) -> Tensor:
     return w
 
 
-# d_in, d_out, density, tokens
-CASES = [(1, 1, 1.0, 1), (7, 13, 1.0, 3), (33, 9, 0.2, 300), (12, 10, 0.0, 5), (9, 21, 0.3, 257)]
+# d_in, d_out, density, tokens, dtype
+PRODUCTS = [
+    (1, 1, 1.0, 1, torch.float32),
+    (7, 13, 1.0, 3, torch.float32),
+    (33, 9, 0.2, 300, torch.float32),
+    (12, 10, 0.0, 5, torch.float32),
+    (9, 21, 0.3, 257, torch.bfloat16),
+]
 
 
 @parity
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_parity_of_products_and_gradients(case: tuple[int, int, float, int], dtype: torch.dtype) -> None:
-    d_in, d_out, density, tokens = case
+@pytest.mark.parametrize(("d_in", "d_out", "density", "tokens", "dtype"), PRODUCTS)
+def test_parity_of_products_and_gradients(
+    d_in: int, d_out: int, density: float, tokens: int, dtype: torch.dtype
+) -> None:
     weight = SparseWeight.from_dense(drawn(d_in, d_out, density).to(dtype)).to(DEVICE)
     x, dy, bias = (
         torch.randn(shape).to(DEVICE, dtype) for shape in ((d_in, tokens), (d_out, tokens), (d_out,))

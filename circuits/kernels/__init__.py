@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 IMPLS = ("naive", "cpu", "triton")
-DENSE_FROM = {"cpu": 0.3, "triton": 0.05}
+DENSE_FROM = {"cpu": 0.35, "triton": 0.05}
 """Density from which the product with a dense matrix is faster."""
 
 

@@ -7,25 +7,12 @@ from torch import Tensor
 
 from circuits.kernels import cpu_csr as csr
 from circuits.kernels import cpu_topk as loops
+from circuits.kernels.memory import empty
 from circuits.kernels.sparse_weight import SparseWeight
 from circuits.kernels.team import run
 
-HUGE = 4 * 2**20  # bytes from which numpy asks the kernel for huge pages
 SAMPLE = 16_384  # entries looked at to guess where the threshold of a large matrix lies
 FLAT_CHUNK = 65_536  # entries of a matrix in one chunk of work
-
-
-def empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """An uninitialised CPU tensor; a large one on huge pages, where the system allows them.
-
-    Touching fresh memory for the first time costs more than computing what goes there: 64 MiB from
-    `torch.empty` took 51 ms to fill, from numpy's allocator 3 ms, because numpy asks for 2 MiB pages and
-    torch's allocator does not.
-    """
-    kind = {torch.float32: np.float32, torch.float64: np.float64}.get(dtype)
-    if kind is None or shape.numel() * dtype.itemsize < HUGE:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.empty(shape, kind))
 
 
 def _layout(x: Tensor, dim: int) -> tuple[Tensor, int, bool]:

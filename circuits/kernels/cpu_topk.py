@@ -80,12 +80,7 @@ def _threshold(itemsize: int) -> Any:
 
     @compiled
     @no_type_check
-    def threshold(m, n, k, guess, bits, values):
-        top = integer(0)
-        n_nonzero = integer(0)
-        for j in range(n):
-            top = max(top, m[j])
-            n_nonzero = integer(n_nonzero + integer(m[j] != 0))
+    def threshold(m, n, k, top, n_nonzero, guess, bits, values):
         if n_nonzero < k:
             return integer(0), n - k
         if n_nonzero == k:
@@ -93,6 +88,23 @@ def _threshold(itemsize: int) -> Any:
         return search(m, n, k, top, n_nonzero, guess, bits, values)
 
     return threshold
+
+
+@functools.cache
+def _extremes(itemsize: int) -> Any:
+    """Compiled: the largest of some magnitudes, and how many are not zero."""
+    integer = integer_of(itemsize)[0]
+
+    @compiled
+    @no_type_check
+    def extremes(m, n):
+        top, n_nonzero = integer(0), integer(0)
+        for j in range(n):
+            top = max(top, m[j])
+            n_nonzero = integer(n_nonzero + integer(m[j] != 0))
+        return top, n_nonzero
+
+    return extremes
 
 
 @functools.cache
@@ -111,9 +123,13 @@ def rows_task(itemsize: int, as_mask: bool) -> Any:
     @compiled
     @no_type_check
     def one_row(x, out, m, n, k, guess, bits, values):
+        top, n_nonzero = integer(0), integer(0)
         for j in range(n):
-            m[j] = min(integer(x[j] & magnitude), nan)
-        t, surplus = threshold(m, n, k, guess, bits, values)
+            key = min(integer(x[j] & magnitude), nan)
+            m[j] = key
+            top = max(top, key)
+            n_nonzero = integer(n_nonzero + integer(key != 0))
+        t, surplus = threshold(m, n, k, top, n_nonzero, guess, bits, values)
         if surplus == 0 or (t == 0 and not as_mask):
             for j in range(n):
                 out[j] = (written(1) if as_mask else x[j]) if m[j] >= t else written(0)
@@ -157,7 +173,7 @@ def columns_task(itemsize: int, as_mask: bool) -> Any:
     integer, real, infinity = integer_of(itemsize)
     written = np.uint8 if as_mask else integer
     magnitude, nan = integer(2 ** (8 * itemsize - 1) - 1), integer(infinity + 1)
-    threshold = _threshold(itemsize)
+    threshold, extremes = _threshold(itemsize), _extremes(itemsize)
 
     @compiled
     @no_type_check
@@ -170,7 +186,8 @@ def columns_task(itemsize: int, as_mask: bool) -> Any:
                 for lane in range(lanes):
                     m[lane, i] = min(integer(x[i, c0 + l0 + lane] & magnitude), nan)
             for lane in range(lanes):
-                guess, surplus[l0 + lane] = threshold(m[lane], n, k, guess, bits, values)
+                top, n_nonzero = extremes(m[lane], n)
+                guess, surplus[l0 + lane] = threshold(m[lane], n, k, top, n_nonzero, guess, bits, values)
                 t[l0 + lane] = guess
 
     @compiled
@@ -373,12 +390,13 @@ def drop_last(itemsize: int, forced: bool) -> Any:
 def threshold_of(itemsize: int) -> Any:
     """Compiled: the k-th largest of some keys, and how many too many are at least as large."""
     integer, real, _ = integer_of(itemsize)
-    threshold = _threshold(itemsize)
+    threshold, extremes = _threshold(itemsize), _extremes(itemsize)
 
     @compiled
     @no_type_check
     def kth(keys, k):
         bits = np.empty(3, integer)
-        return threshold(keys, keys.size, k, integer(0), bits, bits.view(real))
+        top, n_nonzero = extremes(keys, keys.size)
+        return threshold(keys, keys.size, k, top, n_nonzero, integer(0), bits, bits.view(real))
 
     return kth
