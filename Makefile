@@ -20,7 +20,7 @@ demo: setup ## Train a small sparse model, extract the quote circuit, write out/
 	$(BIN)/circuits demo
 
 test: setup ## Run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: setup ## Check the style
 	$(BIN)/ruff check .

@@ -53,7 +53,7 @@ class PruneConfig:
     "What a closed coordinate is replaced by; means are over batch and positions of training text."
     n_mean: int = 512
     "Sequences of training text that the means are taken over."
-    n_eval: int = 256
+    n_eval: int = 512
     "Validation prompt pairs that decide what is dropped."
     n_test: int = 1024
     "Test prompt pairs that the final score is measured on."
@@ -233,7 +233,10 @@ class _Search:
         """Train the gates; returns each coordinate's importance, the mean |d loss / d mask| late in training."""
         config = self.config
         log_scale = torch.zeros((), requires_grad=config.calibrate)
-        groups = [{"params": [*gates.parameters.values()]}, {"params": [log_scale], "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [
+            {"params": [*gates.parameters.values()]},
+            {"params": [log_scale], "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW(
             groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )

@@ -2,42 +2,14 @@
 
 import pytest
 import torch
+from quote_model import CORPUS, TRUE_NODES, quote_closer
 
+from circuits.ablation import run_circuit
 from circuits.circuit import Circuit, Edge, IOEdge, Node
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, edges_between, io_edges, prune
-from circuits.ablation import run_circuit
 from circuits.score import margins, score_margins, task_score
-from tasks import load_corpus, load_task
-
-CORPUS = load_corpus("mini")
-ID = CORPUS.tokenizer.id
-TRUE_NODES = (
-    Node(0, "attn_in", 3), Node(0, "attn_in", 5), Node(0, "attn_k", 1), Node(0, "attn_v", 2), Node(0, "attn_out", 7),
-)  # fmt: skip
-
-
-def quote_closer(noise: float = 0.0) -> SparseTransformer:
-    """One layer, by hand: a key looks for quotes (channel 3), the value carries which (5), the output says it (7)."""
-    config = ModelConfig(
-        d_vocab=CORPUS.tokenizer.d_vocab, n_layers=1, d_model=16, n_heads=2, d_head=4, d_mlp=8, n_ctx=64,
-        topk_fraction=None, bigram=False,
-    )  # fmt: skip
-    model = SparseTransformer(config, seed=0).eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(std=noise, generator=torch.Generator().manual_seed(1)) if noise else parameter.data.zero_()
-    single, double = ID("'"), ID('"')
-    model.W_E.data[:, 0] = 4.0  # what every token has, so that the norm cannot blow a faint signal up
-    model.W_E.data[[single, double], 3] = 4.0
-    model.W_E.data[single, 5], model.W_E.data[double, 5] = 4.0, -4.0
-    attention = model.blocks[0].attn
-    attention.k.weight.data[3, 1] = 8.0
-    attention.q.bias.data[1] = 4.0
-    attention.sink.data.fill_(8.0)  # takes the attention that no key claims
-    attention.v.weight.data[5, 2] = 2.0
-    attention.o.weight.data[2, 7] = 4.0
-    model.W_U.data[7, single], model.W_U.data[7, double] = 4.0, -4.0
-    return model
+from tasks import load_task
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +72,9 @@ def test_edges_between_counts_weights_and_score_pairs():
 
 def test_a_task_the_model_cannot_do_is_refused_at_once():
     model = SparseTransformer(quote_closer().config, seed=0)
-    with pytest.raises(ValueError, match=r"the whole model's loss on 'quotes' is .* above target_loss = 0.15"):
+    with pytest.raises(
+        ValueError, match=r"the whole model's loss on 'quotes' is .* above target_loss = 0.15"
+    ):
         prune(model, load_task("quotes"), PruneConfig(steps=10**6), corpus=CORPUS, progress=False)
 
 

@@ -34,7 +34,9 @@ def imports(path: Path, *, top_level_only: bool) -> set[str]:
 
 
 def modules() -> list[Path]:
-    return sorted(p for p in (ROOT / "circuits").rglob("*.py") if p.name != "__init__.py" or p.parent.name != "circuits")
+    return sorted(
+        p for p in (ROOT / "circuits").rglob("*.py") if p.name != "__init__.py" or p.parent.name != "circuits"
+    )
 
 
 def room(path: Path) -> str:
@@ -62,10 +64,14 @@ def test_tasks_import_nothing_from_circuits():
         assert not any(n.split(".")[0] == "circuits" for n in imports(path, top_level_only=False)), path
 
 
-@pytest.mark.parametrize(("library", "rooms"), [("plotly", {"plots"}), ("networkx", {"circuit"}), ("triton", {"kernels"})])
+@pytest.mark.parametrize(
+    ("library", "rooms"), [("plotly", {"plots"}), ("networkx", {"circuit"}), ("triton", {"kernels"})]
+)
 def test_each_heavy_library_has_one_room(library, rooms):
     users = {
-        room(p) for p in modules() if any(n.split(".")[0] == library for n in imports(p, top_level_only=False))
+        room(p)
+        for p in modules()
+        if any(n.split(".")[0] == library for n in imports(p, top_level_only=False))
     }
     assert users <= rooms
 

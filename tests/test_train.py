@@ -90,7 +90,9 @@ def test_a_density_too_small_for_j_is_refused_before_any_work(monkeypatch):
 
     monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
     config = TrainConfig(model=SMALL, density=0.01, min_alive=4)
-    with pytest.raises(ValueError, match=r"density: 0.01 is too small for 0.W_Q.*or lower min_alive to at most"):
+    with pytest.raises(
+        ValueError, match=r"density: 0.01 is too small for 0.W_Q.*or lower min_alive to at most"
+    ):
         train(config, progress=False)
 
 
@@ -120,7 +122,9 @@ def test_gradient_normalisation_is_over_all_parameters():
     from circuits.model import SparseTransformer
     from circuits.train import _scale_gradients
 
-    model = SparseTransformer(ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites}))
+    model = SparseTransformer(
+        ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites})
+    )
     model(torch.randint(0, 7, (2, 8)), return_type="loss").backward()
     _scale_gradients(model, "rms")
     every = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
