@@ -185,6 +185,7 @@ def _places(board: Board) -> list[tuple[str, Tensor, list[int], list[int]]]:
     """Every weight matrix, the rows that decoys must not read, and the columns they may touch but faintly."""
     model, ballast = board.model, [board.ballast]
     on_stream = sorted({n.index for n in board.touched if n.site not in _INNER} | {board.ballast})
+    found: list[tuple[str, Tensor, list[int], list[int]]]
     found = [("W_E", model.W_E, [], on_stream), ("W_pos", model.W_pos, [], on_stream)]
     for layer in range(board.config.n_layers):
         for name, (_, target) in WEIGHTS.items():
