@@ -49,7 +49,11 @@ def sparse(text):
 @pytest.fixture(scope="module")
 def bridges(dense, sparse, text):
     return fit_bridges(
-        dense, sparse, text, BridgeConfig(steps=12, batch_size=8, n_val=32, log_every=1), progress=False
+        dense,
+        sparse,
+        text,
+        BridgeConfig(steps=12, batch_size=8, n_val=32, log_every=1, topk_fraction=None),
+        progress=False,
     )
 
 
@@ -163,6 +167,12 @@ def test_fitting_lowers_the_loss_of_random_maps(dense, sparse, text):
     history = fit_bridges(dense, sparse, text, config, progress=False).history
     assert history[-1]["nmse_decode"] < 0.9 * history[0]["nmse_decode"]
     assert history[-1]["nmse_encode"] < history[0]["nmse_encode"]
+
+
+def test_encoders_keep_a_fraction(dense, sparse, text):
+    config = BridgeConfig(steps=1, batch_size=4, n_val=4, topk_fraction=0.25)
+    _, maps = fit_bridges(dense, sparse, text, config, progress=False).at("0.mlp")
+    assert maps.encode(torch.randn(5, 16)).count_nonzero(dim=-1).max() == 4
 
 
 def test_the_two_models_are_left_alone(dense, sparse, text):
