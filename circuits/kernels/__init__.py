@@ -32,7 +32,12 @@ __all__ = [
 
 IMPLS = ("naive", "cpu", "triton")
 DENSE_FROM = {"cpu": 0.35, "triton": 0.05}
-"""Density from which the product with a dense matrix is faster."""
+"""Density from which the product with a dense matrix is faster.
+
+CPU: measured, forward and transpose together, 2,048 tokens, one core: dense over sparse time is 2.6 to 3.2 at density
+1/8, 1.4 to 2.3 at 1/4, 1.0 to 1.2 at 0.35, 0.7 to 1.0 at 1/2, at widths 128 to 1024. GPU: an estimate,
+not measured: a nonzero reads 4 bytes per token from a cache of about 5 TB/s; dense float32 does about 60 TFLOP/s.
+"""
 
 
 def chosen_impl(x: Float[Tensor, "*shape"], impl: str = "auto", weight: SparseWeight | None = None) -> str:

@@ -123,31 +123,14 @@ def _key(x, LOW: tl.constexpr):
 
 @triton.jit
 @no_type_check
-def abs_topk_fwd_kernel(
-    x,
-    y,
-    identity,
-    slices,
-    n,
-    slice_stride,
-    entry_stride,
-    batch_stride,
-    k,
-    scale,
-    AS_MASK: tl.constexpr,
-    LOW: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+def _kth_keys(
+    x, base, s, slices, n, entry_stride, k, LOW: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """The k largest magnitudes of BLOCK_S slices: their values, or ones (AS_MASK); equals by lowest index.
+    """The k-th largest key of each of BLOCK_S slices.
 
-    The k-th largest key is built two bits at a time from the top: of the four continuations, the largest that still
-    has k keys at or above it.
+    Built two bits at a time from the top: of the four continuations, the largest that still has k keys at or above
+    it. Counts are summed over a slice only once per pass, since that sum crosses threads.
     """
-    blocks = tl.cdiv(slices, BLOCK_S)
-    batch = (tl.program_id(0) // blocks).to(tl.int64)
-    s = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
-    base = batch * batch_stride + s[:, None] * slice_stride
     t = tl.zeros([BLOCK_S], tl.uint32)
     step = tl.full([BLOCK_S], 1 << 30, tl.uint32)
     for _ in range(0, (32 - LOW) // 2):
@@ -164,6 +147,33 @@ def abs_topk_fwd_kernel(
         digit = (tl.sum(n1, axis=1) >= k).to(tl.uint32) + (tl.sum(n2, axis=1) >= k).to(tl.uint32)
         t += step * (digit + (tl.sum(n3, axis=1) >= k).to(tl.uint32))
         step = step >> 2
+    return t
+
+
+@triton.jit
+@no_type_check
+def abs_topk_fwd_kernel(
+    x,
+    y,
+    identity,
+    slices,
+    n,
+    slice_stride,
+    entry_stride,
+    batch_stride,
+    k,
+    scale,
+    AS_MASK: tl.constexpr,
+    LOW: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """The k largest magnitudes of BLOCK_S slices: their values, or ones (AS_MASK); equals by lowest index."""
+    blocks = tl.cdiv(slices, BLOCK_S)
+    batch = (tl.program_id(0) // blocks).to(tl.int64)
+    s = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    base = batch * batch_stride + s[:, None] * slice_stride
+    t = _kth_keys(x, base, s, slices, n, entry_stride, k, LOW, BLOCK_S, BLOCK_N)
     above = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
     tied = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
     for j0 in range(0, n, BLOCK_N):
