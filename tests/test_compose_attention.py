@@ -243,6 +243,7 @@ def test_variants_of_the_experiment_are_comparable():
         variant_config("loud", seed=0, steps=1)
 
 
+@pytest.mark.slow
 def test_the_experiment_runs_and_is_not_run_twice(tmp_path):
     from circuits.experiments.heads import run_dynamic
 

@@ -9,7 +9,7 @@ Both write their file after every run and take up under out/ what has been run b
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +27,7 @@ from circuits.experiments.record import mean, once, write_results
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.train import TrainConfig, Updates, new_model
-from tasks import Composition, Corpus, load_corpus
+from tasks import Batch, Composition, Corpus, load_corpus
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, OUT = Path("docs/results"), Path("out/heads")
@@ -141,11 +141,16 @@ def accuracy(
     model: SparseTransformer, which: str, *, n: int = 1024, masks: Mapping[str, Tensor] | None = None
 ) -> float:
     """Share of prompts of "seen" or "held_out" cells whose answer has the highest logit of all tokens."""
-    batch = Composition(which=which).batch(n, split="test", seed=0)  # type: ignore[arg-type]
+    batch = _prompts(which, n)
     with torch.no_grad():
         logits = run_composed(model, batch.clean, masks) if masks else model(batch.clean)
     guess = logits[torch.arange(n), batch.position].argmax(-1)
     return float((guess == batch.answer).float().mean())
+
+
+@cache
+def _prompts(which: str, n: int) -> Batch:
+    return Composition(which=which).batch(n, split="test", seed=0)  # type: ignore[arg-type]
 
 
 def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) -> dict[str, Any]:
