@@ -1,0 +1,374 @@
+"""A circuit as source code: one short numpy function that computes the answer logits from tokens.
+
+Everything outside the circuit is a constant, so most of the model folds away: a node is a line with the
+weights of its edges and one number for all the rest. Two things look at whole vectors, and so need more than
+the circuit: RMSNorm divides by the size of the whole residual stream, which holds the embedding of the token,
+and AbsTopK keeps a node only if it is large enough among its neighbours. For the first the function carries
+the embedding tables; for the second, the constants that the node competes with (`bars`).
+"""
+
+import base64
+import math
+import re
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuits.ablation import check_belongs, run_masked
+from circuits.circuit import SITES, WEIGHTS, Circuit, Edge, Node, Site, SiteName
+from circuits.model import SparseTransformer
+from circuits.score import check_task, margins, score_margins
+from tasks import Task
+
+_WORDS = {
+    "'": "apostrophe",
+    '"': "double_quote",
+    "[": "open_bracket",
+    "]": "close_bracket",
+    "]]": "close_two",
+    "(": "open_paren",
+    ")": "close_paren",
+    "=": "equals",
+    "+": "plus",
+    "-": "minus",
+    "*": "star",
+    ",": "comma",
+    " ": "space",
+    "·": "space",
+    "⏎": "newline",
+    "\n": "newline",
+}
+_SHORT: dict[SiteName, str] = dict(
+    zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
+)
+_INTO: dict[SiteName, str] = {target: name for name, (_, target) in WEIGHTS.items()}
+
+
+def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
+    """Source of a module with one function, named after the task: token ids in, logits of the answers out.
+
+    It needs numpy alone and agrees with `run_circuit` at the last token. `n_pairs` prompt pairs decide what
+    each node is named after. Raises ValueError when the circuit is of another model, or the task does not fit.
+    """
+    check_belongs(model, circuit)
+    check_task(model, task)
+    return _Writer(model, circuit, task, n_pairs).source()
+
+
+def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
+    """The circuit in words: for each node what turns it on, what it reads and writes, what breaks without it.
+
+    Raises ValueError when the circuit is of another model, or the task does not fit.
+    """
+    check_belongs(model, circuit)
+    check_task(model, task)
+    seen = _Seen(model, circuit, task, n_pairs)
+    whole = seen.loss(circuit.nodes)
+    lines = [
+        f"{circuit.task}: {circuit.n_nodes} nodes, {circuit.n_edges} edges, task loss {whole:.3f} nats.",
+        "",
+    ]
+    for node in circuit.nodes:
+        rest = seen.loss([other for other in circuit.nodes if other != node])
+        reads = [str(e.source) for e in circuit.edges if e.target == node]
+        writes = [str(e.target) for e in circuit.edges if e.source == node]
+        reads += [f"token {io.token}" for io in circuit.io_edges if io.node == node and io.kind == "embed"]
+        writes += [f"logit {io.token}" for io in circuit.io_edges if io.node == node and io.kind == "unembed"]
+        lines += [
+            f"{node}",
+            f"  highest at: {'   '.join(seen.contexts(node, highest=True))}",
+            f"  lowest at:  {'   '.join(seen.contexts(node, highest=False))}",
+            f"  reads: {', '.join(reads) or 'the residual stream'}",
+            f"  writes: {', '.join(writes) or 'the residual stream'}",
+            f"  without it: loss {whole:.3f} -> {rest:.3f} nats",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def function_name(circuit: Circuit) -> str:
+    """What the function that `to_python` writes is called: the task, as a Python name."""
+    name = re.sub(r"\W", "_", circuit.task) or "circuit"
+    return f"task_{name}" if name[0].isdigit() else name
+
+
+class _Seen:
+    """What the nodes of a circuit do on the task's prompts, while only the circuit is kept."""
+
+    def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
+        self.model, self.circuit, self.task = model, circuit, task
+        self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
+        self.kept: dict[Site, Tensor] = {}
+        self.loss(circuit.nodes, self.kept)
+        n_pos = self.targets.tokens.shape[1]
+        self.real = torch.arange(n_pos) <= self.targets.position[:, None]
+
+    def loss(self, nodes: Sequence[Node], kept: dict[Site, Tensor] | None = None) -> float:
+        """Task loss with these nodes of the circuit kept; fills `kept` with the values of their sites."""
+        some = set(nodes)
+        masks = {s: m.to(self.model.W_E) for s, m in self.circuit.to_mask().items()}
+        for node in self.circuit.nodes:
+            masks[node.at][node.index] = float(node in some)
+        edges = {key: m.to(self.model.W_E) for key, m in self.circuit.to_edge_mask().items()}
+        values = {site: value.to(self.model.W_E) for site, value in self.circuit.values.items()}
+        into = {} if kept is None else kept
+
+        def keep(value: Tensor, hook: Any) -> None:
+            into[self._sites[hook.name]] = value.flatten(2)
+
+        with torch.no_grad(), self.model.hooks(fwd_hooks=[(name, keep) for name in self._sites]):
+            logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
+        return score_margins(margins(logits, self.targets)).loss
+
+    @property
+    def _sites(self) -> dict[str, Site]:
+        return {self.model.hook_name(site): site for site in self.model.sites()}
+
+    def word(self, node: Node) -> str:
+        """The token on which the node departs most from its mean, as part of a Python name."""
+        values = self.kept[node.at][..., node.index]
+        real = values[self.real]
+        tokens = self.targets.tokens[self.real]
+        found = [(abs(float(real[tokens == t].mean() - real.mean())), int(t)) for t in tokens.unique()]
+        text = self.task.tokenizer.token(max(found)[1])
+        plain = _WORDS.get(text, re.sub(r"\W", "", text, flags=re.ASCII)) or "token"
+        return f"digit_{plain}" if plain[0].isdigit() else plain
+
+    def contexts(self, node: Node, *, highest: bool, n: int = 3) -> list[str]:
+        """The places where the node is highest or lowest: the text up to there, and the value."""
+        values = self.kept[node.at][..., node.index].masked_fill(
+            ~self.real, -torch.inf if highest else torch.inf
+        )
+        found: dict[str, float] = {}
+        for flat in values.flatten().argsort(descending=highest)[: 50 * n].tolist():
+            row, position = divmod(flat, values.shape[1])
+            ids = self.targets.tokens[row, max(0, position - 5) : position + 1].tolist()
+            found.setdefault("".join(map(self.task.tokenizer.token, ids)), float(values[row, position]))
+            if len(found) == n:
+                break
+        return [f"{text} ({value:+.2f})" for text, value in found.items()]
+
+
+class _Writer:
+    """Writes the lines, sublayer by sublayer, and remembers the constants that are still to be added."""
+
+    def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
+        self.model, self.circuit, self.task = model, circuit, task
+        seen = _Seen(model, circuit, task, n_pairs)
+        self.names = {n: f"{seen.word(n)}_{_SHORT[n.site]}{n.layer}_{n.index}" for n in circuit.nodes}
+        self.by_site: dict[Site, list[Node]] = {}
+        for node in circuit.nodes:
+            self.by_site.setdefault(node.at, []).append(node)
+        self.into: dict[Node, list[Edge]] = {node: [] for node in circuit.nodes}
+        for edge in circuit.edges:
+            if edge.source.site != "attn_k":
+                self.into[edge.target].append(edge)
+        self.pending = torch.zeros(model.config.d_model)
+        self.constants: list[Tensor] = []
+        self.body: list[str] = []
+        sample = task.batch(512, split="train", seed=0)
+        self.answers = sorted(set(sample.answer.tolist()) | set(sample.foil.tolist()))
+
+    def source(self) -> str:
+        """The whole module."""
+        for layer in range(self.model.config.n_layers):
+            self._attention(layer)
+            self._mlp(layer)
+        self._flush()
+        logits = "x[-1] / size(x[-1]) @ UNEMBED + OFFSET" + (
+            " + BIGRAM[tokens[-1]]" if self.model.bigram is not None else ""
+        )
+        head = _HEAD.format(
+            task=self.circuit.task,
+            n_nodes=self.circuit.n_nodes,
+            n_edges=self.circuit.n_edges,
+            model=self.circuit.model_hash,
+            eps=self.model.config.norm_eps,
+        )
+        texts = [self.task.tokenizer.token(token) for token in self.answers]
+        body = [
+            f"def {function_name(self.circuit)}(tokens):",
+            f"    # Logits of the tokens {' '.join(texts)} after the prompt `tokens`, a list of ids.",
+            "    x = EMBED[tokens] + PLACE[: len(tokens)]",
+            *(f"    {line}" for line in self.body),
+            f"    return {logits}",
+        ]
+        used = [text for helper, text in _HELPERS.items() if any(f"{helper}(" in line for line in body)]
+        parts = [head.strip(), *used, "\n".join(self._tables()), "\n".join(body)]
+        return "\n\n".join(parts) + "\n"
+
+    def _tables(self) -> list[str]:
+        model = self.model
+        tables = {
+            "EMBED": model.W_E,
+            "PLACE": model.W_pos,
+            "REST": torch.stack(self.constants) if self.constants else torch.zeros(0, model.config.d_model),
+            "UNEMBED": model.W_U[:, self.answers],
+            "OFFSET": model.b_U[self.answers],
+        }
+        if model.bigram is not None:
+            tables["BIGRAM"] = model.bigram[:, self.answers]
+        return [f"{name} = {_packed(table.detach())}" for name, table in tables.items()]
+
+    def _attention(self, layer: int) -> None:
+        site = Site(layer, "attn_in")
+        if any(Site(layer, name) in self.by_site for name in ("attn_in", "attn_q", "attn_k", "attn_v")):
+            self._read(site, f"layer {layer}, attention")
+            for name in ("attn_q", "attn_k", "attn_v"):
+                self._computed(Site(layer, name), {})
+            self._patterns(layer)
+        mixed = {
+            node: f"look{layer}_{node.index // self.model.config.d_head} @ {self.names[node]}"
+            for node in self.by_site.get(Site(layer, "attn_v"), [])
+        }
+        self._write(Site(layer, "attn_out"), mixed)
+
+    def _mlp(self, layer: int) -> None:
+        if any(Site(layer, name) in self.by_site for name in ("mlp_in", "mlp_neuron")):
+            self._read(Site(layer, "mlp_in"), f"layer {layer}, MLP")
+            self._computed(Site(layer, "mlp_neuron"), {}, around="gelu({})")
+        self._write(Site(layer, "mlp_out"), {})
+
+    def _read(self, site: Site, title: str) -> None:
+        """Nodes that read the residual stream."""
+        self._flush()
+        self.body.append(f"# {title}")
+        nodes = self.by_site.get(site, [])
+        k = self.model.config.topk(site.name)
+        if nodes:
+            self.body.append("h = x / size(x)" if k is None else f"h = largest(x / size(x), {k})")
+        self.body += [f"{self.names[node]} = h[:, {node.index}]" for node in nodes]
+
+    def _computed(self, site: Site, mixed: dict[Node, str], around: str = "{}", onto: str = "") -> None:
+        """Nodes that are a weighted sum of other nodes and a constant; `onto`: added to it straight away."""
+        nodes, rest = self.by_site.get(site, []), self._rest(site)
+        bars = self._bars(site, nodes, rest, gelu=around != "{}")
+        for node in nodes:
+            terms = [f"{_number(e.weight)} * {self._term(e.source, mixed)}" for e in self.into[node]]
+            terms.append(_number(float(rest[node.index])))
+            line = around.format(" + ".join(terms).replace("+ -", "- "))
+            if not self.into[node]:
+                line = f"np.full(len(tokens), {line})"
+            if len(bars) == 1:
+                line = f"keep({line}, {bars[0]})"
+            if onto and len(bars) < 2:
+                self.body.append(f"{onto}[:, {node.index}] += {line}  # {self.names[node]}")
+            else:
+                self.body.append(f"{self.names[node]} = {line}")
+        if len(bars) > 1:
+            names = ", ".join(self.names[node] for node in nodes)
+            places = ", ".join(str(node.index) for node in nodes)
+            values = f"compete([{names}], bars=[{', '.join(bars)}])"
+            self.body.append(f"{onto}[:, [{places}]] += {values}.T" if onto else f"{names} = {values}")
+
+    def _term(self, node: Node, mixed: dict[Node, str]) -> str:
+        return f"({mixed[node]})" if node in mixed else self.names[node]
+
+    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, gelu: bool) -> list[str]:
+        """AbsTopK: what a node has to exceed, by its rank among the circuit's nodes; none if it always does.
+
+        Where r nodes of the circuit are larger, k - r - 1 of the constant neighbours may be larger too.
+        """
+        k = self.model.config.topk(site.name)
+        if not nodes or k is None or k >= len(rest):
+            return []
+        rest = torch.nn.functional.gelu(rest) if gelu else rest
+        own = {node.index for node in nodes}
+        others = sorted((abs(float(c)) for i, c in enumerate(rest) if i not in own), reverse=True)
+        bars = [self._bar(others, k - rank - 1) for rank in range(len(nodes))]
+        return [_number(bar) if bar < math.inf else "np.inf" for bar in bars] if max(bars) > 0 else []
+
+    @staticmethod
+    def _bar(others: list[float], allowed: int) -> float:
+        if allowed < 0:
+            return math.inf
+        return others[allowed] if allowed < len(others) else 0.0
+
+    def _patterns(self, layer: int) -> None:
+        """Where each head looks that moves a node of the circuit."""
+        config = self.model.config
+        attn: Any = self.model.blocks[layer].attn
+        for head in sorted({n.index // config.d_head for n in self.by_site.get(Site(layer, "attn_v"), [])}):
+            terms, rest = [], 0.0
+            for c in range(head * config.d_head, (head + 1) * config.d_head):
+                q, k = (Node(layer, name, c) for name in ("attn_q", "attn_k"))
+                q_rest, k_rest = (float(self.circuit.values[node.at][c]) for node in (q, k))
+                if q in self.names and k in self.names:
+                    terms.append(f"np.outer({self.names[q]}, {self.names[k]})")
+                elif q in self.names and k_rest:
+                    terms.append(f"{_number(k_rest)} * {self.names[q]}[:, None]")
+                elif k in self.names and q_rest:
+                    terms.append(f"{_number(q_rest)} * {self.names[k]}")
+                elif q not in self.names and k not in self.names:
+                    rest += q_rest * k_rest
+            scores = " + ".join([*terms, _number(rest)]).replace("+ -", "- ")
+            sink = _number(float(attn.sink.detach()[head])) if attn.sink is not None else "-np.inf"
+            scale = _number(config.d_head**-0.5)
+            self.body.append(f"look{layer}_{head} = attend({scale} * ({scores}), {sink}, len(tokens))")
+
+    def _write(self, site: Site, mixed: dict[Node, str]) -> None:
+        """Nodes that are added to the residual stream; the other coordinates add a constant."""
+        nodes = self.by_site.get(site, [])
+        rest = self.circuit.values[site].clone()
+        if nodes:
+            self._computed(site, mixed, onto="x")
+            rest[[node.index for node in nodes]] = 0
+        self.pending = self.pending + rest
+
+    def _flush(self) -> None:
+        if bool(self.pending.any()):
+            self.body.append(f"x = x + REST[{len(self.constants)}]")
+            self.constants.append(self.pending)
+            self.pending = torch.zeros_like(self.pending)
+
+    def _rest(self, site: Site) -> Tensor:
+        """What each coordinate of a site gets from its bias and from everything that is cut."""
+        name = _INTO[site.name]
+        linear = self.model.linear(site.layer, name)
+        cut = linear.weight.detach() * ~self.circuit.to_edge_mask()[site.layer, name].to(linear.weight.device)
+        source = self.circuit.values[Site(site.layer, WEIGHTS[name][0])].to(cut)
+        return (linear.bias.detach() + source @ cut).cpu()
+
+
+def _number(value: float) -> str:
+    """Short, and exact in float32."""
+    return str(np.float32(value))
+
+
+def _packed(table: Tensor) -> str:
+    data = table.cpu().numpy().astype("<f4")
+    text = base64.b85encode(zlib.compress(data.tobytes(), 9)).decode()
+    return f'table({data.shape}, "{text}")'
+
+
+_HEAD = """
+# The circuit for {task}: {n_nodes} nodes, {n_edges} edges, of model {model}. Needs numpy alone.
+import base64, math, zlib
+import numpy as np
+
+def table(shape, text):  # what is in a table belongs to the whole model, not to the circuit
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), "<f4").reshape(shape)
+
+def size(x):  # root mean square of each row
+    return np.sqrt((x**2).mean(-1, keepdims=True) + {eps!r})
+"""
+
+_HELPERS = {
+    "largest": """def largest(x, k):  # the k entries of largest magnitude in each row, the rest zero
+    rank = np.argsort(np.argsort(-abs(x), axis=-1, kind="stable"), axis=-1)
+    return np.where(rank < k, x, 0)""",
+    "keep": """def keep(node, bar):  # zero where the node is no larger than the neighbours it competes with
+    return np.where(abs(node) > bar, node, 0)""",
+    "compete": """def compete(nodes, bars):  # the same for several nodes; the bar depends on a node's rank among them
+    rank = np.argsort(np.argsort(-abs(np.array(nodes)), axis=0, kind="stable"), axis=0)
+    return np.where(abs(np.array(nodes)) > np.array(bars)[rank], nodes, 0)""",
+    "attend": """def attend(scores, sink, n):  # causal softmax, a share of which goes to the sink
+    scores = np.where(np.tri(n), scores, -np.inf)
+    parts = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), sink))
+    return parts / (parts.sum(-1, keepdims=True) + np.exp(sink - np.maximum(scores.max(-1, keepdims=True), sink)))""",
+    "gelu": """def gelu(x):  # x times the share of a normal distribution that lies below it
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))""",
+}
