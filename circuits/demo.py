@@ -6,7 +6,7 @@ from typing import Any
 
 from circuits.plots import demo_page, history_figure, pruning_figure
 from circuits.prune import PruneConfig, prune
-from circuits.train import TrainConfig, train
+from circuits.train import TrainConfig, Training, train
 from tasks import load_task
 
 
@@ -21,6 +21,12 @@ def run_demo(
         raise ValueError(f"task: got {task!r}; expected 'quotes' or 'brackets', the two of mini-Python.")
     training = train(TrainConfig.toy(seed=seed), progress=progress)
     training.save(out / "model.safetensors")
+    return extract(training, task, out, progress=progress)
+
+
+def extract(training: Training, task: str, out: Path, *, progress: bool = True) -> dict[str, Any]:
+    """Prune a trained model; write report.json, circuit.json and circuit.html into `out`; returns the report."""
+    seed = training.config.seed
     circuit = prune(
         training.model, load_task(task), PruneConfig(seed=seed), corpus=training.corpus, progress=progress
     )

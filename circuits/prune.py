@@ -201,13 +201,13 @@ class _Search:
 
     def nodes_by_gates(self, show: Callable[..., None]) -> list[Node]:
         """Learn gates, rank, and bisect for the fewest nodes that meet the target."""
-        gates = Gates(
-            {site: tuple(value.shape) for site, value in self.values.items()},
-            seed=self.config.seed,
-            like=self.model.W_E,
-        )
-        importance = self._learn(gates, show)
-        ranked = _ranked(gates, importance)
+        penalty = self.config.penalty
+        for _ in range(4):
+            gates, importance = self._learn(penalty, show)
+            ranked = _ranked(gates, importance)
+            if self.meets(self.score(ranked[: gates.n_open()])):
+                break
+            penalty *= 0.3  # too strong for this model and task: the gates that are needed closed as well
         return sorted(ranked[: self._fewest(ranked, gates.n_open(), show)])
 
     def _fewest(self, ranked: list[Node], n_open: int, show: Callable[..., None]) -> int:
@@ -229,9 +229,13 @@ class _Search:
             show(stage="discretise", nodes=high)
         return high
 
-    def _learn(self, gates: Gates[Site], show: Callable[..., None]) -> dict[Site, Tensor]:
-        """Train the gates; returns each coordinate's importance, the mean |d loss / d mask| late in training."""
+    def _learn(
+        self, full_penalty: float, show: Callable[..., None]
+    ) -> tuple[Gates[Site], dict[Site, Tensor]]:
+        """Train gates; returns them and each coordinate's importance, the mean |d loss / d mask| late in training."""
         config = self.config
+        shapes = {site: tuple(value.shape) for site, value in self.values.items()}
+        gates = Gates(shapes, seed=config.seed, like=self.model.W_E)
         log_scale = torch.zeros((), requires_grad=config.calibrate)
         groups: list[dict[str, Any]] = [
             {"params": [*gates.parameters.values()]},
@@ -249,13 +253,15 @@ class _Search:
             masks = gates.masks()
             for mask in masks.values():
                 mask.retain_grad()
-            margin = margins(run_masked(self.model, targets.tokens, masks, self.values), targets)
+            edge_masks = _all_between(masks, self.model.config.n_layers)
+            logits = run_masked(self.model, targets.tokens, masks, self.values, edge_masks)
+            margin = margins(logits, targets)
             task_loss = two_way_loss(margin * log_scale.exp())
             n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * (1 - step / config.steps)
             optimizer.zero_grad(set_to_none=True)
-            penalty = config.penalty * min(1.0, 2 * step / config.steps)
+            penalty = full_penalty * min(1.0, 2 * step / config.steps)
             (task_loss + penalty * n_open).backward()
             optimizer.step()
             gates.clamp()
@@ -266,7 +272,7 @@ class _Search:
                 entry = {"step": step, "task_loss": float(task_loss.detach()), "n_open": int(n_open)}
                 self.history.append(entry)
                 show(stage="gates", completed=step / config.steps, nodes=int(n_open), loss=entry["task_loss"])
-        return importance
+        return gates, importance
 
     def minimal_nodes(
         self, nodes: list[Node], edges: list[Edge] | None, show: Callable[..., None]

@@ -12,6 +12,9 @@ from circuits.model import SparseTransformer
 from tasks import Batch, Task
 from tasks.base import Targets
 
+_LARGEST = math.log(10)
+"""Bound on the logarithm of the calibration: a circuit ten times too faint is no circuit."""
+
 
 class Score(NamedTuple):
     """A task score; unpacks as (loss, accuracy)."""
@@ -40,7 +43,7 @@ def score_margins(margin: Float[Tensor, " rows"]) -> Score:
 
 
 def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
-    """The factor on the logits, in [0.01, 100], that makes the two-way loss least: logit calibration.
+    """The factor on the logits, in [0.1, 10], that makes the two-way loss least: logit calibration.
 
     A circuit that holds the right margins at the wrong size differs from one that is wrong; one scalar tells
     them apart. (A shift would cancel in the softmax.) The loss is convex in the factor: Newton on its logarithm.
@@ -53,7 +56,7 @@ def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
         slope = -(wrong * scaled).mean()
         curvature = (wrong * (1 - wrong) * scaled.square() - wrong * scaled).mean()
         step = slope / curvature if curvature > 1e-12 else slope.sign()
-        log_scale = (log_scale - step.clamp(-1, 1)).clamp(math.log(0.01), math.log(100))
+        log_scale = (log_scale - step.clamp(-1, 1)).clamp(-_LARGEST, _LARGEST)
     return float(log_scale.exp())
 
 

@@ -28,7 +28,9 @@ from tasks import Corpus, bigram_log_probs, load_corpus
 class TrainConfig:
     """Everything that decides a training run. The defaults are the toy recipe; see `toy` and `paper`."""
 
-    model: ModelConfig = field(default_factory=partial(ModelConfig, n_layers=1))
+    model: ModelConfig = field(
+        default_factory=partial(ModelConfig, n_layers=1, n_heads=16, d_head=8, n_ctx=40)
+    )
     "Shape of the model; its vocabulary is filled in from the corpus. One layer solves mini-Python as well as two."
     corpus: str = "mini"
     "Name of the training text, for `tasks.load_corpus`."
@@ -36,7 +38,7 @@ class TrainConfig:
     "Optimiser steps."
     minutes: float | None = None
     "Stop by the clock instead, if that comes first; schedules follow the clock, so bits are not repeatable."
-    batch_size: int = 32
+    batch_size: int = 48
     "Sequences of n_ctx tokens per step."
     seed: int = 0
     "Decides initial weights and batches."
@@ -170,6 +172,23 @@ class Training:
         meta = {"train": self.config.to_json(), "history": self.history, "seconds": self.seconds}
         return save_checkpoint(path, self.model, meta=meta)
 
+    @classmethod
+    def load(cls, path: str | Path) -> "Training":
+        """The inverse of `save`. Raises ValueError for a file of another kind or an interrupted run."""
+        saved = load_checkpoint(path)
+        if "train" not in saved.meta or saved.extra:
+            raise ValueError(f"path: {path} is no finished run; expected a file that Training.save wrote.")
+        config = TrainConfig.from_json(saved.meta["train"])
+        corpus = load_corpus(config.corpus, 0)
+        saved.model.tokenizer = corpus.tokenizer
+        return cls(
+            model=saved.model.eval(),
+            config=config,
+            corpus=corpus,
+            history=saved.meta["history"],
+            seconds=saved.meta["seconds"],
+        )
+
     def plot(self) -> Any:
         """Loss, density and learning rate against steps, as a Plotly figure."""
         from circuits.plots import history_figure
@@ -201,7 +220,7 @@ def train(
     met, before anything is computed or written.
     """
     corpus = corpus or load_corpus(config.corpus, 0)
-    config = replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
+    config = with_vocabulary(config, corpus)
     check_budgets(config)
     run = _Run(config, corpus)
     if resume is not None:
@@ -216,6 +235,11 @@ def train(
         raise TrainingInterrupted(path) from None
     run.model.eval()
     return Training(model=run.model, config=config, corpus=corpus, history=run.history, seconds=run.seconds)
+
+
+def with_vocabulary(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """The config as run: the model's vocabulary is that of the corpus."""
+    return replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
 
 
 class Updates:

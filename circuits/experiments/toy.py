@@ -8,19 +8,21 @@ Each seed trains its own model and prunes it; what has been run is kept under ou
 """
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from circuits.demo import run_demo
+from circuits.demo import extract
 from circuits.experiments.record import once, write_results
-from circuits.train import TrainConfig, train
+from circuits.prune import PruneConfig
+from circuits.train import TrainConfig, Training, train, with_vocabulary
 from tasks import load_corpus, trigram_loss
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
-RESULTS = Path("docs/results")
+RESULTS, KEPT = Path("docs/results"), Path("out/toy")
 MAX_NODES, MAX_EDGES, MAX_LOSS, MIN_ACCURACY = 12, 9, 0.15, 0.98
 """What a seed must reach to count as meeting the target."""
 
@@ -44,7 +46,7 @@ def python(
 ) -> None:
     """A weight-sparse model of real Python, and the trigram baseline on the same split."""
     config = TrainConfig.python(minutes=minutes, seed=seed)
-    run = once(Path("out/toy") / f"python-{seed}.json", config.to_json(), lambda: _train_python(config))
+    run = once(KEPT / f"python-{seed}.json", config.to_json(), partial(_train_python, config))
     numbers = {"minutes_training": minutes, **{k: v for k, v in run.items() if k != "seconds"}}
     command = f"python -m circuits.experiments.toy python --minutes {minutes:g} --seed {seed}"
     report = write_results(
@@ -57,8 +59,7 @@ def circuits_over_seeds(task: str, n_seeds: int) -> dict[str, Any]:
     """Train and prune once per seed; medians, and how many seeds meet the target, in docs/results."""
     runs = []
     for seed in range(n_seeds):
-        settings = {"task": task, "seed": seed, "train": TrainConfig.toy(seed=seed).to_json()}
-        run = once(Path("out/toy") / f"{task}-{seed}.json", settings, lambda seed=seed: _demo(task, seed))
+        run = one_seed(task, seed)
         runs.append(run)
         Console().print({k: run[k] for k in ("seed", "n_nodes", "n_edges", "task_loss", "task_accuracy")})
     numbers = {
@@ -87,13 +88,29 @@ def meets_target(run: dict[str, Any]) -> bool:
     return small and right and run["one_minimal"]
 
 
-def _demo(task: str, seed: int) -> dict[str, Any]:
-    return run_demo(task=task, seed=seed, out=Path("out/toy") / f"{task}-{seed}", progress=False)
+def one_seed(task: str, seed: int) -> dict[str, Any]:
+    """The report of one seed; its model is trained once for both tasks."""
+    config, prune = TrainConfig.toy(seed=seed), PruneConfig(seed=seed)
+    settings = {"train": config.to_json(), "prune": prune.to_json()}
+    return once(KEPT / f"{task}-{seed}.json", settings, partial(_extract, config, task))
+
+
+def _extract(config: TrainConfig, task: str) -> dict[str, Any]:
+    return extract(_trained(config), task, KEPT / f"{task}-{config.seed}", progress=False)
+
+
+def _trained(config: TrainConfig) -> Training:
+    path = KEPT / f"model-{config.seed}.safetensors"
+    if path.exists() and (kept := Training.load(path)).config == with_vocabulary(config, kept.corpus):
+        return kept
+    training = train(config, progress=False)
+    training.save(path)
+    return training
 
 
 def _train_python(config: TrainConfig) -> dict[str, Any]:
-    result = train(config, checkpoint="out/toy/python.interrupted.safetensors")
-    result.save(Path("out/toy") / f"python-{config.seed}.safetensors")
+    result = train(config, checkpoint=KEPT / "python.interrupted.safetensors")
+    result.save(KEPT / f"python-{config.seed}.safetensors")
     return {
         "val_loss": result.val_loss,
         "trigram_loss": trigram_loss(load_corpus("python")),
