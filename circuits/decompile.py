@@ -196,9 +196,12 @@ class _Writer:
             *(f"    {line}" for line in self.body),
             f"    return {logits}",
         ]
-        used = [text for helper, text in _HELPERS.items() if any(f"{helper}(" in line for line in body)]
+        called = {helper for helper in _HELPERS if any(f"{helper}(" in line for line in body)}
+        if "compete" in called:
+            called.add("keep")
+        used = [text for helper, text in _HELPERS.items() if helper in called]
         parts = [head.strip(), *used, "\n".join(self._tables()), "\n".join(body)]
-        return "\n\n".join(parts) + "\n"
+        return "\n".join(parts) + "\n"
 
     def _tables(self) -> list[str]:
         model = self.model
@@ -364,7 +367,7 @@ _HELPERS = {
     return np.where(abs(node) > bar, node, 0)""",
     "compete": """def compete(nodes, bars):  # the same for several nodes; the bar depends on a node's rank among them
     rank = np.argsort(np.argsort(-abs(np.array(nodes)), axis=0, kind="stable"), axis=0)
-    return np.where(abs(np.array(nodes)) > np.array(bars)[rank], nodes, 0)""",
+    return keep(np.array(nodes), np.array(bars)[rank])""",
     "attend": """def attend(scores, sink, n):  # causal softmax, a share of which goes to the sink
     scores = np.where(np.tri(n), scores, -np.inf)
     parts = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), sink))

@@ -11,18 +11,26 @@ from torch.nn import functional as F
 from circuits.ablation import run_masked
 from circuits.circuit import Circuit, Edge, Node, Site
 from circuits.model import SparseTransformer
-from circuits.score import margins
+from circuits.score import Score, fitted_scale, margins, score_margins
 from tasks import Batch
 from tasks.base import Targets
 
 
 class Bench:
-    """A model, a circuit and prompts, clean ones first; runs any set of nodes on them."""
+    """A model, a circuit and prompts, clean ones first; runs any set of nodes on them.
+
+    Margins are as the masked model gives them; only the task loss of a circuit is taken after the logit
+    calibration that it was pruned with.
+    """
 
     def __init__(self, model: SparseTransformer, circuit: Circuit, batch: Batch) -> None:
         self.model, self.circuit = model, circuit
         self.targets = batch.to(model.W_E.device).tokens_and_targets()
         self.n_pairs = len(batch)
+        settings = circuit.metrics.get("prune", {})
+        self.scale = float(circuit.metrics.get("logit_scale", 1.0))
+        self.refit = bool(settings.get("calibrate", False))
+        self.target_accuracy = float(settings.get("target_accuracy", 0.0))
         self.values = {site: value.to(model.W_E) for site, value in circuit.values.items()}
         self.every = [Node(s.layer, s.name, i) for s in model.sites() for i in range(circuit.widths[s.name])]
 
@@ -45,9 +53,22 @@ class Bench:
         pair = logits.gather(1, torch.stack([self.targets.answer, self.targets.foil], dim=1))
         return pair[:, 0] - pair[:, 1]
 
-    def loss(self, nodes: Iterable[Node], edges: Sequence[Edge] | None = None) -> float:
-        """Two-way loss in nats."""
-        return float(F.softplus(-self.margins(nodes, edges)).mean())
+    def loss(self, nodes: Iterable[Node]) -> float:
+        """Two-way loss in nats of a part of the model."""
+        return score_margins(self.margins(nodes)).loss
+
+    def circuit_margins(self, gone: Iterable[Node] = ()) -> Float[Tensor, " rows"]:
+        """Margins of the circuit, less some nodes."""
+        return self.margins(*self.circuit_without(gone))
+
+    def circuit_score(self) -> Score:
+        """Task score of the circuit, calibrated as when it was pruned."""
+        return score_margins(self.scale * self.circuit_margins())
+
+    def best_score(self, nodes: Iterable[Node], edges: Sequence[Edge] | None = None) -> Score:
+        """The score by which pruning decides: after a calibration of its own, if pruning calibrates."""
+        margin = self.margins(nodes, edges)
+        return score_margins(margin * (fitted_scale(margin) if self.refit else 1.0))
 
     def circuit_without(self, gone: Iterable[Node] = ()) -> tuple[list[Node], list[Edge]]:
         """Nodes and edges of the circuit, less some nodes."""

@@ -14,7 +14,8 @@ from circuits.faithfulness.report import Entry
 
 def sufficiency(bench: Bench, target: float) -> Entry:
     """Task loss with only the circuit kept."""
-    loss, empty = bench.loss(*bench.circuit_without()), bench.loss([], [])
+    loss, accuracy = bench.circuit_score()
+    empty = bench.best_score([], []).loss
     return Entry(
         name="sufficiency",
         meaning=f"Task loss with everything but the circuit ablated; at most {target:g} is asked for, and the "
@@ -23,6 +24,7 @@ def sufficiency(bench: Bench, target: float) -> Entry:
         baseline=empty,
         unit="nats",
         verdict="pass" if loss <= target else "fail",
+        details={"accuracy": accuracy, "logit_scale": bench.scale},
     )
 
 
@@ -88,7 +90,7 @@ def completeness(bench: Bench, rng: random.Random, n_knockouts: int, n_greedy: i
     def gap(gone: Sequence[Node]) -> float:
         key = frozenset(gone)
         if key not in gone_to_gap:
-            ours = bench.margins(*bench.circuit_without(gone))
+            ours = bench.circuit_margins(gone)
             theirs = bench.margins(bench.model_without(gone))
             gone_to_gap[key] = abs(_probability(ours) - _probability(theirs))
         return gone_to_gap[key]
@@ -125,7 +127,7 @@ def completeness(bench: Bench, rng: random.Random, n_knockouts: int, n_greedy: i
 def interchange(bench: Bench) -> Entry:
     """Does a node's value from the other prompt of the pair move the answer in the model as in the circuit?"""
     n = bench.n_pairs
-    ours = bench.margins(*bench.circuit_without())[:n]
+    ours = bench.circuit_margins()[:n]
     theirs = bench.margins(bench.every)[:n]
     moves = {}
     for node in bench.circuit.nodes:
@@ -149,12 +151,16 @@ def interchange(bench: Bench) -> Entry:
 def minimality(bench: Bench, target: float) -> Entry:
     """Proves again that no single node and no single weight can go."""
     nodes, edges = bench.circuit_without()
-    losses = {str(node): bench.loss(*bench.circuit_without([node])) for node in nodes}
+    scores = {str(node): bench.best_score(*bench.circuit_without([node])) for node in nodes}
     for edge in edges:
         if edge.source.site != "attn_k":
             rest = [other for other in edges if other != edge]
-            losses[f"{edge.source} > {edge.target}"] = bench.loss(nodes, rest)
-    spare = sorted(part for part, loss in losses.items() if loss <= target)
+            scores[f"{edge.source} > {edge.target}"] = bench.best_score(nodes, rest)
+    spare = sorted(
+        part
+        for part, score in scores.items()
+        if score.loss <= target and score.accuracy >= bench.target_accuracy
+    )
     return Entry(
         name="1-minimality",
         meaning=f"Number of nodes and weights that can go, one at a time, while the loss stays within {target:g} "
@@ -162,19 +168,19 @@ def minimality(bench: Bench, target: float) -> Entry:
         value=float(len(spare)),
         baseline=0.0,
         verdict="pass" if not spare else "fail",
-        details={"spare": spare, "loss_without": losses},
+        details={"spare": spare, "loss_without": {part: score.loss for part, score in scores.items()}},
     )
 
 
 def random_circuits(bench: Bench, rng: random.Random, n_random: int, target: float) -> Entry:
     """Losses of circuits with as many random nodes at each site."""
-    losses = [bench.loss(_random_like(bench, rng, outside=False)) for _ in range(n_random)]
+    losses = [bench.best_score(_random_like(bench, rng, outside=False)).loss for _ in range(n_random)]
     return Entry(
         name="random circuits",
         meaning="Least task loss among circuits with as many nodes at each site, drawn at random; the baseline "
         "is the loss of this circuit, and none may meet the target.",
         value=min(losses),
-        baseline=bench.loss(*bench.circuit_without()),
+        baseline=bench.circuit_score().loss,
         unit="nats",
         verdict="pass" if min(losses) > target else "fail",
         details={"losses": losses},

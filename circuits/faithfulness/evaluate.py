@@ -22,7 +22,7 @@ from tasks import Batch, Corpus, Task
 class TrustConfig:
     """How much an evaluation looks at."""
 
-    n_pairs: int = 128
+    n_pairs: int = 64
     "Prompt pairs, of the test split, that every check runs on."
     n_random: int = 20
     "Random circuits, and random nodes, that the circuit is compared with; 19 is the least for p < 0.05."

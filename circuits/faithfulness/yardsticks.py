@@ -52,7 +52,7 @@ def cpr_and_cmd(bench: Bench, rng: random.Random) -> list[Entry]:
 
 def ranked_nodes(bench: Bench) -> list[Node]:
     """All nodes: those of the circuit by what their removal costs it, then the rest by attribution."""
-    effects = {node: bench.loss(*bench.circuit_without([node])) for node in bench.circuit.nodes}
+    effects = {node: bench.best_score(*bench.circuit_without([node])).loss for node in bench.circuit.nodes}
     first = sorted(effects, key=lambda node: (-effects[node], node))
     attribution = _attribution(bench)
     rest = [node for node in bench.every if node not in effects]
@@ -61,7 +61,7 @@ def ranked_nodes(bench: Bench) -> list[Node]:
 
 def equivalence(bench: Bench) -> Entry:
     """Does the circuit do better than the model on half of the prompts?  Sign test with a tolerance."""
-    ours, theirs = bench.margins(*bench.circuit_without()), bench.margins(bench.every)
+    ours, theirs = bench.circuit_margins(), bench.margins(bench.every)
     wins, n = int((ours > theirs).sum()), len(ours)
     share = wins / n
     far = abs(share - 0.5) - EPSILON

@@ -125,6 +125,7 @@ def _verify_model(name: str, seeds: int, progress: bool) -> dict[str, Any]:
                 "exact" if results[-1].exact else f"missing {results[-1].missing}, extra {results[-1].extra}"
             )
             print(f"{name} {seed}: {said} ({results[-1].seconds:.1f} s)", flush=True)
+    pruned = [_set_metrics(result, made.circuit) for result in results]
     return {
         "recovered": sum(result.exact for result in results),
         "total": seeds,
@@ -136,8 +137,15 @@ def _verify_model(name: str, seeds: int, progress: bool) -> dict[str, Any]:
             for seed, result in enumerate(results)
             if not result.exact
         ],
-        "methods": _averaged(methods),
+        "methods": _averaged([{"pruning": a, **b} for a, b in zip(pruned, methods, strict=True)]),
     }
+
+
+def _set_metrics(result: Recovery, circuit: Circuit) -> dict[str, float]:
+    """Precision and recall of the nodes that pruning returned; a set has no ranking and so no AUROC."""
+    missing, extra = (sum(">" not in part for part in parts) for parts in (result.missing, result.extra))
+    hits = circuit.n_nodes - missing
+    return {"precision": hits / max(1, hits + extra), "recall": hits / circuit.n_nodes}
 
 
 def _averaged(tables: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

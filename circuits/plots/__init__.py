@@ -4,6 +4,7 @@ from circuits.plots.bridge import bridge_figure, chain_figure, dilution_figure, 
 from circuits.plots.circuit import circuit_figure
 from circuits.plots.composition import composition_figure, composition_maps_figure, head_graph_figure
 from circuits.plots.demo import demo_page
+from circuits.plots.faithfulness import faithfulness_figure, ground_truth_figure, transplant_figure
 from circuits.plots.heads import head_report_figure, pattern_figure, token_map_figure
 from circuits.plots.history import history_figure, pruning_figure
 from circuits.plots.page import Html, heading, headline, table, write_page
@@ -18,7 +19,9 @@ __all__ = [
     "composition_maps_figure",
     "demo_page",
     "dilution_figure",
+    "faithfulness_figure",
     "figure_to_png",
+    "ground_truth_figure",
     "head_graph_figure",
     "head_report_figure",
     "heading",
@@ -29,5 +32,6 @@ __all__ = [
     "steering_figure",
     "table",
     "token_map_figure",
+    "transplant_figure",
     "write_page",
 ]
