@@ -1,5 +1,6 @@
 """Figures and pages: data in, a plotly Figure or one self-contained HTML file out. Nothing is shown."""
 
+from circuits.plots.bench import bench_figure
 from circuits.plots.bridge import bridge_figure, chain_figure, dilution_figure, steering_figure
 from circuits.plots.circuit import circuit_figure
 from circuits.plots.composition import composition_figure, composition_maps_figure, head_graph_figure
@@ -12,6 +13,7 @@ from circuits.plots.snapshot import figure_to_png
 
 __all__ = [
     "Html",
+    "bench_figure",
     "bridge_figure",
     "chain_figure",
     "circuit_figure",

@@ -1,0 +1,24 @@
+"""What sparse compute costs: measured here against plain PyTorch, and predicted on paper for a GPU."""
+
+from circuits.bench.cost import CostConfig, Gpu, StepCost, cost_model, cost_table, crossover
+from circuits.bench.measure import Row, measure
+from circuits.bench.operations import NAMES, Operation, operation
+from circuits.bench.table import BenchConfig, markdown, run_bench, write_pages
+
+__all__ = [
+    "NAMES",
+    "BenchConfig",
+    "CostConfig",
+    "Gpu",
+    "Operation",
+    "Row",
+    "StepCost",
+    "cost_model",
+    "cost_table",
+    "crossover",
+    "markdown",
+    "measure",
+    "operation",
+    "run_bench",
+    "write_pages",
+]

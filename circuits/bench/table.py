@@ -1,0 +1,137 @@
+"""The benchmark as a whole: all operations at all sizes, as a report, a table and the pages that quote it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from circuits.bench.measure import Row, measure
+from circuits.bench.operations import NAMES, operation
+from circuits.experiments.record import write_results
+
+BEGIN, END = "<!-- table of circuits bench: begin -->", "<!-- end -->"
+COLUMNS = (
+    "operation", "d_model", "density", "parity", "ratio to naive", "ratio to plain PyTorch", "fast ms",
+    "bytes/s of memcpy's",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is measured."""
+
+    widths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+    "d_model; matrices are [d_model, 4 d_model]."
+    densities: tuple[float, ...] = (1 / 16, 1 / 64, 1 / 256, 0.001)
+    names: tuple[str, ...] = NAMES
+    tokens: int = 2048
+    "Columns of the activations."
+    repeats: int = 7
+    "Rounds that count."
+    warmup: int = 2
+    "Rounds before them."
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("widths", "densities", "names"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: got none; expected at least one.")
+        for name in ("tokens", "repeats", "warmup"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least 1.")
+        if not all(0 < density <= 1 for density in self.densities):
+            raise ValueError(f"densities: got {self.densities}; expected each above 0, at most 1.")
+
+    @classmethod
+    def quick(cls) -> "BenchConfig":
+        """Whether it all works, in well under a minute: too few rounds for numbers to quote."""
+        return cls(widths=(128, 512), densities=(1 / 16, 1 / 256), tokens=512, repeats=3, warmup=1)
+
+
+def run_bench(
+    config: BenchConfig | None = None, *, log: Callable[[Row], object] = lambda row: None
+) -> dict[str, Any]:
+    """Measure every operation at every width and density; `log` sees each row when it is done."""
+    config, started = config or BenchConfig(), time.perf_counter()
+    rows: list[Row] = []
+    for name in config.names:
+        for width in config.widths:
+            for density in config.densities:
+                case = operation(name, width, density, tokens=config.tokens, seed=config.seed)
+                rows.append(measure(case, repeats=config.repeats, warmup=config.warmup))
+                log(rows[-1])
+    return {
+        "rows": [asdict(row) for row in rows],
+        "settings": asdict(config),
+        "threads": torch.get_num_threads(),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as texts, in the order of `COLUMNS`; where parity fails, the difference takes the ratios' place."""
+    head = [row["name"], str(row["d_model"]), _density(row["density"])]
+    if not row["parity"]:
+        difference = row["max_difference"]
+        shown = "not finite, or another shape" if difference is None else f"{difference:.2g}"
+        return [*head, f"FAILS: off by {shown}", "", "", "", ""]
+    return [
+        *head,
+        "yes",
+        _spread(row["ratio"], row["ratio_spread"]),
+        _spread(row["ratio_plain"], row["ratio_plain_spread"]),
+        _spread(row["fast_ms"], row["fast_ms_spread"]),
+        f"{row['bytes_per_memcpy']:.2f}",
+    ]
+
+
+def _density(density: float) -> str:
+    inverse = round(1 / density)
+    return f"1/{inverse}" if inverse & (inverse - 1) == 0 else f"{density:g}"
+
+
+def _spread(middle: float, ends: Sequence[float]) -> str:
+    return f"{middle:.3g} ({ends[0]:.3g} to {ends[1]:.3g})"
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The table of a results file in Markdown, with the machine and the command that remake it."""
+    numeric = ["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"]
+    lines = [COLUMNS, numeric, *(cells(row) for row in report["rows"])]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    said = (
+        f"Measured on {report['machine']} with {report['threads']} threads on {report['date']}, in "
+        f"{report['minutes']:.0f} minutes; `{report['command']}` measures again and rewrites this table."
+    )
+    return f"{said}\n\n{table}"
+
+
+def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[str, Any]:
+    """Write results/bench.json and results/bench.html, and the table inside benchmarks.md; returns the results.
+
+    Raises:
+        ValueError: benchmarks.md is missing, or lacks the two marks between which the table goes.
+    """
+    page = docs / "benchmarks.md"
+    text = page.read_text() if page.exists() else ""
+    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
+        raise ValueError(
+            f"{page}: expected a page with {BEGIN!r} and {END!r}, between which the table goes. "
+            "Run the command at the top of the repository."
+        )
+    from circuits.plots import bench_figure, write_page
+
+    kept = write_results(
+        docs / "results" / "bench.json",
+        command="circuits bench --write",
+        seeds=[report["settings"]["seed"]],
+        seconds=report["seconds"],
+        numbers={key: report[key] for key in ("rows", "settings", "threads")},
+    )
+    before, _, rest = text.partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n\n{markdown(kept)}\n\n{END}{rest.partition(END)[2]}")
+    write_page(docs / "results" / "bench.html", title="Benchmark", blocks=[bench_figure(kept["rows"])])
+    return kept
