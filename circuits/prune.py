@@ -253,8 +253,7 @@ class _Search:
             masks = gates.masks()
             for mask in masks.values():
                 mask.retain_grad()
-            edge_masks = _all_between(masks, self.model.config.n_layers)
-            logits = run_masked(self.model, targets.tokens, masks, self.values, edge_masks)
+            logits = run_masked(self.model, targets.tokens, masks, self.values)
             margin = margins(logits, targets)
             task_loss = two_way_loss(margin * log_scale.exp())
             n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
