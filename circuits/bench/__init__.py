@@ -3,7 +3,7 @@
 from circuits.bench.cost import CostConfig, Gpu, StepCost, cost_model, cost_table, crossover
 from circuits.bench.measure import Row, measure
 from circuits.bench.operations import NAMES, Operation, operation
-from circuits.bench.table import BenchConfig, markdown, run_bench, write_pages
+from circuits.bench.table import BenchConfig, cells, markdown, run_bench, write_pages
 
 __all__ = [
     "NAMES",
@@ -13,6 +13,7 @@ __all__ = [
     "Operation",
     "Row",
     "StepCost",
+    "cells",
     "cost_model",
     "cost_table",
     "crossover",

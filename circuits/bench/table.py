@@ -48,7 +48,7 @@ class BenchConfig:
     @classmethod
     def quick(cls) -> "BenchConfig":
         """Whether it all works, in well under a minute: too few rounds for numbers to quote."""
-        return cls(widths=(128, 512), densities=(1 / 16, 1 / 256), tokens=512, repeats=3, warmup=1)
+        return cls(widths=(128, 512), densities=(1 / 16, 1 / 256), tokens=256, repeats=3, warmup=1)
 
 
 def run_bench(
