@@ -1,7 +1,5 @@
 """A one-layer model that closes quotes, made by hand, whose circuit is known."""
 
-import torch
-
 from circuits.circuit import Node
 from circuits.model import ModelConfig, SparseTransformer
 from tasks import load_corpus
@@ -13,7 +11,7 @@ TRUE_NODES = (
 )  # fmt: skip
 
 
-def quote_closer(noise: float = 0.0) -> SparseTransformer:
+def quote_closer() -> SparseTransformer:
     """One layer, by hand: a key looks for quotes (channel 3), the value carries which (5), the output says it (7)."""
     config = ModelConfig(
         d_vocab=CORPUS.tokenizer.d_vocab, n_layers=1, d_model=16, n_heads=2, d_head=4, d_mlp=8, n_ctx=64,
@@ -21,9 +19,7 @@ def quote_closer(noise: float = 0.0) -> SparseTransformer:
     )  # fmt: skip
     model = SparseTransformer(config, seed=0).eval()
     for parameter in model.parameters():
-        parameter.data.normal_(
-            std=noise, generator=torch.Generator().manual_seed(1)
-        ) if noise else parameter.data.zero_()
+        parameter.data.zero_()
     single, double = ID("'"), ID('"')
     model.W_E.data[:, 0] = 4.0  # what every token has, so that the norm cannot blow a faint signal up
     model.W_E.data[[single, double], 3] = 4.0

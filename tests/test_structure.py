@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"circuit", "kernels", "topk"},
     {"attention", "model", "gates", "score", "checkpoint", "ablation"},
-    {"train", "prune", "faithfulness", "bridge", "steer", "heads", "composition", "decompile", "handmade", "compare", "dilution"},
+    {"train", "prune", "faithfulness", "bridge", "steer", "heads", "composition", "decompile", "handmade"}
+    | {"compare", "dilution"},
     {"plots", "interop", "sweep", "zoo", "bench", "demo", "experiments"},
     {"__main__"},
 ]  # fmt: skip
@@ -81,9 +82,12 @@ def test_import_changes_no_global_state_and_needs_no_triton():
     code = """
 import sys, warnings, torch, transformer_lens, plotly.graph_objects, plotly.offline, plotly.subplots, plotly.io
 sys.modules['triton'] = None
-before = (torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().sum(), list(warnings.filters))
+def state():
+    torch_state = torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().sum()
+    return torch_state, list(warnings.filters)
+before = state()
 import circuits, circuits.train, circuits.prune, circuits.plots, tasks
-after = (torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().sum(), list(warnings.filters))
+after = state()
 assert before == after, (before, after)
 assert plotly.io.templates.default == 'plotly'
 """
