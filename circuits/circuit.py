@@ -116,6 +116,8 @@ class Circuit:
     "Number of coordinates of each site."
     n_layers: int
     "Layers of the model."
+    d_head: int | None = None
+    "Channels of a head, so that q, k and v channels can be told apart by head; None: not known."
     task: str
     "Name of the task that the circuit performs."
     model_hash: str
@@ -233,6 +235,7 @@ class Circuit:
             "model_hash": self.model_hash,
             "ablation": self.ablation,
             "n_layers": self.n_layers,
+            "d_head": self.d_head,
             "widths": dict(self.widths),
             "n_nodes": self.n_nodes,
             "n_edges": self.n_edges,
@@ -259,6 +262,7 @@ class Circuit:
                 io_edges=tuple(IOEdge(k, tok, Node.parse(n), float(w)) for k, tok, n, w in data["io_edges"]),
                 widths=data["widths"],
                 n_layers=data["n_layers"],
+                d_head=data.get("d_head"),
                 task=data["task"],
                 model_hash=data["model_hash"],
                 ablation=data["ablation"],

@@ -315,6 +315,7 @@ class _Search:
             io_edges=tuple(io_edges(self.model, nodes, self.batch, self.task.tokenizer)),
             widths=self.model.config.widths,
             n_layers=self.model.config.n_layers,
+            d_head=self.model.config.d_head,
             task=self.task.name,
             model_hash=self.model.fingerprint(),
             ablation=self.config.ablation,

@@ -46,7 +46,7 @@ def circuit_figure(
     blue above zero and orange below, as wide as |weight| (token and logit lines have a scale of their own).
     Grey lines tie nodes on one residual channel; dotted ones pair the q and k channels that are multiplied.
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
-    it is read from a score pair (whose weight is 1/sqrt(d_head)), and is 16 where there is none.
+    it is the circuit's own, and 16 where that is not known.
 
     Raises ValueError when `orientation` is unknown, or when there are q, k or v nodes and `d_head` does not
     divide the q channels.
@@ -96,9 +96,8 @@ _LEGEND_BOX: Mapping[str, Any] = {
 
 def _d_head(circuit: Circuit, d_head: int | None) -> int:
     width = circuit.widths["attn_q"]
-    pairs = [edge.weight for edge in circuit.edges if edge.source.site == "attn_k" and 0 < edge.weight <= 1]
-    read = round(1 / pairs[0] ** 2) if pairs else min(DEFAULT_D_HEAD, width)
-    d_head = read if d_head is None else d_head
+    if d_head is None:
+        d_head = circuit.d_head or min(DEFAULT_D_HEAD, width)
     is_needed = any(node.site in HEAD_SITES for node in circuit.nodes)
     if d_head < 1 or (is_needed and width % d_head):
         raise ValueError(
