@@ -115,8 +115,8 @@ class TrainConfig:
         recipe: dict[str, Any] = dict(
             model=shape,
             corpus="python",
-            steps=3000,
-            batch_size=32,
+            steps=100_000,
+            batch_size=16,
             density=1 / 8,
             embed_density=1 / 4,
             lr=6e-3,

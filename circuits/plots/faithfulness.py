@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import plotly.graph_objects as go
 
@@ -28,6 +28,7 @@ MARKS = {"pass": "✓", "fail": "✗", "note": "•", "not run": UNMEASURED}
 COLOURS = {"pass": POSITIVE, "fail": NEGATIVE_TEXT, "note": FAINT, "not run": FAINT}
 
 
+@runtime_checkable
 class _Entry(Protocol):
     name: str
     meaning: str
