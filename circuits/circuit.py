@@ -290,9 +290,9 @@ class Circuit:
         """Read a circuit that `save` wrote. Raises ValueError on anything else."""
         try:
             data = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"path: {path} is not JSON ({error}); expected a file that Circuit.save wrote."
+                f"path: {path} cannot be read as JSON ({error}); expected a file that Circuit.save wrote."
             ) from None
         return cls.from_json(data)
 

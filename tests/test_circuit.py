@@ -80,7 +80,7 @@ def test_save_is_whole_and_load_checks(tmp_path):
     assert Circuit.load(path).nodes == circuit.nodes
     assert [p.name for p in path.parent.iterdir()] == ["c.json"]
     path.write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
         Circuit.load(path)
     with pytest.raises(ValueError, match="schema: got 'other/2'; expected 'sparse-circuits/circuit/1'"):
         Circuit.from_json({**circuit.to_json(), "schema": "other/2"})

@@ -8,14 +8,14 @@ from circuits.ablation import run_circuit
 from circuits.circuit import Circuit, Edge, IOEdge, Node
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, edges_between, io_edges, prune
-from circuits.score import margins, score_margins, task_score
+from circuits.score import fitted_scale, margins, score_margins, task_score, two_way_loss
 from tasks import load_task
 
 
 @pytest.fixture(scope="module")
 def found() -> tuple[SparseTransformer, Circuit]:
     model = quote_closer()
-    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64)
+    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)
     return model, prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
 
 
@@ -54,7 +54,7 @@ def test_the_model_is_left_as_it_was(found):
 
 def test_same_seed_same_circuit(found):
     model, circuit = found
-    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64)
+    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)
     again = prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
     assert again.nodes == circuit.nodes
     assert again.metrics["history"] == circuit.metrics["history"]
@@ -73,7 +73,7 @@ def test_edges_between_counts_weights_and_score_pairs():
 def test_a_task_the_model_cannot_do_is_refused_at_once():
     model = SparseTransformer(quote_closer().config, seed=0)
     with pytest.raises(
-        ValueError, match=r"the whole model's loss on 'quotes' is .* above target_loss = 0.15"
+        ValueError, match=r"the whole model's loss on 'quotes' is .* expected at most target_loss = 0.15"
     ):
         prune(model, load_task("quotes"), PruneConfig(steps=10**6), corpus=CORPUS, progress=False)
 
@@ -101,3 +101,12 @@ def test_the_score_by_hand():
     score = task_score(model, batch)
     assert score.accuracy == 1.0
     assert 0 < score.loss < 0.05
+
+
+def test_calibration_finds_the_best_factor_within_its_bounds():
+    margin = torch.tensor([0.3, 0.5, -0.1, 0.4])
+    scale = fitted_scale(margin)
+    losses = {s: float(two_way_loss(margin * s)) for s in (scale, scale * 1.02, scale / 1.02, 1.0)}
+    assert min(losses, key=losses.__getitem__) == scale
+    assert fitted_scale(torch.tensor([0.2, 0.3])) == pytest.approx(10, rel=1e-3)  # separable: the bound
+    assert fitted_scale(torch.tensor([-0.2, -0.3])) == pytest.approx(0.1, rel=1e-3)
