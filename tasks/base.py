@@ -252,7 +252,7 @@ def _check_shapes(batch: Batch) -> None:
     whole = tuple(batch.clean.shape)
     for field in fields(batch):
         value = getattr(batch, field.name)
-        shape = whole if field.name in ("clean", "corrupt", "targets") else whole[:1]
+        shape = whole if field.name in ("clean", "corrupt", "targets", "cell") else whole[:1]
         if tuple(value.shape) != shape:
             raise ValueError(
                 f"{field.name} must have shape {shape} to agree with clean, got {tuple(value.shape)}"

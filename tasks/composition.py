@@ -8,8 +8,8 @@ words, not shown by examples.
 """
 
 import random
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import product
 from typing import Literal
 
@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from tasks.base import Batch, Corpus, Pair, Split, corpus_of_lines, draw_pairs, encode_pairs, split_of
+from tasks.base import Batch, Corpus, Pair, Split, corpus_of_lines, draw_pairs, encode_pairs
 from tasks.tokenizer import WordTokenizer
 
 Cell = tuple[str, str]
 """A QK rule and an OV rule."""
+Query = tuple[str, str, str]
 QK_RULES = ("same", "other", "odd")
 OV_RULES = ("copy", "class", "use", "antonym", "successor")
 CELLS: tuple[Cell, ...] = tuple(product(QK_RULES, OV_RULES))
@@ -33,7 +34,16 @@ HELD_OUT: tuple[Cell, ...] = (
     ("odd", "copy"),
     ("odd", "use"),
 )
-PEOPLE = ("ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon", "kay", "leo")
+# A recital names five people and their things, then says it all again in another order. Queries about two people
+# leave little to gain from looking someone up, and "other" loses what "same" wins; here it pays at every item.
+RECITED, RECITAL_SHARE = 5, 0.3
+# Many, so that someone who is asked for rarely occurs in an earlier line of the same window as well.
+PEOPLE = (
+    *("ann", "bob", "cat", "dan", "eve", "fay", "gus", "hal", "ida", "jon"),
+    *("kay", "leo", "mia", "ned", "pam", "ray", "sue", "tom", "una", "vic"),
+    *("amy", "ben", "cal", "dot", "eli", "flo", "gil", "hue", "ike", "jim"),
+    *("kim", "lou", "max", "nan", "oda", "pat", "quy", "rob", "sid", "ted"),
+)
 N_THINGS, N_KINDS = 16, 4
 NOT_SCORED = -100
 """The label that torch's cross-entropy leaves out."""
@@ -51,12 +61,12 @@ COMPOSITION_WORDS = WordTokenizer(name="composition-words", words=_words())
 
 @dataclass(frozen=True, kw_only=True)
 class CompositionBatch(Batch):
-    """A batch in which more than the last position may be scored, and each row knows its cell."""
+    """A batch in which every answer is scored, not the last alone, and belongs to a cell."""
 
     targets: Int64[Tensor, "batch pos"]
     """The right next token of `clean` where one is asked for; elsewhere -100, which cross-entropy skips."""
-    cell: Int64[Tensor, " batch"]
-    """Index of each row's cell in `Composition.cells`."""
+    cell: Int64[Tensor, "batch pos"]
+    """Index in `Composition.cells` of the query that each target answers; elsewhere -100."""
 
     @property
     def scored(self) -> Bool[Tensor, "batch pos"]:
@@ -66,14 +76,14 @@ class CompositionBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """Answer queries of one cell to a text; of the cells seen in training, of those held out, or of all."""
+    """Answer queries about who has what; of the cells seen in training, of those held out, or of all."""
 
     which: Literal["seen", "held_out", "all"] = "seen"
     """The cells that batches draw from."""
     held_out: tuple[Cell, ...] = HELD_OUT
     """Cells that `composition_corpus` leaves out."""
-    n_lines: int = 1
-    """Lines to a text, 1 to 8, all of one cell; the last one ends in the prompt, the others are answered."""
+    n_queries: int = 1
+    """Queries to a line at the most, 1 to 8; the prompt ends in the last, the others are answered."""
     tokenizer: WordTokenizer = field(default=COMPOSITION_WORDS)
     """One token to a word."""
     name: str = "composition"
@@ -82,8 +92,8 @@ class Composition:
     def __post_init__(self) -> None:
         if self.which not in ("seen", "held_out", "all"):
             raise ValueError(f"which must be 'seen', 'held_out' or 'all', got {self.which!r}")
-        if not 1 <= self.n_lines <= 8:
-            raise ValueError(f"n_lines must be 1 to 8, got {self.n_lines}")
+        if not 1 <= self.n_queries <= 8:
+            raise ValueError(f"n_queries must be 1 to 8, got {self.n_queries}")
         unknown = set(self.held_out) - set(CELLS)
         if unknown or not self.active:
             raise ValueError(
@@ -105,15 +115,21 @@ class Composition:
     @property
     def n_ctx(self) -> int:
         """Length of the longest prompt, in tokens."""
-        return 14 * self.n_lines - 2
+        return max(6 * self.n_queries + 4, 5 * self.n_queries + 7)
 
     def batch(self, n: int, *, split: Split, seed: int) -> CompositionBatch:
-        """`n` pairs that differ in the person asked for or, for "odd", in one thing; every line is scored."""
-        pairs = draw_pairs(self._draw, name=self.name, n=n, split=split, seed=seed)
+        """`n` pairs that differ in the person asked for last or, for "odd", in one thing."""
+        draw = partial(_draw, self.active, self.n_queries)
+        pairs = draw_pairs(draw, name=self.name, n=n, split=split, seed=seed)
         batch = encode_pairs(pairs, self.tokenizer)
         following = batch.clean.roll(-1, dims=1)
         following[torch.arange(n), batch.position] = batch.answer
         asked = batch.clean == self.tokenizer.id("=")
+        cell = torch.full_like(batch.clean, NOT_SCORED)
+        # Indexing by a mask goes row by row and then by position, and so do the queries.
+        cell[asked] = torch.tensor(
+            [CELLS.index(query[:2]) for pair in pairs for query in _read(pair.clean)[1]]
+        )
         return CompositionBatch(
             clean=batch.clean,
             corrupt=batch.corrupt,
@@ -121,48 +137,35 @@ class Composition:
             foil=batch.foil,
             position=batch.position,
             targets=torch.where(asked, following, NOT_SCORED),
-            cell=torch.tensor([CELLS.index(_read(pair.clean)[1]) for pair in pairs]),
+            cell=cell,
         )
 
     def solve(self, text: str) -> str:
-        """Find the thing meant by the last line's QK rule, then apply its OV rule."""
-        owners, (qk, ov), asked = _read(text)
-        things = list(owners.values())
-        if qk == "odd":
-            kinds = [apply_ov("class", thing) for thing in things]
-            return apply_ov(
-                ov, next(t for t, kind in zip(things, kinds, strict=True) if kinds.count(kind) == 1)
-            )
-        meant = next(person for person in owners if (person == asked) == (qk == "same"))
-        return apply_ov(ov, owners[meant])
-
-    def _draw(self, rng: random.Random) -> Pair | None:
-        cell = rng.choice(self.active)
-        last = _draw_line(rng, cell)
-        context = ""
-        while context.count("\n") < self.n_lines - 1:
-            line = _draw_line(rng, cell)
-            # Earlier lines are answered, so they must not come from another split either.
-            if split_of(line.key) == split_of(last.key):
-                context += f"{line.clean} {line.answer}\n"
-        if last.answer == last.foil:
-            return None
-        return replace(last, clean=context + last.clean, corrupt=context + last.corrupt)
+        """Find the thing that the last query's QK rule means, then apply its OV rule."""
+        owners, queries = _read(text)
+        return _answer(owners, queries[-1])
 
 
 def composition_corpus(
     seed: int = 0,
     *,
     held_out: tuple[Cell, ...] = HELD_OUT,
-    n_train_lines: int = 30_000,
-    n_val_lines: int = 2_000,
+    n_train_lines: int = 20_000,
+    n_val_lines: int = 1_500,
 ) -> Corpus:
-    """Answered lines of every cell but those of `held_out`, mixed; windows begin where a line does."""
-    task = Composition(held_out=held_out)
+    """Lines of up to four answered queries, of every cell but those of `held_out`, and recitals between them.
+
+    Windows begin where a line does.
+    """
+    seen = Composition(held_out=held_out).active
 
     def lines(split: Split, n: int) -> list[str]:
-        pairs = draw_pairs(task._draw, name="composition-corpus", n=n, split=split, seed=seed)
-        return [f"{pair.clean} {pair.answer}" for pair in pairs]
+        rng = random.Random(f"composition/{split}/{seed}")
+        pairs = draw_pairs(partial(_draw, seen, 4), name="composition-corpus", n=n, split=split, seed=seed)
+        return [
+            _draw_recital(rng) if rng.random() < RECITAL_SHARE else f"{pair.clean} {pair.answer}"
+            for pair in pairs
+        ]
 
     return corpus_of_lines(
         "composition", COMPOSITION_WORDS, lines("train", n_train_lines), lines("val", n_val_lines)
@@ -184,47 +187,72 @@ def apply_ov(rule: str, thing: str) -> str:
     }[rule]
 
 
-def _draw_line(rng: random.Random, cell: Cell) -> Pair:
-    qk, ov = cell
-    people = rng.sample(PEOPLE, 3 if qk == "odd" else 2)
+def _answer(owners: dict[str, str], query: Query) -> str:
+    qk, ov, asked = query
     if qk == "odd":
-        things, changed, meant = _draw_odd(rng)
-        clean, corrupt = (f"{_items(people, held)} : odd {ov} =" for held in (things, changed))
+        kinds = [apply_ov("class", thing) for thing in owners.values()]
+        meant = next(thing for thing in owners.values() if kinds.count(apply_ov("class", thing)) == 1)
     else:
-        things = [f"o{i}" for i in rng.sample(range(N_THINGS), 2)]
-        meant = things if qk == "same" else things[::-1]
-        clean, corrupt = (f"{_items(people, things)} : {qk} {ov} {person} =" for person in people)
-    return Pair(
-        clean=clean,
-        corrupt=corrupt,
-        answer=apply_ov(ov, meant[0]),
-        foil=apply_ov(ov, meant[1]),
-        # Who is there decides the split: that is the same in both prompts, whatever is asked.
-        key=f"{qk} {ov} {' '.join(people)}",
+        meant = next(thing for person, thing in owners.items() if (person == asked) == (qk == "same"))
+    return apply_ov(ov, meant)
+
+
+def _draw(cells: tuple[Cell, ...], n_queries: int, rng: random.Random) -> Pair | None:
+    """A line of queries whose last cell is any of `cells`; None where an earlier query gives it away."""
+    last = rng.choice(cells)
+    odd = last[0] == "odd"
+    people = rng.sample(PEOPLE, 3 if odd else 2)
+    # A line about two people asks for one of them or for the other, a line about three for the odd one.
+    fitting = [cell for cell in cells if (cell[0] == "odd") == odd]
+    drawn = [(*rng.choice(fitting), people[0] if odd else rng.choice(people)) for _ in range(n_queries - 1)]
+    # Once each: a query asked before could be answered by copying.
+    earlier: list[Query] = list(dict.fromkeys(drawn))
+    if any(query[:2] == last for query in earlier):
+        return None
+    things, changed = _draw_odd(rng) if odd else [_things(rng.sample(range(N_THINGS), 2))] * 2
+    clean, answer = _write(dict(zip(people, things, strict=True)), [*earlier, (*last, people[0])])
+    corrupt, foil = _write(
+        dict(zip(people, changed, strict=True)), [*earlier, (*last, people[0 if odd else 1])]
     )
+    if answer == foil:
+        return None
+    # Who is there decides the split: that is the same in both prompts, whatever is asked.
+    return Pair(clean=clean, corrupt=corrupt, answer=answer, foil=foil, key=" ".join(people))
 
 
-def _draw_odd(rng: random.Random) -> tuple[list[str], list[str], list[str]]:
-    """Three things, the same with one of them changed, and the one that is odd in each."""
-    kind, other = rng.sample(range(N_KINDS), 2)
-    i, j = rng.sample(range(N_KINDS), 2)
-    k, m = rng.sample(range(N_KINDS), 2)
-    in_kind = [f"o{kind * N_KINDS + x}" for x in (i, j)]
-    in_other = [f"o{other * N_KINDS + x}" for x in (k, m)]
-    # Two of the first kind and one of the second; with the first of them changed, it is the other way round.
-    places = rng.sample(range(3), 3)
-    things = [thing for _, thing in sorted(zip(places, [*in_kind, in_other[0]], strict=True))]
-    changed = [in_other[1] if thing == in_kind[0] else thing for thing in things]
-    return things, changed, [in_other[0], in_kind[1]]
+def _draw_recital(rng: random.Random) -> str:
+    """Who has what, twice, in two orders."""
+    people = rng.sample(PEOPLE, RECITED)
+    items = [f"{person} o{i}" for person, i in zip(people, rng.sample(range(N_THINGS), RECITED), strict=True)]
+    return " : ".join(" , ".join(order) for order in (items, rng.sample(items, RECITED)))
 
 
-def _items(people: list[str], things: list[str]) -> str:
-    return " , ".join(f"{person} {thing}" for person, thing in zip(people, things, strict=True))
+def _draw_odd(rng: random.Random) -> tuple[list[str], list[str]]:
+    """Two things of one kind and one of another; and with one of the two changed, so that the other is odd."""
+    kind, other = (N_KINDS * i for i in rng.sample(range(N_KINDS), 2))
+    a, b = rng.sample(range(N_KINDS), 2)
+    c, d = rng.sample(range(N_KINDS), 2)
+    order = rng.sample(range(3), 3)
+    things = [kind + a, kind + b, other + c], [other + d, kind + b, other + c]
+    return _things([things[0][i] for i in order]), _things([things[1][i] for i in order])
 
 
-def _read(text: str) -> tuple[dict[str, str], Cell, str]:
-    """Who has what in the last line, its cell, and the person asked for, where there is one."""
-    items, query = text.rsplit("\n")[-1].split(" : ")
+def _things(numbers: list[int]) -> list[str]:
+    return [f"o{number}" for number in numbers]
+
+
+def _write(owners: dict[str, str], queries: list[Query]) -> tuple[str, str]:
+    """The line up to its last `=`, and what follows."""
+    items = " , ".join(f"{person} {thing}" for person, thing in owners.items())
+    asked = [f"{qk} {ov} =" if qk == "odd" else f"{qk} {ov} {person} =" for qk, ov, person in queries]
+    answers = [_answer(owners, query) for query in queries]
+    told = [f"{query} {answer}" for query, answer in zip(asked[:-1], answers[:-1], strict=True)]
+    return f"{items} : {' , '.join([*told, asked[-1]])}", answers[-1]
+
+
+def _read(text: str) -> tuple[dict[str, str], list[Query]]:
+    """Who has what in the last line, and what is asked of them."""
+    items, asked = text.rsplit("\n")[-1].split(" : ")
     owners = dict(item.split() for item in items.split(" , "))
-    words = query.split()
-    return owners, (words[0], words[1]), words[-2]
+    words = [query.split() for query in asked.split(" , ")]
+    return owners, [(query[0], query[1], query[2]) for query in words]

@@ -1,4 +1,4 @@
-"""Induction: a random sequence begins a second time; what followed its last letter before follows again."""
+"""Induction: part of a random sequence comes again; what followed its last letter before follows once more."""
 
 import random
 from dataclasses import dataclass, field
@@ -12,9 +12,10 @@ INDUCTION_WORDS = WordTokenizer(name="induction-words", words=("\n", *LETTERS))
 
 @dataclass(frozen=True, kw_only=True)
 class Induction:
-    """`c q a x c q` goes on with `a`; where the first part was `c q m x`, with `m`.
+    """`k c q a x c q` goes on with `a`, and `k c q x a c q` with `x`.
 
-    Sequences are of 4 to 12 different letters, so that no fixed distance finds the answer.
+    Sequences are of 4 to 12 different letters and come again from any of them, so that neither a fixed distance
+    nor the first letter not yet repeated is the answer.
     """
 
     tokenizer: WordTokenizer = field(default=INDUCTION_WORDS)
@@ -28,17 +29,17 @@ class Induction:
         return 2 * MAX_LENGTH - 1
 
     def batch(self, n: int, *, split: Split, seed: int) -> Batch:
-        """`n` pairs that differ in one letter of the first run, the one asked for."""
+        """`n` pairs that differ in the places of two letters of the first run, one of them asked for."""
         return encode_pairs(draw_pairs(_draw, name=self.name, n=n, split=split, seed=seed), self.tokenizer)
 
     def solve(self, text: str) -> str:
-        """What followed the last letter where it stood before."""
-        *earlier, last = text.split()
+        """What followed the last letter where it first stood in its line."""
+        *earlier, last = text.rsplit("\n")[-1].split()
         return earlier[earlier.index(last) + 1]
 
 
 def induction_corpus(seed: int = 0, *, n_train_lines: int = 30_000, n_val_lines: int = 2_000) -> Corpus:
-    """Lines of one sequence each, written twice; windows begin where a line does."""
+    """Lines of a sequence and two stretches of it, from some letter to the end; windows begin where a line does."""
 
     def lines(split: Split, n: int) -> list[str]:
         rng = random.Random(f"induction/{split}/{seed}")
@@ -46,7 +47,8 @@ def induction_corpus(seed: int = 0, *, n_train_lines: int = 30_000, n_val_lines:
         while len(found) < n:
             letters = _draw_letters(rng)
             if split_of(_key(letters)) == split:
-                found.append(" ".join(letters * 2))
+                starts = rng.choices(range(len(letters) - 1), k=2)
+                found.append(" ".join([*letters, *letters[starts[0] :], *letters[starts[1] :]]))
         return found
 
     return corpus_of_lines(
@@ -54,16 +56,22 @@ def induction_corpus(seed: int = 0, *, n_train_lines: int = 30_000, n_val_lines:
     )
 
 
-def _draw(rng: random.Random) -> Pair:
+def _draw(rng: random.Random) -> Pair | None:
     letters = _draw_letters(rng)
-    asked = 2 + int(rng.random() * (len(letters) - 2))
-    other = rng.choice([letter for letter in LETTERS if letter not in letters])
-    again = letters[:asked]
+    asked, other = rng.sample(range(2, len(letters)), 2)
+    # The second run holds neither, so it may begin at the start of the first only if the other comes later.
+    first = 0 if other > asked else other + 1
+    if first == asked:
+        return None
+    again = letters[rng.randrange(first, asked) : asked]
+    # Exchanged, not replaced: which letters occur must not give the answer away.
+    changed = letters.copy()
+    changed[asked], changed[other] = letters[other], letters[asked]
     return Pair(
         clean=" ".join([*letters, *again]),
-        corrupt=" ".join([*again, other, *letters[asked + 1 :], *again]),
+        corrupt=" ".join([*changed, *again]),
         answer=letters[asked],
-        foil=other,
+        foil=letters[other],
         key=_key(letters),
     )
 

@@ -30,7 +30,7 @@ CASES = [
     ("names", {}),
     ("modular", {}),
     ("composition", {}),
-    ("composition", {"which": "held_out", "n_lines": 2}),
+    ("composition", {"which": "held_out", "n_queries": 2}),
     *((name, {}) for name in CHOICES),
 ]
 
@@ -152,7 +152,7 @@ def test_errors_of_batch(task: Task) -> None:
         ("brackets", {"distractors": -1}, "distractors must be 0 to 8 lines, got -1"),
         ("modular", {"modulus": 4}, "modulus must be 5 to 999, got 4"),
         ("composition", {"which": "some"}, "which must be 'seen', 'held_out' or 'all', got 'some'"),
-        ("composition", {"n_lines": 9}, "n_lines must be 1 to 8, got 9"),
+        ("composition", {"n_queries": 9}, "n_queries must be 1 to 8, got 9"),
         ("composition", {"held_out": (("odd", "even"),)}, r"held_out must name cells of .*'odd', 'even'"),
         ("composition", {"held_out": CELLS}, "leave some that are 'seen'"),
     ],
@@ -211,7 +211,7 @@ def test_python_choices_on_all_of_real_python(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "answer"),
     [
-        ("induction", "c q a x c q", "a"),
+        ("induction", "k c q a x c q", "a"),
         ("names", "when ann and bob went to the shop , bob gave a book to", "ann"),
         ("modular", "50 + 8 =", "5"),
         ("composition", "ann o3 , bob o7 : other class ann =", "k1"),
@@ -266,35 +266,60 @@ def test_every_sum_is_in_one_split() -> None:
 
 
 def test_held_out_cells_stay_out_of_training() -> None:
-    text = composition_corpus(n_train_lines=3000, n_val_lines=100)
+    text = composition_corpus(n_train_lines=1500, n_val_lines=100)
     lines = text.tokenizer.decode(text.train.tolist()).splitlines()
-    cells = {tuple(line.split(" : ")[1].split()[:2]) for line in lines}
-    assert cells == set(CELLS) - set(HELD_OUT)
+    asked = [query.split() for line in lines for query in line.split(" : ")[1].split(" , ") if "=" in query]
+    assert {(qk, ov) for qk, ov, *_ in asked} == set(CELLS) - set(HELD_OUT)
     assert set(Composition(which="held_out").active) == set(HELD_OUT)
     assert set(Composition(which="all").active) == set(CELLS) == set(Composition().cells)
     # Each rule is still seen, in other company.
-    assert {qk for qk, _ in cells} == {"same", "other", "odd"}
-    assert {ov for _, ov in cells} == {ov for _, ov in CELLS}
+    assert {qk for qk, _, *_ in asked} == {"same", "other", "odd"}
+    assert {ov for _, ov, *_ in asked} == {ov for _, ov in CELLS}
 
 
-def test_composition_scores_every_line() -> None:
-    task = Composition(which="all", n_lines=3)
+def test_composition_scores_every_query() -> None:
+    task = Composition(which="all", n_queries=3)
     batch = task.batch(100, split="val", seed=0)
-    assert batch.scored.sum(1).tolist() == [3] * 100
-    at_end = batch.targets.gather(1, batch.position[:, None])[:, 0]
-    assert torch.equal(at_end, batch.answer)
+    assert set(batch.scored.sum(1).tolist()) == {2, 3}
+    assert torch.equal(batch.scored, batch.cell >= 0)
+    assert torch.equal(batch.targets.gather(1, batch.position[:, None])[:, 0], batch.answer)
     for row in range(100):
         tokens = batch.clean[row].tolist()
-        assert (
-            tuple(task.tokenizer.decode(tokens).split(" : ")[-1].split()[:2]) == CELLS[int(batch.cell[row])]
-        )
         for place in batch.scored[row].nonzero().flatten().tolist():
             text = task.tokenizer.decode(tokens[: place + 1])
             assert task.tokenizer.id(task.solve(text)) == int(batch.targets[row, place])
-    assert len(set(batch.cell.tolist())) > 10
+            assert (
+                tuple(text.split(" , ")[-1].split(" : ")[-1].split()[:2])
+                == CELLS[int(batch.cell[row, place])]
+            )
+    assert set(batch.cell[batch.scored].tolist()) == set(range(len(CELLS)))
     chosen = batch.rows([3, 1]).to("cpu")
     assert torch.equal(chosen.cell, batch.cell[[3, 1]])
     assert torch.equal(chosen.targets, batch.targets[[3, 1]])
+
+
+def test_no_query_of_a_prompt_was_answered_before() -> None:
+    task = Composition(which="all", n_queries=4)
+    batch = task.batch(100, split="val", seed=0)
+    for text in prompts(task, batch.clean, batch.position):
+        *earlier, last = text.split(" : ")[1].split(" , ")
+        assert last.split()[:2] not in [query.split()[:2] for query in earlier]
+
+
+def test_induction_is_not_a_matter_of_which_letters_occur() -> None:
+    task = load_task("induction")
+    batch = task.batch(300, split="train", seed=0)
+    assert torch.equal(batch.clean.sort(dim=1).values, batch.corrupt.sort(dim=1).values)
+    earlier = 0
+    for text, answer, foil in zip(
+        prompts(task, batch.clean, batch.position), batch.answer.tolist(), batch.foil.tolist(), strict=True
+    ):
+        letters = text.split()
+        right, wrong = (task.tokenizer.decode([token]) for token in (answer, foil))
+        assert letters.count(right) == letters.count(wrong) == 1
+        earlier += letters.index(right) < letters.index(wrong)
+    # Which of the two comes first must not give the answer away either.
+    assert 0.3 < earlier / 300 < 0.7
 
 
 def test_ov_rules_are_what_they_are_called() -> None:
