@@ -52,11 +52,12 @@ def test_second_task_leaves_the_first_alone(name: str) -> None:
     assert task_score(made.model, made.second.batch(96, split="test", seed=0)).loss < 0.01
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("seed", [0, 1])
-def test_pruning_returns_the_true_circuit(name: str, seed: int) -> None:
-    made = MODELS[name](seed)
-    result = recover(made, seed)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quotes", "copying"])
+def test_pruning_returns_the_true_circuit(name: str) -> None:
+    """Two of the six, at one seed: the whole proof takes many minutes and is `recovery.verify`."""
+    made = MODELS[name](0)
+    result = recover(made, 0)
     assert result.exact, result
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import plotly.io as pio
 import pytest
@@ -228,8 +229,8 @@ def test_head_boxes_hold_their_nodes_and_do_not_overlap():
         assert len(inside) == 2
 
 
-def test_d_head_is_read_from_a_score_pair():
-    circuit = make_circuit(edges=[Edge(KEY, QUERY, 32**-0.5)], io_edges=())
+def test_d_head_is_the_circuits_own_unless_another_is_given():
+    circuit = replace(make_circuit(edges=[Edge(KEY, QUERY, 32**-0.5)], io_edges=()), d_head=32)
     assert "head 1" in texts(circuit_figure(circuit))
     assert "head 3" in texts(circuit_figure(circuit, d_head=16))
 
