@@ -84,6 +84,26 @@ def load_checkpoint(path: str | Path, *, tokenizer: Any = None) -> Checkpoint:
     return Checkpoint(model=model, meta=header["meta"], extra=extra)
 
 
+def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
+    """The checkpoint in `folder` that holds the model with this fingerprint.
+
+    Raises ValueError when none does, naming those that were looked at.
+    """
+    seen: dict[str, str] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            seen[path.name] = load_checkpoint(path).model.fingerprint()
+        except ValueError:
+            continue  # another program's file, or bridges
+        if seen[path.name] == model_hash:
+            return path
+    looked = ", ".join(f"{name} ({found})" for name, found in seen.items()) or "none at all"
+    raise ValueError(
+        f"model: no checkpoint in {folder} holds model {model_hash}; found {looked}. Expected the model that "
+        "the circuit was found in beside it: say where it is with --model."
+    )
+
+
 def _fill(parameter: Tensor, name: str, file: Any, shapes: dict[str, list[int]]) -> None:
     if name not in shapes:
         parameter.copy_(file.get_tensor(name))

@@ -227,6 +227,21 @@ class Circuit:
 
         return circuit_figure(self, **options)
 
+    def to_python(self, model: Any, task: Any) -> str:
+        """Source of a numpy function that computes the answer logits; see `circuits.decompile.to_python`.
+
+        model: the SparseTransformer the circuit was found in; task: the Task it performs.
+        """
+        from circuits.decompile import to_python
+
+        return to_python(model, self, task)
+
+    def describe(self, model: Any, task: Any) -> str:
+        """The circuit in words, node by node; see `circuits.decompile.describe`. Arguments as for `to_python`."""
+        from circuits.decompile import describe
+
+        return describe(model, self, task)
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON types. Values are base64 of little-endian float32: exact, and small."""
         return {

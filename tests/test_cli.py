@@ -3,12 +3,16 @@
 import json
 
 import pytest
-from quote_model import quote_closer
+from quote_model import CORPUS, TRUE_NODES, quote_closer
 from typer.testing import CliRunner
 
 from circuits.__main__ import app
+from circuits.ablation import mean_values
 from circuits.checkpoint import save_checkpoint
 from circuits.circuit import Circuit
+from circuits.handmade import Recovery
+from circuits.model import SparseTransformer
+from circuits.prune import edges_between
 
 RUN = CliRunner()
 TINY = {
@@ -25,7 +29,7 @@ def invoke(*arguments):
 
 def test_help_teaches():
     text = invoke("--help").output
-    for command in ("demo", "train", "prune", "show"):
+    for command in ("demo", "train", "prune", "show", "trust", "verify"):
         assert command in text
         assert invoke(command, "--help").exit_code == 0
     assert "A first session" in text
@@ -55,6 +59,88 @@ def test_train_prune_show(tmp_path):
     assert "attn_v" in invoke("show", circuit).output
 
 
+@pytest.fixture(scope="module")
+def closer(tmp_path_factory):
+    """A folder with a model, its true circuit, and another model and a stray file beside them."""
+    folder = tmp_path_factory.mktemp("closer")
+    model = quote_closer()
+    save_checkpoint(folder / "b.safetensors", model)
+    save_checkpoint(folder / "a.safetensors", SparseTransformer(model.config, seed=1))
+    (folder / "0.safetensors").write_bytes(b"no checkpoint")
+    text = CORPUS.train[:640].view(10, 64)
+    circuit = Circuit(
+        nodes=TRUE_NODES,
+        edges=tuple(edges_between(model, TRUE_NODES)),
+        widths=model.config.widths,
+        n_layers=1,
+        task="quotes",
+        model_hash=model.fingerprint(),
+        values=mean_values(model, text),
+    )
+    circuit.save(folder / "c.json")
+    (folder / "quick.json").write_text(json.dumps({"n_pairs": 16, "n_knockouts": 2, "control_steps": 2}))
+    return folder
+
+
+def test_trust_finds_the_model_and_writes_a_page(closer):
+    done = invoke("trust", closer / "c.json", "--config", closer / "quick.json", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["model"] == str(closer / "b.safetensors")
+    entry = next(entry for entry in report["entries"] if entry["name"] == "sufficiency")
+    assert entry["verdict"] == "pass"
+    assert entry["value"] < 0.15 < entry["baseline"]
+    page = (closer / "c.trust.html").read_text()
+    assert report["page"] == str(closer / "c.trust.html")
+    assert all(entry["meaning"] in page for entry in report["entries"])
+
+
+def test_trust_prints_every_item(closer):
+    done = invoke(
+        "trust", closer / "c.json", "--config", closer / "quick.json", "--model", closer / "b.safetensors"
+    )
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    for item in ("sufficiency", "necessity", "CPR", "checks"):
+        assert item in words
+
+
+def test_trust_refuses_another_model_and_a_missing_one(closer, tmp_path):
+    wrong = invoke("trust", closer / "c.json", "--model", closer / "a.safetensors")
+    assert wrong.exit_code == 2
+    assert "it belongs to model" in " ".join(wrong.output.split())
+    (tmp_path / "c.json").write_text((closer / "c.json").read_text())
+    missing = invoke("trust", tmp_path / "c.json")
+    assert missing.exit_code == 2
+    assert "say where it is with --model" in " ".join(missing.output.split())
+
+
+def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def recovered(made, seed):
+        calls.append(seed)
+        return Recovery(
+            exact=seed == 0, missing=[] if seed == 0 else [str(made.circuit.nodes[0])], extra=[], seconds=1.0
+        )
+
+    monkeypatch.setattr("circuits.experiments.ground_truth.recover", recovered)
+    done = invoke("verify", "--seeds", 2, "--models", "copying", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert (report["recovered"], report["total"]) == (1, 2)
+    assert report["per_model"]["copying"]["misses"][0]["seed"] == 1
+    assert report["methods"]["pruning"]["recall"] < 1
+    assert not (tmp_path / "docs").exists()
+
+    again = invoke("verify", "--seeds", 3, "--models", "copying", "--resume")
+    assert again.exit_code == 0, again.output
+    assert "1 of 3 circuits recovered exactly" in " ".join(again.output.split())
+    assert calls == [0, 1, 2]
+    assert invoke("verify", "--models", "copying", "--write").exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,6 +150,9 @@ def test_train_prune_show(tmp_path):
         (("train", "--corpus", "nowhere"), "name must be one of"),
         (("prune", "absent.safetensors"), "cannot be read as a checkpoint"),
         (("show", "absent.json"), "absent.json"),
+        (("trust", "absent.json"), "absent.json"),
+        (("verify", "--seeds", "0"), "at least one seed"),
+        (("verify", "--models", "chess"), "expected models out of"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):

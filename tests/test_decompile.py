@@ -137,6 +137,7 @@ def test_a_line_for_each_node_and_readable_names() -> None:
     assert "def quotes(tokens):" in source
     assert "quote_in0_1 = h[:, 1]" in source
     assert source == to_python(made.model, made.circuit, made.task)
+    assert source == made.circuit.to_python(made.model, made.task)
 
 
 def test_describe_says_what_each_node_does() -> None:
@@ -146,6 +147,14 @@ def test_describe_says_what_each_node_does() -> None:
         assert f"\n{node}\n" in text
     assert text.count("highest at:") == text.count("without it: loss") == made.circuit.n_nodes
     assert "writes: logit" in text
+    assert text == made.circuit.describe(made.model, made.task)
+
+
+def test_describe_scores_as_pruning_did() -> None:
+    made = quotes(1)
+    faint = made.circuit.with_metrics(logit_scale=0.1)
+    plain, scaled = (describe(made.model, c, made.task).splitlines()[0] for c in (made.circuit, faint))
+    assert plain != scaled
 
 
 def test_a_circuit_of_another_model_is_refused() -> None:

@@ -14,7 +14,7 @@ FLOORS = [
     {"train", "prune", "faithfulness", "bridge", "steer", "heads", "composition", "decompile", "handmade"}
     | {"compare", "dilution"},
     {"plots", "interop", "sweep", "zoo", "bench", "demo", "experiments"},
-    {"__main__"},
+    {"__main__", "commands"},
 ]  # fmt: skip
 
 

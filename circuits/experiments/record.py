@@ -16,7 +16,16 @@ def write_results(
     path: str | Path, *, command: str, seeds: Sequence[int], seconds: float, numbers: dict[str, Any]
 ) -> dict[str, Any]:
     """Write one results file in one step and return what is in it: the numbers, and how they came about."""
-    report = {
+    report = results_report(command=command, seeds=seeds, seconds=seconds, numbers=numbers)
+    write_json(path, report)
+    return report
+
+
+def results_report(
+    *, command: str, seeds: Sequence[int], seconds: float, numbers: dict[str, Any]
+) -> dict[str, Any]:
+    """The content of a results file: the numbers, the command that remakes them, the machine, the minutes."""
+    return {
         "command": command,
         "seeds": list(seeds),
         **numbers,
@@ -24,8 +33,6 @@ def write_results(
         "minutes": round(seconds / 60, 2),
         "date": date.today().isoformat(),
     }
-    write_json(path, report)
-    return report
 
 
 def once(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

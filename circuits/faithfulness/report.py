@@ -29,6 +29,10 @@ class Entry:
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
     "Everything that the value was made of, as plain JSON types."
 
+    def shown(self) -> tuple[str, str]:
+        """Value and baseline as short text."""
+        return _shown(self.value), _shown(self.baseline)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; nan becomes null."""
         return {
@@ -102,7 +106,8 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{self.task}: {self.n_nodes} nodes, {self.n_edges} edges. {self.verdict}"]
         for e in self.entries:
-            numbers = f"{_shown(e.value)} (baseline {_shown(e.baseline)}) {e.unit}".rstrip()
+            value, baseline = e.shown()
+            numbers = f"{value} (baseline {baseline}) {e.unit}".rstrip()
             lines.append(f"  {e.verdict:<8} {e.name:<28} {numbers}")
         return "\n".join(lines)
 
@@ -110,10 +115,11 @@ class Report:
         colours = {"pass": "#0b5394", "fail": "#a8500a"}
         rows = "".join(
             f"<tr><td style='color:{colours.get(e.verdict, '#6b7680')}'><b>{e.verdict}</b></td>"
-            f"<td style='text-align:left'>{html.escape(e.name)}</td><td>{_shown(e.value)}</td>"
-            f"<td>{_shown(e.baseline)}</td><td>{html.escape(e.unit)}</td>"
+            f"<td style='text-align:left'>{html.escape(e.name)}</td><td>{value}</td>"
+            f"<td>{baseline}</td><td>{html.escape(e.unit)}</td>"
             f"<td style='text-align:left'>{html.escape(e.meaning)}</td></tr>"
             for e in self.entries
+            for value, baseline in [e.shown()]
         )
         return (
             f"<b>{html.escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges. "

@@ -12,7 +12,7 @@ from circuits.handmade.handmade import (
     quotes,
 )
 from circuits.handmade.rankings import METHODS
-from circuits.handmade.recovery import Recovery, rank_metrics, recover, verify
+from circuits.handmade.recovery import Recovery, rank_metrics, recover
 
 __all__ = [
     "METHODS",
@@ -28,5 +28,4 @@ __all__ = [
     "quotes",
     "rank_metrics",
     "recover",
-    "verify",
 ]

@@ -5,10 +5,11 @@ from circuits.plots.bridge import bridge_figure, chain_figure, dilution_figure, 
 from circuits.plots.circuit import circuit_figure
 from circuits.plots.composition import composition_figure, composition_maps_figure, head_graph_figure
 from circuits.plots.demo import demo_page
-from circuits.plots.faithfulness import faithfulness_figure, ground_truth_figure, transplant_figure
+from circuits.plots.faithfulness import faithfulness_figure, trust_page
 from circuits.plots.heads import head_report_figure, pattern_figure, token_map_figure
 from circuits.plots.history import history_figure, pruning_figure
 from circuits.plots.page import Html, heading, headline, table, write_page
+from circuits.plots.recovery import ground_truth_figure, transplant_figure
 from circuits.plots.snapshot import figure_to_png
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "table",
     "token_map_figure",
     "transplant_figure",
+    "trust_page",
     "write_page",
 ]

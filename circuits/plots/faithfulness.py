@@ -1,12 +1,13 @@
-"""Figures of trust: the report on a circuit, recovery of known circuits, circuits on other tasks."""
+"""Trust in one circuit: its report as a figure and as a page."""
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import plotly.graph_objects as go
 
-from circuits.compare import TransplantTable
+from circuits.plots.page import heading, table, write_page
 from circuits.plots.style import (
     BAND,
     BOX,
@@ -23,7 +24,6 @@ from circuits.plots.style import (
 
 ROW = 25
 """Pixels to an entry of the report."""
-CHANCE = math.log(2)
 MARKS = {"pass": "✓", "fail": "✗", "note": "•", "not run": UNMEASURED}
 COLOURS = {"pass": POSITIVE, "fail": NEGATIVE_TEXT, "note": FAINT, "not run": FAINT}
 
@@ -39,11 +39,12 @@ class _Entry(Protocol):
     details: Mapping[str, Any]
 
 
-def faithfulness_figure(report: Any) -> go.Figure:
+def faithfulness_figure(report: Any, *, title: str | None = None) -> go.Figure:
     """A report of `circuits.faithfulness.evaluate`: value against baseline for each entry, and two close-ups.
 
     Each row has its own scale, from 0 to the larger of value and baseline. Below: the share of the model's
     margin that the best-ranked nodes recover, and what interchanging each node does in circuit and in model.
+    `title` replaces the usual one.
     """
     entries: Sequence[_Entry] = report.entries
     rows_height, below = ROW * len(entries), 280
@@ -51,8 +52,8 @@ def faithfulness_figure(report: Any) -> go.Figure:
     plot_height = height - 104 - 48
     split = 1 - rows_height / plot_height
     figure = go.Figure([*_entry_traces(entries), *_close_ups(entries)])
-    title = f"Is the circuit for {report.task} what the model uses?"
-    figure.update_layout(**base_layout(title=title, subtitle=report.verdict, height=height))
+    asked = f"Is the circuit for {report.task} what the model uses?" if title is None else title
+    figure.update_layout(**base_layout(title=asked, subtitle=report.verdict, height=height))
     hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "fixedrange": True}
     figure.update_layout(
         xaxis={"domain": [0.42, 0.8], "range": [-0.04, 1.04], "anchor": "y", **hidden},
@@ -65,42 +66,26 @@ def faithfulness_figure(report: Any) -> go.Figure:
     return figure
 
 
-def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
-    """A table of `circuits.handmade.verify`: for each method and model, the share of true nodes it finds.
-
-    A method that ranks nodes is given the true number n; the cell is the share of true nodes among its first n.
-    Raises ValueError when the table has no models.
-    """
-    models = list(table["per_model"])
-    if not models:
-        raise ValueError("table: it has no models; expected what circuits.handmade.verify returns.")
-    methods = list(table["per_model"][models[0]]["methods"])
-    cells = [[table["per_model"][m]["methods"][method]["precision"] for m in models] for method in methods]
-    notes = [
-        [_ground_truth_note(table["per_model"][m]["methods"][method]) for m in models] for method in methods
+def trust_page(path: str | Path, report: Any) -> Path:
+    """One page about one report: the verdict, the figure, and a table with what each item means."""
+    rows = [
+        {
+            "item": e.name,
+            "value": value,
+            "baseline": base,
+            "unit": e.unit,
+            "verdict": e.verdict,
+            "meaning": e.meaning,
+        }
+        for e in report.entries
+        for value, base in [e.shown()]
     ]
-    said = f"{table['recovered']} of {table['total']} circuits recovered exactly, nodes and edges"
-    figure = _heat_map(
-        cells, models, methods, notes, [[f"{v:.2f}" for v in row] for row in cells], ends=(0, 1)
+    title = f"Is the circuit for {report.task} what the model uses?"
+    size = f"{report.n_nodes} nodes and {report.n_edges} edges of model {report.model_hash}."
+    figure = faithfulness_figure(report, title="")
+    return write_page(
+        path, title=title, blocks=[f"{report.verdict} {size}", figure, heading("Every item"), table(rows)]
     )
-    title = "Known circuits: share of true nodes found"
-    figure.update_layout(**base_layout(title=title, subtitle=said, height=150 + 46 * len(methods)))
-    return figure
-
-
-def transplant_figure(table: TransplantTable) -> go.Figure:
-    """Each circuit on each task, and the whole model in the last row: task loss in nats; dark is solved."""
-    names = [*table.circuits, "whole model"]
-    losses = [*table.loss, table.full_loss]
-    solved = [[1 - min(loss, CHANCE) / CHANCE for loss in row] for row in losses]
-    notes = [[f"task loss {loss:.4f} nats" for loss in row] for row in losses]
-    shown = [[f"{loss:.2f}" for loss in row] for row in losses]
-    figure = _heat_map(solved, list(table.tasks), names, notes, shown, ends=(0, 1))
-    said = f"Task loss in nats; chance is {CHANCE:.2f}, and dark cells are solved"
-    figure.update_layout(
-        **base_layout(title="Circuits on each task", subtitle=said, height=150 + 46 * len(names))
-    )
-    return figure
 
 
 def _entry_traces(entries: Sequence[_Entry]) -> list[go.Scatter]:
@@ -247,54 +232,6 @@ def _close_up_titles(split: float) -> list[dict[str, Any]]:
         {**base, "x": 0.0, "text": "Share of the model's margin, best nodes first (grey: random)"},
         {**base, "x": 0.545, "text": "Interchange: change of margin, a dot a node"},
     ]
-
-
-def _heat_map(
-    cells: list[list[float]],
-    columns: list[str],
-    rows: list[str],
-    notes: list[list[str]],
-    shown: list[list[str]],
-    *,
-    ends: tuple[float, float],
-) -> go.Figure:
-    heat = go.Heatmap(
-        z=cells,
-        x=columns,
-        y=rows,
-        zmin=ends[0],
-        zmax=ends[1],
-        colorscale=[[0, BAND], [1, POSITIVE]],
-        showscale=False,
-        xgap=3,
-        ygap=3,
-        customdata=notes,
-        hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
-    )
-    figure = go.Figure(heat)
-    for y, row in zip(rows, range(len(rows)), strict=True):
-        for x, column in zip(columns, range(len(columns)), strict=True):
-            ink = "#ffffff" if cells[row][column] > 0.55 else INK
-            figure.add_annotation(
-                x=x, y=y, text=shown[row][column], showarrow=False, font={"color": ink, "size": 13}
-            )
-    figure.update_layout(
-        xaxis={"side": "top", "showgrid": False, "ticks": "", "type": "category"},
-        yaxis={
-            "autorange": "reversed",
-            "showgrid": False,
-            "ticks": "",
-            "type": "category",
-            "automargin": True,
-        },
-        margin={"l": 150, "r": 28, "t": 118, "b": 20},
-    )
-    return figure
-
-
-def _ground_truth_note(metrics: Mapping[str, float]) -> str:
-    shown = {key: f"{value:.3f}" for key, value in metrics.items() if value is not None}
-    return "<br>".join(f"{key} {value}" for key, value in shown.items())
 
 
 def _dot(entry: _Entry) -> str:

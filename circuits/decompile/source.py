@@ -11,37 +11,20 @@ import base64
 import math
 import re
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.ablation import check_belongs, run_masked
+from circuits.ablation import check_belongs
 from circuits.circuit import SITES, WEIGHTS, Circuit, Edge, Node, Site, SiteName
+from circuits.decompile.observe import Observed
+from circuits.decompile.text import HEAD, HELPERS
 from circuits.model import SparseTransformer
-from circuits.score import check_task, margins, score_margins
+from circuits.score import check_task
 from tasks import Task
 
-_WORDS = {
-    "'": "apostrophe",
-    '"': "double_quote",
-    "[": "open_bracket",
-    "]": "close_bracket",
-    "]]": "close_two",
-    "(": "open_paren",
-    ")": "close_paren",
-    "=": "equals",
-    "+": "plus",
-    "-": "minus",
-    "*": "star",
-    ",": "comma",
-    " ": "space",
-    "·": "space",
-    "⏎": "newline",
-    "\n": "newline",
-}
 _SHORT: dict[SiteName, str] = dict(
     zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
 )
@@ -59,97 +42,10 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
     return _Writer(model, circuit, task, n_pairs).source()
 
 
-def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
-    """The circuit in words: for each node what turns it on, what it reads and writes, what breaks without it.
-
-    Raises ValueError when the circuit is of another model, or the task does not fit.
-    """
-    check_belongs(model, circuit)
-    check_task(model, task)
-    seen = _Seen(model, circuit, task, n_pairs)
-    whole = seen.loss(circuit.nodes)
-    lines = [
-        f"{circuit.task}: {circuit.n_nodes} nodes, {circuit.n_edges} edges, task loss {whole:.3f} nats.",
-        "",
-    ]
-    for node in circuit.nodes:
-        rest = seen.loss([other for other in circuit.nodes if other != node])
-        reads = [str(e.source) for e in circuit.edges if e.target == node]
-        writes = [str(e.target) for e in circuit.edges if e.source == node]
-        reads += [f"token {io.token}" for io in circuit.io_edges if io.node == node and io.kind == "embed"]
-        writes += [f"logit {io.token}" for io in circuit.io_edges if io.node == node and io.kind == "unembed"]
-        lines += [
-            f"{node}",
-            f"  highest at: {'   '.join(seen.contexts(node, highest=True))}",
-            f"  lowest at:  {'   '.join(seen.contexts(node, highest=False))}",
-            f"  reads: {', '.join(reads) or 'the residual stream'}",
-            f"  writes: {', '.join(writes) or 'the residual stream'}",
-            f"  without it: loss {whole:.3f} -> {rest:.3f} nats",
-        ]
-    return "\n".join(lines) + "\n"
-
-
 def function_name(circuit: Circuit) -> str:
     """What the function that `to_python` writes is called: the task, as a Python name."""
     name = re.sub(r"\W", "_", circuit.task) or "circuit"
     return f"task_{name}" if name[0].isdigit() else name
-
-
-class _Seen:
-    """What the nodes of a circuit do on the task's prompts, while only the circuit is kept."""
-
-    def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
-        self.model, self.circuit, self.task = model, circuit, task
-        self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
-        self.kept: dict[Site, Tensor] = {}
-        self.loss(circuit.nodes, self.kept)
-        n_pos = self.targets.tokens.shape[1]
-        self.real = torch.arange(n_pos) <= self.targets.position[:, None]
-
-    def loss(self, nodes: Sequence[Node], kept: dict[Site, Tensor] | None = None) -> float:
-        """Task loss with these nodes of the circuit kept; fills `kept` with the values of their sites."""
-        some = set(nodes)
-        masks = {s: m.to(self.model.W_E) for s, m in self.circuit.to_mask().items()}
-        for node in self.circuit.nodes:
-            masks[node.at][node.index] = float(node in some)
-        edges = {key: m.to(self.model.W_E) for key, m in self.circuit.to_edge_mask().items()}
-        values = {site: value.to(self.model.W_E) for site, value in self.circuit.values.items()}
-        into = {} if kept is None else kept
-
-        def keep(value: Tensor, hook: Any) -> None:
-            into[self._sites[hook.name]] = value.flatten(2)
-
-        with torch.no_grad(), self.model.hooks(fwd_hooks=[(name, keep) for name in self._sites]):
-            logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
-        return score_margins(margins(logits, self.targets)).loss
-
-    @property
-    def _sites(self) -> dict[str, Site]:
-        return {self.model.hook_name(site): site for site in self.model.sites()}
-
-    def word(self, node: Node) -> str:
-        """The token on which the node departs most from its mean, as part of a Python name."""
-        values = self.kept[node.at][..., node.index]
-        real = values[self.real]
-        tokens = self.targets.tokens[self.real]
-        found = [(abs(float(real[tokens == t].mean() - real.mean())), int(t)) for t in tokens.unique()]
-        text = self.task.tokenizer.token(max(found)[1])
-        plain = _WORDS.get(text, re.sub(r"\W", "", text, flags=re.ASCII)) or "token"
-        return f"digit_{plain}" if plain[0].isdigit() else plain
-
-    def contexts(self, node: Node, *, highest: bool, n: int = 3) -> list[str]:
-        """The places where the node is highest or lowest: the text up to there, and the value."""
-        values = self.kept[node.at][..., node.index].masked_fill(
-            ~self.real, -torch.inf if highest else torch.inf
-        )
-        found: dict[str, float] = {}
-        for flat in values.flatten().argsort(descending=highest)[: 50 * n].tolist():
-            row, position = divmod(flat, values.shape[1])
-            ids = self.targets.tokens[row, max(0, position - 5) : position + 1].tolist()
-            found.setdefault("".join(map(self.task.tokenizer.token, ids)), float(values[row, position]))
-            if len(found) == n:
-                break
-        return [f"{text} ({value:+.2f})" for text, value in found.items()]
 
 
 class _Writer:
@@ -157,7 +53,7 @@ class _Writer:
 
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
-        seen = _Seen(model, circuit, task, n_pairs)
+        seen = Observed(model, circuit, task, n_pairs)
         self.names = {n: f"{seen.word(n)}_{_SHORT[n.site]}{n.layer}_{n.index}" for n in circuit.nodes}
         self.by_site: dict[Site, list[Node]] = {}
         for node in circuit.nodes:
@@ -181,7 +77,7 @@ class _Writer:
         logits = "x[-1] / size(x[-1]) @ UNEMBED + OFFSET" + (
             " + BIGRAM[tokens[-1]]" if self.model.bigram is not None else ""
         )
-        head = _HEAD.format(
+        head = HEAD.format(
             task=self.circuit.task,
             n_nodes=self.circuit.n_nodes,
             n_edges=self.circuit.n_edges,
@@ -196,10 +92,10 @@ class _Writer:
             *(f"    {line}" for line in self.body),
             f"    return {logits}",
         ]
-        called = {helper for helper in _HELPERS if any(f"{helper}(" in line for line in body)}
+        called = {helper for helper in HELPERS if any(f"{helper}(" in line for line in body)}
         if "compete" in called:
             called.add("keep")
-        used = [text for helper, text in _HELPERS.items() if helper in called]
+        used = [text for helper, text in HELPERS.items() if helper in called]
         parts = [head.strip(), *used, "\n".join(self._tables()), "\n".join(body)]
         return "\n".join(parts) + "\n"
 
@@ -345,33 +241,3 @@ def _packed(table: Tensor) -> str:
     data = table.cpu().numpy().astype("<f4")
     text = base64.b85encode(zlib.compress(data.tobytes(), 9)).decode()
     return f'table({data.shape}, "{text}")'
-
-
-_HEAD = """
-# The circuit for {task}: {n_nodes} nodes, {n_edges} edges, of model {model}. Needs numpy alone.
-import base64, math, zlib
-import numpy as np
-
-def table(shape, text):  # what is in a table belongs to the whole model, not to the circuit
-    return np.frombuffer(zlib.decompress(base64.b85decode(text)), "<f4").reshape(shape)
-
-def size(x):  # root mean square of each row
-    return np.sqrt((x**2).mean(-1, keepdims=True) + {eps!r})
-"""
-
-_HELPERS = {
-    "largest": """def largest(x, k):  # the k entries of largest magnitude in each row, the rest zero
-    rank = np.argsort(np.argsort(-abs(x), axis=-1, kind="stable"), axis=-1)
-    return np.where(rank < k, x, 0)""",
-    "keep": """def keep(node, bar):  # zero where the node is no larger than the neighbours it competes with
-    return np.where(abs(node) > bar, node, 0)""",
-    "compete": """def compete(nodes, bars):  # the same for several nodes; the bar depends on a node's rank among them
-    rank = np.argsort(np.argsort(-abs(np.array(nodes)), axis=0, kind="stable"), axis=0)
-    return keep(np.array(nodes), np.array(bars)[rank])""",
-    "attend": """def attend(scores, sink, n):  # causal softmax, a share of which goes to the sink
-    scores = np.where(np.tri(n), scores, -np.inf)
-    parts = np.exp(scores - np.maximum(scores.max(-1, keepdims=True), sink))
-    return parts / (parts.sum(-1, keepdims=True) + np.exp(sink - np.maximum(scores.max(-1, keepdims=True), sink)))""",
-    "gelu": """def gelu(x):  # x times the share of a normal distribution that lies below it
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))""",
-}

@@ -1,0 +1,55 @@
+"""The commands about two models: bridge and steer."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from circuits.commands.shared import AsJson, Seed, answer, clear_errors, read_json
+
+
+def bridge(
+    dense: Annotated[Path, typer.Argument(help="Checkpoint of the dense model.")],
+    sparse: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint of the sparse model; none: train one beside the bridges."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Bridges to write.")] = Path("out/bridges.safetensors"),
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON with any fields of BridgeConfig.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Fit bridges between a dense and a sparse model, and write a page with what they are worth."""
+    with clear_errors():
+        from circuits.bridge import BridgeConfig
+        from circuits.experiments.bridge_files import bridge_files
+
+        changes = read_json(config) if config else {}
+        settings = BridgeConfig.from_json({"seed": seed, **changes})
+        report = bridge_files(dense, sparse, out, config=settings, steps=steps)
+    answer(report, as_json, title="Bridges")
+
+
+def steer(
+    bridges: Annotated[Path, typer.Argument(help="Bridges that `circuits bridge` wrote.")],
+    dense: Annotated[Path, typer.Argument(help="Checkpoint of the dense model.")],
+    sparse: Annotated[Path, typer.Argument(help="Checkpoint of the sparse model.")],
+    location: Annotated[str, typer.Option(help="embed, or a layer's attn or mlp, such as 1.attn.")],
+    channel: Annotated[
+        list[int] | None,
+        typer.Option(help="Sparse channel to move, repeatable; none: the one that moves most."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="Task whose prompts are steered.")] = "quotes",
+    out: Annotated[Path, typer.Option(help="Curves to write.")] = Path("out/steering.json"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Move channels of the sparse model, carry the move across a bridge, and sweep its strength."""
+    with clear_errors():
+        from circuits.experiments.bridge_files import steer_files
+
+        report = steer_files(
+            bridges, dense, sparse, out, task=task, location=location, channels=channel or (), seed=seed
+        )
+    answer(report, as_json, title=f"Steering {task}")

@@ -1,0 +1,134 @@
+"""The commands that make circuits: demo, train, prune and show."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from circuits.commands.shared import AsJson, Seed, answer, clear_errors, load_model, read_json
+
+
+def demo(
+    task: Annotated[str, typer.Option(help="quotes or brackets.")] = "quotes",
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for report.json, circuit.json, circuit.html.")] = Path(
+        "out/demo"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Train on mini-Python, extract one circuit, write a report, the circuit and a page with its picture."""
+    with clear_errors():
+        from circuits.demo import run_demo
+
+        report = run_demo(task=task, seed=seed, out=out)
+    answer(report, as_json, title=f"The circuit for {task}")
+    if not as_json:
+        Console().print(f"Open [bold]{out / 'circuit.html'}[/bold] in a browser to look at the circuit.")
+
+
+def train(
+    corpus: Annotated[
+        str, typer.Option(help="mini (characters) or python (the standard library, BPE).")
+    ] = "mini",
+    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("out/model.safetensors"),
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop by the clock (then bits are not repeatable).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    density: Annotated[float | None, typer.Option(help="Final density, in (0, 1].")] = None,
+    recipe: Annotated[str, typer.Option(help="toy, paper or dense.")] = "toy",
+    config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrainConfig.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Checkpoint of an interrupted run of the same config.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a weight-sparse transformer and save it. Ctrl-C leaves a checkpoint that --resume takes up."""
+    with clear_errors():
+        from circuits.train import TrainConfig
+        from circuits.train import train as run
+
+        presets: dict[str, Callable[..., TrainConfig]] = {
+            "toy": TrainConfig.python if corpus == "python" else TrainConfig.toy,
+            "paper": TrainConfig.paper,
+            "dense": TrainConfig.dense,
+        }
+        if recipe not in presets:
+            raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
+        chosen = {"steps": steps, "minutes": minutes, "density": density}
+        changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+        if config is not None:
+            changes |= read_json(config)
+        settings = TrainConfig.from_json({**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes})
+        result = run(settings, checkpoint=out.with_suffix(".interrupted.safetensors"), resume=resume)
+        result.save(out)
+    report = {
+        "model": str(out),
+        "val_loss": result.val_loss,
+        "density": result.model.density(),
+        "n_nonzero": result.model.n_nonzero(),
+        "steps": result.history[-1]["step"],
+        "seconds": result.seconds,
+    }
+    answer(report, as_json, title=f"Trained on {corpus}")
+
+
+def prune(
+    model: Annotated[Path, typer.Argument(help="Checkpoint that `circuits train` wrote.")],
+    task: Annotated[
+        str, typer.Option(help="A task of the model's corpus, such as quotes or brackets.")
+    ] = "quotes",
+    out: Annotated[Path | None, typer.Option(help="Circuit to write (default: out/TASK.json).")] = None,
+    target_loss: Annotated[float, typer.Option(help="Task loss that the circuit may reach, in nats.")] = 0.15,
+    config: Annotated[Path | None, typer.Option(help="JSON with any fields of PruneConfig.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Find the smallest circuit that still solves a task, and save it."""
+    out = out or Path("out") / f"{task}.json"
+    with clear_errors():
+        from circuits.prune import PruneConfig
+        from circuits.prune import prune as run
+        from tasks import load_task
+
+        found, corpus = load_model(model)
+        changes = read_json(config) if config else {}
+        settings = PruneConfig.from_json({"target_loss": target_loss, "seed": seed, **changes})
+        circuit = run(found, load_task(task), settings, corpus=corpus)
+        circuit.save(out)
+    answer({"circuit": str(out), **circuit.summary()}, as_json, title=f"The circuit for {task}")
+
+
+def show(
+    circuit: Annotated[Path, typer.Argument(help="Circuit that `circuits prune` wrote.")],
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page to write (default: beside the circuit).")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a circuit and write a page with its picture, to be opened in any browser, offline."""
+    page = page or circuit.with_suffix(".html")
+    with clear_errors():
+        from circuits.circuit import Circuit
+        from circuits.plots import demo_page, pruning_figure
+
+        found = Circuit.load(circuit)
+        history = found.metrics.get("history")
+        demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
+    answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
+    if not as_json:
+        _print_nodes(found)
+
+
+def _print_nodes(circuit: Any) -> None:
+    table = Table("layer", "site", "index", "mean", "effect (nats)", title="Nodes")
+    for node in circuit.nodes:
+        facts = circuit.facts[node]
+        table.add_row(
+            str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"
+        )
+    Console().print(table)

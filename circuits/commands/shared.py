@@ -1,0 +1,62 @@
+"""What the commands share: their common options, clear errors, one way to answer."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same bits.")]
+
+
+def load_model(path: Path) -> tuple[Any, Any]:
+    """The model of a checkpoint, its tokenizer attached, and the corpus it was trained on."""
+    from circuits.checkpoint import load_checkpoint
+    from tasks import load_corpus
+
+    saved = load_checkpoint(path)
+    corpus = load_corpus(saved.meta.get("train", {}).get("corpus", "mini"))
+    saved.model.tokenizer = corpus.tokenizer
+    return saved.model, corpus
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration file: one JSON object. Raises ValueError on anything else."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"config: cannot read {path} ({error}); expected a file with one JSON object."
+        ) from None
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Bad input: one clear line, status 2. Ctrl-C: the place to resume from, status 130."""
+    try:
+        yield
+    except ValueError as error:
+        Console(stderr=True).print(f"[bold red]error[/bold red] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt as stop:
+        Console(stderr=True).print(str(stop) or "Interrupted.", highlight=False, soft_wrap=True)
+        raise typer.Exit(130) from None
+
+
+def answer(report: dict[str, Any], as_json: bool, *, title: str) -> None:
+    """Print a report: as JSON, or as a table of its keys and values."""
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        return
+    table = Table(title=title, show_header=False)
+    for key, value in report.items():
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)

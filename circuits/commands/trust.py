@@ -1,0 +1,105 @@
+"""The commands that ask whether circuits are real: trust for one circuit, verify for the method itself."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from circuits.commands.shared import AsJson, Seed, answer, clear_errors, load_model, read_json
+
+
+def trust(
+    circuit: Annotated[Path, typer.Argument(help="Circuit that `circuits prune` wrote.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Its model (default: the checkpoint beside the circuit that fits it).")
+    ] = None,
+    page: Annotated[
+        Path | None, typer.Option(help="HTML page to write (default: CIRCUIT.trust.html).")
+    ] = None,
+    prune_seeds: Annotated[
+        int, typer.Option(help="Prune this many times more, and compare the circuits (slow).")
+    ] = 0,
+    config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrustConfig.")] = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict."""
+    page = page or circuit.with_suffix(".trust.html")
+    with clear_errors():
+        from circuits.checkpoint import find_checkpoint
+        from circuits.circuit import Circuit
+        from circuits.faithfulness import TrustConfig, evaluate
+        from circuits.plots import trust_page
+        from tasks import load_task
+
+        found = Circuit.load(circuit)
+        path = model or find_checkpoint(circuit.parent, found.model_hash)
+        loaded, corpus = load_model(path)
+        changes = read_json(config) if config else {}
+        settings = TrustConfig.from_json({"seed": seed, "prune_seeds": prune_seeds, **changes})
+        report = evaluate(loaded, found, load_task(found.task), settings, corpus=corpus)
+        trust_page(page, report)
+    if as_json:
+        answer(
+            {"circuit": str(circuit), "model": str(path), "page": str(page), **report.to_json()},
+            True,
+            title="",
+        )
+        return
+    _print_report(report)
+    Console().print(f"With figures: [bold]{page}[/bold]")
+
+
+def verify(
+    seeds: Annotated[int, typer.Option(help="Sets of decoys for each model.")] = 10,
+    models: Annotated[
+        list[str] | None, typer.Option(help="A hand-made model, repeatable (default: all six).")
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Keep the results in docs/results/ground_truth.json.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take what an interrupted run left in out/ground_truth/ as done.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Prove on this machine that pruning returns circuits that are known: models compiled by hand, among decoys."""
+    with clear_errors():
+        from circuits.experiments.ground_truth import verify as run
+        from circuits.handmade import MODELS
+
+        if write and models and set(models) != set(MODELS):
+            raise ValueError("write: a part of the models is not the proof; leave out --models.")
+        err = Console(stderr=True)
+        report = run(seeds, models=models or tuple(MODELS), resume=resume, write=write, log=err.print)
+    if as_json:
+        answer(report, True, title="")
+    else:
+        _print_recovery(report)
+
+
+def _print_report(report: Any) -> None:
+    colours = {"pass": "green", "fail": "bold red"}
+    table = Table("", "item", "value", "baseline", "meaning", title=f"The circuit for {report.task}")
+    for entry in report.entries:
+        colour = colours.get(entry.verdict, "dim")
+        numbers = [f"{number} {entry.unit}".strip() for number in entry.shown()]
+        table.add_row(f"[{colour}]{entry.verdict}[/{colour}]", entry.name, *numbers, entry.meaning)
+    Console().print(table)
+    Console().print(report.verdict, highlight=False)
+
+
+def _print_recovery(report: dict[str, Any]) -> None:
+    methods = list(report["methods"])
+    table = Table("model", "nodes", "edges", "exact", *methods, title="Share of true nodes found")
+    for name, entry in report["per_model"].items():
+        shares = [f"{entry['methods'][method]['precision']:.2f}" for method in methods]
+        counts = (str(entry["n_nodes"]), str(entry["n_edges"]), f"{entry['recovered']} of {entry['total']}")
+        table.add_row(name, *counts, *shares)
+    Console().print(table)
+    Console().print(
+        f"{report['recovered']} of {report['total']} circuits recovered exactly, nodes and edges.",
+        highlight=False,
+    )

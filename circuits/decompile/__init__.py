@@ -1,0 +1,6 @@
+"""A circuit that can be read: as a short numpy function, and in words."""
+
+from circuits.decompile.source import function_name, to_python
+from circuits.decompile.words import describe
+
+__all__ = ["describe", "function_name", "to_python"]

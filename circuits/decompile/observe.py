@@ -1,0 +1,91 @@
+"""What the nodes of a circuit do on the task's prompts: where they are high, and what they can be named after."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.ablation import run_masked
+from circuits.circuit import Circuit, Node, Site
+from circuits.model import SparseTransformer
+from circuits.score import margins, score_margins
+from tasks import Task
+
+_WORDS = {
+    "'": "apostrophe",
+    '"': "double_quote",
+    "[": "open_bracket",
+    "]": "close_bracket",
+    "]]": "close_two",
+    "(": "open_paren",
+    ")": "close_paren",
+    "=": "equals",
+    "+": "plus",
+    "-": "minus",
+    "*": "star",
+    ",": "comma",
+    " ": "space",
+    "·": "space",
+    "⏎": "newline",
+    "\n": "newline",
+}
+
+
+class Observed:
+    """What the nodes of a circuit do on the task's prompts, while only the circuit is kept."""
+
+    def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
+        self.model, self.circuit, self.task = model, circuit, task
+        self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
+        self.kept: dict[Site, Tensor] = {}
+        self.loss(circuit.nodes, self.kept)
+        n_pos = self.targets.tokens.shape[1]
+        self.real = torch.arange(n_pos) <= self.targets.position[:, None]
+
+    def loss(self, nodes: Sequence[Node], kept: dict[Site, Tensor] | None = None) -> float:
+        """Task loss, calibrated as pruning did, with these nodes kept; fills `kept` with the values of their sites."""
+        some = set(nodes)
+        masks = {s: m.to(self.model.W_E) for s, m in self.circuit.to_mask().items()}
+        for node in self.circuit.nodes:
+            masks[node.at][node.index] = float(node in some)
+        edges = {key: m.to(self.model.W_E) for key, m in self.circuit.to_edge_mask().items()}
+        values = {site: value.to(self.model.W_E) for site, value in self.circuit.values.items()}
+        into = {} if kept is None else kept
+
+        def keep(value: Tensor, hook: Any) -> None:
+            into[self._sites[hook.name]] = value.flatten(2)
+
+        with torch.no_grad(), self.model.hooks(fwd_hooks=[(name, keep) for name in self._sites]):
+            logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
+        scale = float(self.circuit.metrics.get("logit_scale", 1.0))
+        return score_margins(scale * margins(logits, self.targets)).loss
+
+    @property
+    def _sites(self) -> dict[str, Site]:
+        return {self.model.hook_name(site): site for site in self.model.sites()}
+
+    def word(self, node: Node) -> str:
+        """The token on which the node departs most from its mean, as part of a Python name."""
+        values = self.kept[node.at][..., node.index]
+        real = values[self.real]
+        tokens = self.targets.tokens[self.real]
+        found = [(abs(float(real[tokens == t].mean() - real.mean())), int(t)) for t in tokens.unique()]
+        text = self.task.tokenizer.token(max(found)[1])
+        plain = _WORDS.get(text, re.sub(r"\W", "", text, flags=re.ASCII)) or "token"
+        return f"digit_{plain}" if plain[0].isdigit() else plain
+
+    def contexts(self, node: Node, *, highest: bool, n: int = 3) -> list[str]:
+        """The places where the node is highest or lowest: the text up to there, and the value."""
+        values = self.kept[node.at][..., node.index].masked_fill(
+            ~self.real, -torch.inf if highest else torch.inf
+        )
+        found: dict[str, float] = {}
+        for flat in values.flatten().argsort(descending=highest)[: 50 * n].tolist():
+            row, position = divmod(flat, values.shape[1])
+            ids = self.targets.tokens[row, max(0, position - 5) : position + 1].tolist()
+            found.setdefault("".join(map(self.task.tokenizer.token, ids)), float(values[row, position]))
+            if len(found) == n:
+                break
+        return [f"{text} ({value:+.2f})" for text, value in found.items()]

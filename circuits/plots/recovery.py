@@ -1,0 +1,98 @@
+"""Figures of recovery and transplants: methods on circuits that are known, circuits on other tasks."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import plotly.graph_objects as go
+
+from circuits.compare import TransplantTable
+from circuits.plots.style import BAND, INK, POSITIVE, base_layout
+
+CHANCE = math.log(2)
+
+
+def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
+    """A table of `circuits.handmade.verify`: for each method and model, the share of true nodes it finds.
+
+    A method that ranks nodes is given the true number n; the cell is the share of true nodes among its first n.
+    Raises ValueError when the table has no models.
+    """
+    models = list(table["per_model"])
+    if not models:
+        raise ValueError("table: it has no models; expected what circuits.handmade.verify returns.")
+    methods = list(table["per_model"][models[0]]["methods"])
+    cells = [[table["per_model"][m]["methods"][method]["precision"] for m in models] for method in methods]
+    notes = [
+        [_ground_truth_note(table["per_model"][m]["methods"][method]) for m in models] for method in methods
+    ]
+    said = f"{table['recovered']} of {table['total']} circuits recovered exactly, nodes and edges"
+    figure = _heat_map(
+        cells, models, methods, notes, [[f"{v:.2f}" for v in row] for row in cells], ends=(0, 1)
+    )
+    title = "Known circuits: share of true nodes found"
+    figure.update_layout(**base_layout(title=title, subtitle=said, height=150 + 46 * len(methods)))
+    return figure
+
+
+def transplant_figure(table: TransplantTable) -> go.Figure:
+    """Each circuit on each task, and the whole model in the last row: task loss in nats; dark is solved."""
+    names = [*table.circuits, "whole model"]
+    losses = [*table.loss, table.full_loss]
+    solved = [[1 - min(loss, CHANCE) / CHANCE for loss in row] for row in losses]
+    notes = [[f"task loss {loss:.4f} nats" for loss in row] for row in losses]
+    shown = [[f"{loss:.2f}" for loss in row] for row in losses]
+    figure = _heat_map(solved, list(table.tasks), names, notes, shown, ends=(0, 1))
+    said = f"Task loss in nats; chance is {CHANCE:.2f}, and dark cells are solved"
+    figure.update_layout(
+        **base_layout(title="Circuits on each task", subtitle=said, height=150 + 46 * len(names))
+    )
+    return figure
+
+
+def _heat_map(
+    cells: list[list[float]],
+    columns: list[str],
+    rows: list[str],
+    notes: list[list[str]],
+    shown: list[list[str]],
+    *,
+    ends: tuple[float, float],
+) -> go.Figure:
+    heat = go.Heatmap(
+        z=cells,
+        x=columns,
+        y=rows,
+        zmin=ends[0],
+        zmax=ends[1],
+        colorscale=[[0, BAND], [1, POSITIVE]],
+        showscale=False,
+        xgap=3,
+        ygap=3,
+        customdata=notes,
+        hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
+    )
+    figure = go.Figure(heat)
+    for y, row in zip(rows, range(len(rows)), strict=True):
+        for x, column in zip(columns, range(len(columns)), strict=True):
+            ink = "#ffffff" if cells[row][column] > 0.55 else INK
+            figure.add_annotation(
+                x=x, y=y, text=shown[row][column], showarrow=False, font={"color": ink, "size": 13}
+            )
+    figure.update_layout(
+        xaxis={"side": "top", "showgrid": False, "ticks": "", "type": "category"},
+        yaxis={
+            "autorange": "reversed",
+            "showgrid": False,
+            "ticks": "",
+            "type": "category",
+            "automargin": True,
+        },
+        margin={"l": 150, "r": 28, "t": 118, "b": 20},
+    )
+    return figure
+
+
+def _ground_truth_note(metrics: Mapping[str, float]) -> str:
+    shown = {key: f"{value:.3f}" for key, value in metrics.items() if value is not None}
+    return "<br>".join(f"{key} {value}" for key, value in shown.items())
