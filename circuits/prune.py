@@ -1,9 +1,10 @@
 """Pruning: from a model and a task to the smallest circuit that still solves the task.
 
-1. Learn gates on all coordinates of all sites: task loss + penalty * number of open gates.
-2. Rank the coordinates by gate (ties, by measured importance) and bisect for the fewest whose loss meets the
-   target.
-3. Drop nodes, then edges, while the loss stays at or under the target, until no single one can go (1-minimal).
+1. Learn gates on all coordinates of all sites: task loss + penalty * number of open gates. Along the way that
+   they close, take the smallest open set that meets the target.
+2. Rank it by gate (ties, by measured importance) and bisect for the fewest nodes that meet the target.
+3. Drop nodes, then edges, while the rest meets the target, until no single one can go (1-minimal).
+4. Do so from several starts, and keep the smallest circuit.
 Gates learn on training prompts; steps 2 and 3 look at validation prompts; the reported score is on test prompts.
 """
 
@@ -22,8 +23,9 @@ from torch import Tensor
 from circuits.ablation import ablation_values, run_circuit, run_masked
 from circuits.circuit import WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, Site
 from circuits.gates import Gates
+from circuits.judge import Judge
 from circuits.model import SparseTransformer, check_keys, with_tuples
-from circuits.score import Score, check_task, fitted_scale, margins, score_margins, task_score, two_way_loss
+from circuits.score import Score, check_task, margins, score_margins, task_score, two_way_loss
 from tasks import Batch, Corpus, Task, Tokenizer, load_corpus
 
 
@@ -35,8 +37,10 @@ class PruneConfig:
     "Task loss that the circuit may reach at most, in nats (two-way; chance is 0.693)."
     target_accuracy: float = 0.985
     "Fraction of prompts that the circuit must get right at least; a calibrated loss alone would forgive errors."
-    steps: int = 300
-    "Steps of gate training."
+    starts: int = 4
+    "Independent runs of gate training and dropping, from other random gates and prompts; the smallest result wins."
+    steps: int = 150
+    "Steps of gate training in each."
     batch_size: int = 64
     "Prompt pairs per step."
     lr: float = 3e-2
@@ -63,7 +67,7 @@ class PruneConfig:
     "Decides gates and prompts."
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "n_mean", "n_eval", "n_test"):
+        for name in ("starts", "steps", "batch_size", "n_mean", "n_eval", "n_test"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name}: got {getattr(self, name)!r}; expected a whole number of at least 1."
@@ -97,15 +101,12 @@ def prune(
     """
     config = config or PruneConfig()
     check_task(model, task)
+    _check_solved(model, task, config)
     started = time.perf_counter()
     search = _Search(model, task, config, corpus or load_corpus("mini"))
     with _frozen(model), _progress_bar(config, progress) as show:
-        nodes = search.nodes_by_gates(show)
-        nodes = search.minimal_nodes(nodes, None, show)
-        edges: list[Edge] = edges_between(model, nodes)
-        if config.prune_edges:
-            nodes, edges = search.minimal(nodes, edges, show)
-        circuit = search.circuit(nodes, edges)
+        found = [search.from_start(start, show) for start in range(config.starts)]
+        circuit = search.circuit(*min(found, key=lambda parts: len(parts[0]) + len(parts[1])))
     return circuit.with_metrics(seconds=time.perf_counter() - started)
 
 
@@ -151,91 +152,69 @@ def io_edges(
     return found
 
 
+def _check_solved(model: SparseTransformer, task: Task, config: PruneConfig) -> None:
+    full = task_score(model, task.batch(config.n_eval, split="val", seed=config.seed))
+    if full.loss > config.target_loss or full.accuracy < config.target_accuracy:
+        raise ValueError(
+            f"task: the whole model's loss on {task.name!r} is {full.loss:.3f} nats (accuracy "
+            f"{full.accuracy:.3f}); expected at most target_loss = {config.target_loss} and at least "
+            f"target_accuracy = {config.target_accuracy}. Train it longer, or relax the targets."
+        )
+
+
 class _Search:
     """One pruning run: the prompts it looks at, the values it ablates with, and its history."""
 
     def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
         self.model, self.task, self.config = model, task, config
-        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
-        full = task_score(model, self.batch)
-        if not self.meets(full):
-            raise ValueError(
-                f"task: the whole model's loss on {task.name!r} is {full.loss:.3f} nats (accuracy "
-                f"{full.accuracy:.3f}); expected at most target_loss = {config.target_loss} and at least "
-                f"target_accuracy = {config.target_accuracy}. Train it longer, or relax the targets."
-            )
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
-        self.targets = self.batch.tokens_and_targets()
+        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
+        self.judge = Judge(
+            model,
+            self.batch,
+            self.values,
+            target_loss=config.target_loss,
+            target_accuracy=config.target_accuracy,
+            calibrate=config.calibrate,
+        )
         self.history: list[dict[str, float]] = []
 
-    def score(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score:
-        """Validation score of `margins`, after calibration if the config asks for it."""
-        margin = self.margins(nodes, edges)
-        return score_margins(margin * self.scale(margin))
+    def from_start(self, start: int, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
+        """The 1-minimal nodes and edges that one run of gate training leads to."""
+        nodes = self.nodes_by_gates(start, show)
+        nodes = self.minimal_nodes(nodes, None, show)
+        edges = edges_between(self.model, nodes)
+        return self.minimal(nodes, edges, show) if self.config.prune_edges else (nodes, edges)
 
-    def meets(self, score: Score) -> bool:
-        """Whether a score is within both targets."""
-        return score.loss <= self.config.target_loss and score.accuracy >= self.config.target_accuracy
+    def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
+        """Learn gates, and take the fewest open ones, along the way that they closed, that meet the target."""
+        for ranked in reversed(self._learn(start, show)):
+            if self.judge.solved(ranked):
+                return sorted(ranked[: self._fewest(ranked, show)])
+        return [Node(site.layer, site.name, i) for site, v in self.values.items() for i in range(len(v))]
 
-    def scale(self, margin: Tensor) -> float:
-        """The calibration factor for these margins; 1 without calibration."""
-        return fitted_scale(margin) if self.config.calibrate else 1.0
-
-    def margins(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Tensor:
-        """Validation margins with only these nodes kept, and only these edges (default: all between the nodes).
-
-        Weights that lead out of the circuit are cut as well: what is left out must not steer what is kept,
-        not even by competing with it in AbsTopK.
-        """
-        masks = {site: torch.zeros_like(value) for site, value in self.values.items()}
-        for node in nodes:
-            masks[node.at][node.index] = 1
-        edge_masks = (
-            _all_between(masks, self.model.config.n_layers) if edges is None else self._edge_masks(edges)
-        )
-        with torch.no_grad():
-            logits = run_masked(self.model, self.targets.tokens, masks, self.values, edge_masks)
-        return margins(logits, self.targets)
-
-    def nodes_by_gates(self, show: Callable[..., None]) -> list[Node]:
-        """Learn gates, rank, and bisect for the fewest nodes that meet the target."""
-        penalty = self.config.penalty
-        for _ in range(4):
-            gates, importance = self._learn(penalty, show)
-            ranked = _ranked(gates, importance)
-            if self.meets(self.score(ranked[: gates.n_open()])):
-                break
-            penalty *= 0.3  # too strong for this model and task: the gates that are needed closed as well
-        return sorted(ranked[: self._fewest(ranked, gates.n_open(), show)])
-
-    def _fewest(self, ranked: list[Node], n_open: int, show: Callable[..., None]) -> int:
-        """How many of the ranked nodes meet the target: bisected below the first count that does.
-
-        The loss is no monotone function of the count (half-closed gates were never trained to be open), so the
-        search starts at the open gates, where the training left off, and doubles only if those do not suffice.
-        """
-        low, high = 0, max(1, n_open)
-        while high < len(ranked) and not self.meets(self.score(ranked[:high])):
-            low, high = high + 1, 2 * high
-        high = min(high, len(ranked))
+    def _fewest(self, ranked: list[Node], show: Callable[..., None]) -> int:
+        """How many of the ranked nodes meet the target, by bisection; all of them do."""
+        low, high = 1, len(ranked)
         while low < high:
             middle = (low + high) // 2
-            if self.meets(self.score(ranked[:middle])):
+            if self.judge.solved(ranked[:middle]):
                 high = middle
             else:
                 low = middle + 1
             show(stage="discretise", nodes=high)
         return high
 
-    def _learn(
-        self, full_penalty: float, show: Callable[..., None]
-    ) -> tuple[Gates[Site], dict[Site, Tensor]]:
-        """Train gates; returns them and each coordinate's importance, the mean |d loss / d mask| late in training."""
-        config = self.config
+    def _learn(self, start: int, show: Callable[..., None]) -> list[list[Node]]:
+        """Train gates; returns the open nodes at each tenth that closed, from all to few, best first.
+
+        Ranked by gate, and where gates tie by importance: the mean |d loss / d mask| so far.
+        """
+        config, seed = self.config, self.config.seed + 1000 * start
         shapes = {site: tuple(value.shape) for site, value in self.values.items()}
-        gates = Gates(shapes, seed=config.seed, like=self.model.W_E)
+        gates = Gates(shapes, seed=seed, like=self.model.W_E)
         log_scale = torch.zeros((), requires_grad=config.calibrate)
         groups: list[dict[str, Any]] = [
             {"params": [*gates.parameters.values()]},
@@ -245,8 +224,9 @@ class _Search:
             groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
         )
         pool = self.task.batch(16 * config.batch_size, split="train", seed=config.seed)
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator().manual_seed(seed)
         importance = {site: torch.zeros_like(gate) for site, gate in gates.parameters.items()}
+        way: list[list[Node]] = []
         for step in range(config.steps):
             rows = torch.randint(len(pool), (config.batch_size,), generator=generator)
             targets = pool.rows(rows).tokens_and_targets()
@@ -260,28 +240,32 @@ class _Search:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * (1 - step / config.steps)
             optimizer.zero_grad(set_to_none=True)
-            penalty = full_penalty * min(1.0, 2 * step / config.steps)
+            penalty = config.penalty * min(1.0, 2 * step / config.steps)
             (task_loss + penalty * n_open).backward()
-            optimizer.step()
-            gates.clamp()
             for site, mask in masks.items():
                 assert mask.grad is not None
                 importance[site].lerp_((mask.grad - penalty).abs(), 0.05)
+            if not way or n_open < min(0.9 * len(way[-1]), len(way[-1]) - 1):
+                way.append(_ranked(gates, importance))
+            optimizer.step()
+            gates.clamp()
             if step % 20 == 0 or step == config.steps - 1:
-                entry = {"step": step, "task_loss": float(task_loss.detach()), "n_open": int(n_open)}
-                self.history.append(entry)
-                show(stage="gates", completed=step / config.steps, nodes=int(n_open), loss=entry["task_loss"])
-        return gates, importance
+                so_far = start * config.steps + step
+                loss = float(task_loss.detach())
+                self.history.append({"step": so_far, "task_loss": loss, "n_open": int(n_open)})
+                done = so_far / (config.steps * config.starts)
+                show(stage="gates", completed=done, nodes=int(n_open), loss=loss)
+        return [*way, _ranked(gates, importance)]
 
     def minimal_nodes(
         self, nodes: list[Node], edges: list[Edge] | None, show: Callable[..., None]
     ) -> list[Node]:
         """Drop nodes, least needed first, until no single one can go."""
 
-        def score(kept: list[Node]) -> Score:
-            return self.score(kept, None if edges is None else _among(edges, kept))
+        def solved(kept: list[Node]) -> Score | None:
+            return self.judge.solved(kept, None if edges is None else _among(edges, kept))
 
-        return _minimal(nodes, score, self.meets, lambda n: show(stage="nodes", nodes=n))
+        return _minimal(nodes, solved, lambda n: show(stage="nodes", nodes=n))
 
     def minimal(
         self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
@@ -292,7 +276,7 @@ class _Search:
             pairs = [edge for edge in edges if _is_pair(edge)]
             weights = [edge for edge in edges if not _is_pair(edge)]
             weights = _minimal(
-                weights, partial(self.score, nodes), self.meets, lambda n: show(stage="edges", edges=n)
+                weights, partial(self.judge.solved, nodes), lambda n: show(stage="edges", edges=n)
             )
             edges = sorted(weights + pairs)
             fewer = self.minimal_nodes(nodes, edges, show)
@@ -302,13 +286,15 @@ class _Search:
 
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
-        here = self.score(nodes, edges)
-        without = {node: self.score(*_without(node, nodes, edges)) for node in nodes}
+        here = self.judge.score(nodes, edges)
+        without = {node: self.judge.score(*_without(node, nodes, edges)) for node in nodes}
         facts = {
             node: NodeFacts(mean=float(self.values[node.at][node.index]), effect=score.loss - here.loss)
             for node, score in without.items()
         }
-        cut = [self.score(nodes, [e for e in edges if e != edge]) for edge in edges if not _is_pair(edge)]
+        spare = [
+            e for e in edges if not _is_pair(e) and self.judge.solved(nodes, [x for x in edges if x != e])
+        ]
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
@@ -323,10 +309,10 @@ class _Search:
             facts=facts,
         )
         return circuit.with_metrics(
-            **self._held_out(circuit, self.scale(self.margins(nodes, edges))),
+            **self._held_out(circuit, self.judge.scale(self.judge.margins(nodes, edges))),
             val_task_loss=here.loss,
             val_task_accuracy=here.accuracy,
-            one_minimal=not any(self.meets(score) for score in [*without.values(), *cut]),
+            one_minimal=not spare and not any(map(self.judge.meets, without.values())),
             target_loss=self.config.target_loss,
             target_accuracy=self.config.target_accuracy,
             history=self.history,
@@ -349,56 +335,43 @@ class _Search:
             "full_task_accuracy": full.accuracy,
         }
 
-    def _edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
-        masks = {
-            (layer, name): torch.zeros_like(self.model.linear(layer, name).weight)
-            for layer in range(self.model.config.n_layers)
-            for name in WEIGHTS
-        }
-        by_sites = {sites: name for name, sites in WEIGHTS.items()}
-        for edge in edges:
-            name = by_sites.get((edge.source.site, edge.target.site))
-            if name is not None:
-                masks[edge.source.layer, name][edge.source.index, edge.target.index] = 1
-        return masks
-
 
 def _minimal(
-    parts: list[Any],
-    score: Callable[[list[Any]], Score],
-    meets: Callable[[Score], bool],
-    show: Callable[[int], None],
+    parts: list[Any], solved: Callable[[list[Any]], Score | None], show: Callable[[int], None]
 ) -> list[Any]:
-    """Drop parts, cheapest first, while the score of the rest meets the target; ends when no single one can go."""
+    """Drop parts, cheapest first, while the rest meets the target; ends when no single one can go."""
     parts = list(parts)
     while True:
-        without = {part: score([p for p in parts if p != part]) for part in parts}
-        free = sorted((p for p in parts if meets(without[p])), key=lambda part: (without[part].loss, part))
-        if not free:
+        without = {part: solved([p for p in parts if p != part]) for part in parts}
+        losses = {part: score.loss for part, score in without.items() if score is not None}
+        if not losses:
             return parts
-        for index, part in enumerate(free):
-            rest = [p for p in parts if p != part]
-            if index == 0 or meets(score(rest)):
-                parts = rest
+        parts = _without_most(parts, sorted(losses, key=lambda part: (losses[part], part)), solved)
         show(len(parts))
 
 
+def _without_most(
+    parts: list[Any], free: list[Any], solved: Callable[[list[Any]], Score | None]
+) -> list[Any]:
+    """The parts without all of `free` if the rest meets the target, else half by half."""
+    rest = [part for part in parts if part not in free]
+    if solved(rest):
+        return rest
+    if len(free) == 1:
+        return parts
+    half = len(free) // 2
+    return _without_most(_without_most(parts, free[:half], solved), free[half:], solved)
+
+
 def _ranked(gates: Gates[Site], importance: dict[Site, Tensor]) -> list[Node]:
-    """All nodes, by gate, then by importance where gates tie (as they do at the clamp)."""
+    """The open nodes, by gate, then by importance where gates tie (as they do at the clamp)."""
     rows = [
         (value, weight, Node(site.layer, site.name, i))
         for site, gate in gates.parameters.items()
         for i, (value, weight) in enumerate(zip(gate.tolist(), importance[site].tolist(), strict=True))
+        if value > 0
     ]
     return [node for _, _, node in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))]
-
-
-def _all_between(masks: dict[Site, Tensor], n_layers: int) -> dict[tuple[int, str], Tensor]:
-    return {
-        (layer, name): torch.outer(masks[Site(layer, source)], masks[Site(layer, target)])
-        for layer in range(n_layers)
-        for name, (source, target) in WEIGHTS.items()
-    }
 
 
 def _is_pair(edge: Edge) -> bool:

@@ -1,0 +1,115 @@
+"""Whether a part of a model solves a task: its loss and accuracy on fixed prompts, against the targets."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from circuits.ablation import run_masked
+from circuits.circuit import WEIGHTS, Edge, Node, Site
+from circuits.model import SparseTransformer
+from circuits.score import Score, fitted_scale, margins, score_margins
+from tasks import Batch
+
+
+class Judge:
+    """Prompts, ablation values and targets; runs the model with some nodes and edges kept, and says if that will do."""
+
+    def __init__(
+        self,
+        model: SparseTransformer,
+        batch: Batch,
+        values: dict[Site, Tensor],
+        *,
+        target_loss: float,
+        target_accuracy: float,
+        calibrate: bool,
+    ) -> None:
+        self.model, self.values = model, values
+        self.target_loss, self.target_accuracy, self.calibrate = target_loss, target_accuracy, calibrate
+        self.n_pairs = len(batch)
+        self.parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(len(batch))]
+
+    def score(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score:
+        """Validation score of `margins`, after calibration if the config asks for it."""
+        return self._score(self.margins(nodes, edges))
+
+    def solved(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score | None:
+        """The validation score if it meets both targets, else None.
+
+        Most of what is tried fails on the first few prompts: reading stops as soon as no outcome on the
+        remaining ones could meet the targets, which changes no answer.
+        """
+        read: list[Tensor] = []
+        for margin in self._margins(nodes, edges):
+            read.append(margin)
+            if self._out_of_reach(torch.cat(read)):
+                return None
+        score = self._score(torch.cat(read))
+        return score if self.meets(score) else None
+
+    def _out_of_reach(self, read: Tensor) -> bool:
+        share = len(read) / (2 * self.n_pairs)
+        score = self._score(read)
+        wrong = (1 - score.accuracy) * share
+        return score.loss * share > self.target_loss or wrong > 1 - self.target_accuracy + 1e-9
+
+    def _score(self, margin: Tensor) -> Score:
+        return score_margins(margin * self.scale(margin))
+
+    def meets(self, score: Score) -> bool:
+        """Whether a score is within both targets."""
+        return score.loss <= self.target_loss and score.accuracy >= self.target_accuracy
+
+    def scale(self, margin: Tensor) -> float:
+        """The calibration factor for these margins; 1 without calibration."""
+        return fitted_scale(margin) if self.calibrate else 1.0
+
+    def margins(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Tensor:
+        """Validation margins with only these nodes kept, and only these edges (default: all between the nodes)."""
+        return torch.cat(list(self._margins(nodes, edges)))
+
+    def _margins(self, nodes: Sequence[Node], edges: Sequence[Edge] | None) -> Iterator[Tensor]:
+        """The margins of the validation prompts, a few rows, then many, at a time.
+
+        Weights that lead out of the circuit are cut as well: what is left out must not steer what is kept,
+        not even by competing with it in AbsTopK.
+        """
+        masks = {site: torch.zeros_like(value) for site, value in self.values.items()}
+        for node in nodes:
+            masks[node.at][node.index] = 1
+        edge_masks = (
+            _all_between(masks, self.model.config.n_layers) if edges is None else self._edge_masks(edges)
+        )
+        for part in self.parts:
+            with torch.no_grad():
+                logits = run_masked(self.model, part.tokens, masks, self.values, edge_masks)
+            yield margins(logits, part)
+
+    def _edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
+        masks = {
+            (layer, name): torch.zeros_like(self.model.linear(layer, name).weight)
+            for layer in range(self.model.config.n_layers)
+            for name in WEIGHTS
+        }
+        by_sites = {sites: name for name, sites in WEIGHTS.items()}
+        for edge in edges:
+            name = by_sites.get((edge.source.site, edge.target.site))
+            if name is not None:
+                masks[edge.source.layer, name][edge.source.index, edge.target.index] = 1
+        return masks
+
+
+def _slices(n: int, first: int = 16, most: int = 64) -> list[tuple[int, int]]:
+    """Bounds of consecutive parts of n rows: a small one, then larger ones that still fit the processor's cache."""
+    bounds = [0, *range(first, n, most), n]
+    return list(itertools.pairwise(bounds))
+
+
+def _all_between(masks: dict[Site, Tensor], n_layers: int) -> dict[tuple[int, str], Tensor]:
+    return {
+        (layer, name): torch.outer(masks[Site(layer, source)], masks[Site(layer, target)])
+        for layer in range(n_layers)
+        for name, (source, target) in WEIGHTS.items()
+    }
