@@ -9,6 +9,7 @@ from tasks.brackets import Brackets
 from tasks.composition import Composition, CompositionBatch
 from tasks.corpus import CORPORA, load_corpus
 from tasks.induction import Induction
+from tasks.mini_choices import FORMS, MiniChoice
 from tasks.modular import Modular
 from tasks.names import Names
 from tasks.ngrams import bigram_log_probs, trigram_loss
@@ -38,6 +39,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "names": Names,
     "modular": Modular,
     "composition": Composition,
+    **{name: partial(MiniChoice, name=name) for name in FORMS},
     **{name: partial(PythonChoice, name=name) for name in CHOICES},
 }
 

@@ -1,5 +1,6 @@
 """What holds for every task: labels agree with the rule, nothing simpler predicts them, splits hold."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from difflib import SequenceMatcher
@@ -12,6 +13,7 @@ from torch import Tensor
 from tasks import TASKS, Batch, Corpus, Task, load_task
 from tasks.composition import CELLS, HELD_OUT, Composition, apply_ov, composition_corpus
 from tasks.induction import induction_corpus
+from tasks.mini_choices import FORMS, MiniChoice
 from tasks.modular import Modular, modular_corpus
 from tasks.names import names_corpus
 from tasks.python import PythonChoice
@@ -31,6 +33,7 @@ CASES = [
     ("modular", {}),
     ("composition", {}),
     ("composition", {"which": "held_out", "n_queries": 2}),
+    *((name, {}) for name in FORMS),
     *((name, {}) for name in CHOICES),
 ]
 
@@ -197,6 +200,26 @@ def test_python_pairs_differ_in_little(name: str, small_bpe: BPE) -> None:
     for clean, corrupt in zip(batch.clean.tolist(), batch.corrupt.tolist(), strict=True):
         blocks = SequenceMatcher(None, clean, corrupt, autojunk=False).get_matching_blocks()
         assert len(clean) - sum(block.size for block in blocks) <= 6
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_forms_of_mini_python_could_stand_in_its_text(name: str) -> None:
+    """Every prompt, with what follows it, begins a line that the grammar writes."""
+    shape = re.compile(
+        r"""[a-z]{1,3}\ =\ (?: \[\d,\ \d\] | \[\d, | \(\d,\ \d\) | \d\ \+\ \d\n | \d\d\ 
+        | (?P<q>['"])[a-z]{2,8}(?P=q)\n | \((?P<r>['"])[a-z]{1,4}(?P=r), | len\((?P<s>['"])[a-z]{1,4}(?P=s)\) )""",
+        re.VERBOSE,
+    )
+    task = load_task(name)
+    batch = task.batch(50, split="train", seed=0)
+    for tokens in (batch.clean, batch.corrupt):
+        for text in prompts(task, tokens, batch.position):
+            assert shape.fullmatch(text + task.solve(text)), text + task.solve(text)
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of \['bracket_kind'.*got 'rhyme'"):
+        MiniChoice(name="rhyme")
 
 
 @pytest.mark.slow
