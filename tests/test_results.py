@@ -50,7 +50,8 @@ def test_each_file_has_its_keys_and_a_command_that_exists(path):
         assert words[:2] == ["python", "-m"]
         module = importlib.import_module(words[2])
         names = {c.name or c.callback.__name__ for c in module.app.registered_commands}
-        assert words[3] in names
+        # A module with a single command runs it without a name.
+        assert words[3] in names if len(words) > 3 and not words[3].startswith("-") else len(names) == 1
 
 
 def test_the_readme_names_every_module():

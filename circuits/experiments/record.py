@@ -58,6 +58,6 @@ def write_json(path: str | Path, data: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[int | float]) -> float:
     """Arithmetic mean."""
     return sum(values) / len(values)

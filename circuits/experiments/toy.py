@@ -17,8 +17,9 @@ from rich.console import Console
 
 from circuits.demo import extract
 from circuits.experiments.record import once, write_results
+from circuits.experiments.runs import kept_training
 from circuits.prune import PruneConfig
-from circuits.train import TrainConfig, Training, train, with_vocabulary
+from circuits.train import TrainConfig, Training, train
 from tasks import load_corpus, trigram_loss
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -100,12 +101,7 @@ def _extract(config: TrainConfig, task: str) -> dict[str, Any]:
 
 
 def _trained(config: TrainConfig) -> Training:
-    path = KEPT / f"model-{config.seed}.safetensors"
-    if path.exists() and (kept := Training.load(path)).config == with_vocabulary(config, kept.corpus):
-        return kept
-    training = train(config, progress=False)
-    training.save(path)
-    return training
+    return kept_training(KEPT / f"model-{config.seed}.safetensors", config)
 
 
 def _train_python(config: TrainConfig) -> dict[str, Any]:

@@ -1,0 +1,87 @@
+"""Experiments at tiny sizes: equal budgets, equal losses, honest averages, nothing done twice."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from circuits.experiments import frontier, sparse_vs_dense
+from circuits.experiments.runs import kept_training, kept_twin, pruned, train_until
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.prune import PruneConfig
+from circuits.train import TrainConfig, check_budgets, project, with_vocabulary
+from tasks import load_corpus
+
+SMALL = ModelConfig(n_layers=1, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=16)
+
+
+def tiny(**changes) -> TrainConfig:
+    settings = {"model": SMALL, "steps": 40, "batch_size": 8, "density": 0.3, "n_val": 16, "min_alive": 0}
+    return TrainConfig(**{**settings, **changes})
+
+
+def test_a_twin_stops_at_the_loss(tmp_path):
+    sparse = kept_training(tmp_path / "sparse.safetensors", tiny())
+    wanted = sparse.val_loss + 0.2
+    dense = TrainConfig.dense(model=SMALL, steps=200, batch_size=8, n_val=16)
+    twin = kept_twin(tmp_path / "dense.safetensors", dense, wanted)
+    assert twin.val_loss <= wanted
+    assert all(entry["val_loss"] > wanted for entry in twin.history[:-1])
+    again = kept_twin(tmp_path / "dense.safetensors", dense, wanted)
+    assert again.model.fingerprint() == twin.model.fingerprint()
+    assert again.val_loss == twin.val_loss
+    with pytest.raises(ValueError, match="loss: 10 steps reach"):
+        train_until(replace(dense, steps=10), 0.1)
+
+
+def test_a_model_that_cannot_do_the_task_is_recorded_not_pruned(tmp_path):
+    training = kept_training(tmp_path / "model.safetensors", tiny(steps=2))
+    first = pruned(training, "separator", PruneConfig(n_eval=16), tmp_path)
+    assert first["solved"] is False
+    assert first["full_task_loss"] > 0.15
+    assert pruned(training, "separator", PruneConfig(n_eval=16), tmp_path) == first
+
+
+def test_every_width_has_as_many_nonzeros():
+    corpus = load_corpus("mini")
+    counts = {}
+    for width in frontier.WIDTHS:
+        config = with_vocabulary(frontier.at_width(width, seed=0, steps=1), corpus)
+        check_budgets(config)
+        model = SparseTransformer(config.model)
+        project(model, config, 1.0)
+        counts[width] = model.n_nonzero()
+    assert max(counts.values()) < 1.03 * min(counts.values())
+
+
+def side(n_edges, *, solved=True):
+    return {"solved": solved, "n_nodes": n_edges, "n_edges": n_edges, "seconds": 1.0}
+
+
+def test_ratios_are_geometric_means_of_what_can_be_compared():
+    losses = {"sparse": 1.5, "dense": 1.5}
+    rows = [("a", 0, 10, 40), ("a", 1, 10, 90), ("b", 0, 5, 30)]
+    runs = [
+        {"seed": seed, "task": task, "val_loss": losses, "sparse": side(few), "dense": side(many)}
+        for task, seed, few, many in rows
+    ]
+    runs.append(
+        {"seed": 1, "task": "b", "val_loss": losses, "sparse": side(5), "dense": side(0, solved=False)}
+    )
+    numbers = sparse_vs_dense._numbers(runs)
+    assert numbers["tasks"] == pytest.approx({"a": 6.0, "b": 6.0})
+    assert numbers["geomean_edge_ratio"] == pytest.approx(6.0)
+    assert numbers["left_out"] == [{"seed": 1, "task": "b", "sparse": "solved", "dense": "not solved"}]
+
+
+def test_frontier_averages_the_circuits_that_there_are():
+    def one(width, seed, edges, *, solved=True):
+        circuits = {"quotes": side(edges), "brackets": side(9, solved=solved)}
+        return {"seed": seed, "width": width, "val_loss": 1.0 + seed, "n_nonzero": 100, "circuits": circuits}
+
+    numbers = frontier._numbers([one(64, 0, 3), one(64, 1, 6, solved=False), one(128, 0, 1)])
+    assert numbers["widths"] == [64, 128]
+    assert numbers["val_loss"] == [1.5, 1.0]
+    assert numbers["n_edges"] == [6.0, 5.0]
+    assert numbers["tasks"]["brackets"]["n_solved"] == [1, 1]
+    assert json.dumps(numbers)
