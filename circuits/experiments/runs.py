@@ -21,8 +21,17 @@ from circuits.train import (
 )
 from tasks import Corpus, load_corpus, load_task
 
+PAIRS = Path("out/pairs")
+"""Where experiments that compare a sparse with a dense model keep both, a folder for each seed."""
 VALIDATE_EVERY = 10
 """Steps between looks at the validation loss of a model that is trained until it reaches one."""
+
+
+def model_pair(folder: Path, *, seed: int, steps: int) -> tuple[Training, Training]:
+    """A sparse model by the toy recipe, and a dense one of the same shape and (at most) the same validation loss."""
+    sparse = kept_training(folder / "sparse.safetensors", TrainConfig.toy(seed=seed, steps=steps))
+    twin = TrainConfig.dense(seed=seed, steps=steps)
+    return sparse, kept_twin(folder / "dense.safetensors", twin, sparse.val_loss)
 
 
 def kept_training(path: Path, config: TrainConfig) -> Training:

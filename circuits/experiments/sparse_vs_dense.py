@@ -4,7 +4,7 @@
 
 For each seed one sparse model is trained, and one dense model of the same shape until its validation loss is that of
 the sparse. Both are pruned on every task with the same settings, to the same task loss. What has been run is kept
-under out/sparse_vs_dense and not run again.
+under out/pairs and not run again.
 """
 
 import math
@@ -17,11 +17,10 @@ import typer
 from rich.console import Console
 
 from circuits.experiments.record import mean, write_results
-from circuits.experiments.runs import kept_training, kept_twin, pruned
+from circuits.experiments.runs import PAIRS, model_pair, pruned
 from circuits.prune import PruneConfig
-from circuits.train import TrainConfig
 
-RESULTS, KEPT = Path("docs/results/sparse_vs_dense.json"), Path("out/sparse_vs_dense")
+RESULTS = Path("docs/results/sparse_vs_dense.json")
 TASKS = ("quotes", "brackets", "bracket_kind", "line_end", "separator", "string_end", "call_end")
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -30,9 +29,9 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 @app.command()
 def run(
     seeds: Annotated[int, typer.Option(help="Pairs of models.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of the sparse model.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Training steps of the sparse model.")] = 1000,
     results: Annotated[Path, typer.Option(help="File to write.")] = RESULTS,
-    kept: Annotated[Path, typer.Option(help="Folder for models and circuits.")] = KEPT,
+    kept: Annotated[Path, typer.Option(help="Folder for models and circuits.")] = PAIRS,
 ) -> dict[str, Any]:
     """Train pairs of models, prune both on every task, and compare the edges; written anew after each task."""
     runs: list[dict[str, Any]] = []
@@ -40,10 +39,7 @@ def run(
     command = f"python -m circuits.experiments.sparse_vs_dense --seeds {seeds} --steps {steps}"
     for seed in range(seeds):
         folder = kept / str(seed)
-        sparse = kept_training(folder / "sparse.safetensors", TrainConfig.toy(seed=seed, steps=steps))
-        dense = kept_twin(
-            folder / "dense.safetensors", TrainConfig.dense(seed=seed, steps=steps), sparse.val_loss
-        )
+        sparse, dense = model_pair(folder, seed=seed, steps=steps)
         losses = {"sparse": sparse.val_loss, "dense": dense.val_loss}
         Console().print({"seed": seed, **losses})
         for task in TASKS:

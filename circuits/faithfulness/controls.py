@@ -7,6 +7,7 @@ the true task and for every control, and look at the loss that the open gates re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -37,19 +38,18 @@ Relabel = Callable[[Batch], Batch]
 
 
 def control_entries(
-    model: SparseTransformer, circuit: Circuit, task: Task, *, steps: int, seed: int
+    model: SparseTransformer, circuit: Circuit, task: Task, *, steps: int, lr: float, seed: int
 ) -> list[Entry]:
     """The true task, swapped answers, unrelated answers and a random model, under one budget of gate training."""
     values = {site: value.to(model.W_E) for site, value in circuit.values.items()}
-    true = gate_floor(model, task, values, steps=steps, seed=seed)
     fresh = SparseTransformer(model.config, seed=seed + 1).to(model.W_E.device)
     text = task.batch(256, split="train", seed=seed).clean.to(model.W_E.device)
+    floor = partial(gate_floor, task=task, steps=steps, lr=lr, seed=seed)
+    true = floor(model, values=values)
     floors = {
-        "swapped answers": gate_floor(model, task, values, steps=steps, seed=seed, relabel=_swapped),
-        "unrelated answers": gate_floor(
-            model, task, values, steps=steps, seed=seed, relabel=_unrelated(task, model, seed)
-        ),
-        "random model": gate_floor(fresh, task, mean_values(fresh, text), steps=steps, seed=seed),
+        "swapped answers": floor(model, values=values, relabel=_swapped),
+        "unrelated answers": floor(model, values=values, relabel=_unrelated(task, model, seed)),
+        "random model": floor(fresh, values=mean_values(fresh, text)),
     }
     meanings = {
         "swapped answers": "with answer and foil exchanged in every pair",
@@ -66,7 +66,7 @@ def control_entries(
             baseline=true.loss,
             unit="nats",
             verdict="fail" if floor.loss < SEPARATE else "pass" if separated else "note",
-            details={"n_open": floor.n_open, "true_n_open": true.n_open, "steps": steps},
+            details={"n_open": floor.n_open, "true_n_open": true.n_open, "steps": steps, "lr": lr},
         )
         for name, floor in floors.items()
     ]

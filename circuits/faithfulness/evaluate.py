@@ -32,6 +32,8 @@ class TrustConfig:
     "Steps of the search for the worst knockout."
     control_steps: int = 100
     "Steps of gate training for each nonsense control; 0 leaves the controls out."
+    control_lr: float = 1e-2
+    "Peak learning rate of that training."
     prune_seeds: int = 0
     "Further pruning runs whose circuits are compared with this one (minutes each at the default settings)."
     target_loss: float | None = None
@@ -87,7 +89,9 @@ def evaluate(
         checks.random_circuits(bench, rng, config.n_random, target),
     ]
     if config.control_steps:
-        entries += control_entries(model, circuit, task, steps=config.control_steps, seed=config.seed)
+        entries += control_entries(
+            model, circuit, task, steps=config.control_steps, lr=config.control_lr, seed=config.seed
+        )
     found = [*others, *(_pruned(model, circuit, task, i, corpus) for i in range(config.prune_seeds))]
     entries += [
         overlap_entry(circuit, found),
