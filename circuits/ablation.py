@@ -4,7 +4,8 @@ One function, `run_masked`, serves pruning, faithfulness and everything else tha
 the model's own forward pass (AbsTopK included) with a hook at each site.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit import WEIGHTS, Circuit, Site
+from circuits.compute import sparse_compute
+from circuits.kernels import sparse_linear
 from circuits.model import SparseTransformer
 
 Masks = Mapping[Site, Tensor]
@@ -62,14 +65,15 @@ def run_masked(
     """Logits with every masked coordinate x replaced by `x * m + value * (1 - m)`; differentiable in the masks.
 
     A masked weight passes its source's replacement value instead of its source: what it contributes becomes a
-    constant. With all masks one, the result is the plain model's, bit for bit.
+    constant. Runs under `sparse_compute`; with all masks one, the result is that of the plain model under
+    `sparse_compute`, bit for bit. Many calls for one model are faster inside one `sparse_compute` of their own.
     """
     hooks = [(model.hook_name(site), _replacer(mask, values[site])) for site, mask in masks.items()]
-    with model.hooks(fwd_hooks=hooks):
+    with model.hooks(fwd_hooks=hooks), sparse_compute(model):
         if not edge_masks:
             return model(tokens)
-        weights = _masked_weights(model, edge_masks, values)
-        return torch.func.functional_call(model, weights, (tokens,))
+        with _cut(model, edge_masks, values) as parameters:
+            return torch.func.functional_call(model, parameters, (tokens,))
 
 
 def run_circuit(
@@ -105,12 +109,34 @@ def _replacer(mask: Tensor, value: Tensor) -> Callable[..., Tensor]:
     return replace
 
 
-def _masked_weights(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> dict[str, Tensor]:
+@contextmanager
+def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Iterator[dict[str, Tensor]]:
+    """Parameters with the weights cut, and biases that pass on what a cut weight's source contributes on average.
+
+    A frozen weight that runs on its nonzeros is cut there; inside, its map then has no use for the parameter.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    replaced = {}
-    for (layer, weight), mask in edge_masks.items():
-        linear = model.linear(layer, weight)
-        cut = linear.weight * (1 - mask)
-        replaced[names[id(linear.weight)]] = linear.weight * mask
-        replaced[names[id(linear.bias)]] = linear.bias + values[Site(layer, WEIGHTS[weight][0])] @ cut
-    return replaced
+    before = {key: model.linear(*key).sparse for key in edge_masks}
+    replaced: dict[str, Tensor] = {}
+    try:
+        for (layer, name), mask in edge_masks.items():
+            linear, value = model.linear(layer, name), values[Site(layer, WEIGHTS[name][0])]
+            if linear.sparse is None or linear.weight.requires_grad or _reads_weights(model):
+                linear.sparse = None
+                replaced[names[id(linear.weight)]] = linear.weight * mask
+                passed = value @ (linear.weight * (1 - mask))
+            else:
+                kept = mask[linear.sparse.rows_of_values(), linear.sparse.column.long()]
+                rest = linear.sparse.values * (1 - kept)
+                passed = sparse_linear(value[:, None], linear.sparse, values=rest).squeeze(1)
+                linear.sparse = linear.sparse.with_values(linear.sparse.values * kept)
+            replaced[names[id(linear.bias)]] = linear.bias + passed
+        yield replaced
+    finally:
+        for key, sparse in before.items():
+            model.linear(*key).sparse = sparse
+
+
+def _reads_weights(model: SparseTransformer) -> bool:
+    """Whether TransformerLens's per-head options are on, under which attention reads weights head by head."""
+    return model.cfg.use_split_qkv_input or model.cfg.use_attn_result

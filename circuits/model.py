@@ -27,6 +27,8 @@ from transformer_lens.hook_points import HookPoint
 
 from circuits.attention import Compose, ComposeKind, sink_softmax
 from circuits.circuit import SITES, WEIGHTS, Site, SiteName, all_sites
+from circuits.kernels import SparseWeight, sparse_linear, trained_linear
+from circuits.kernels.attention import causal_attention
 from circuits.topk import abs_topk
 
 
@@ -138,7 +140,29 @@ class AbsTopK(nn.Module):
         return f"k={self.k}"
 
 
-class Linear(nn.Module):
+class AffineMap(nn.Module):
+    """What `Linear` and `Unembed` share: while `sparse_compute` is on, they run on their nonzeros."""
+
+    sparse: SparseWeight | None = None
+    "The nonzeros, while the map runs on them; else None."
+    on_support: bool = False
+    "Whether the gradient to the weight is taken at the nonzeros only."
+
+    def affine(
+        self, x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, " d_out"]
+    ) -> Float[Tensor, "... d_out"]:
+        """`x @ weight + bias`. On the nonzeros, activations lie feature-major in memory, whatever their shape says."""
+        if self.sparse is None:
+            return F.linear(x, weight.T, bias)
+        flat = x.flatten(0, -2).t().contiguous()
+        if weight.requires_grad:
+            y = trained_linear(flat, weight, self.sparse, bias, on_support=self.on_support)
+        else:
+            y = sparse_linear(flat, self.sparse, bias=bias)
+        return y.t().unflatten(0, x.shape[:-1])
+
+
+class Linear(AffineMap):
     """`x @ weight + bias` with weight [d_in, d_out]: the right-multiplying convention of TransformerLens."""
 
     def __init__(self, d_in: int, d_out: int, std: float) -> None:
@@ -148,7 +172,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """A plain affine map."""
-        return F.linear(x, self.weight.T, self.bias)
+        return self.affine(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -238,6 +262,9 @@ class Attention(nn.Module):
         v: Float[Tensor, "batch key head d_head"],
         x: Float[Tensor, "batch key d_model"],
     ) -> Float[Tensor, "batch query head d_head"]:
+        looked_at = any(hook.has_hooks() for hook in (self.hook_attn_scores, self.hook_pattern))
+        if self.compose_pre is None and not looked_at:
+            return causal_attention(q, k, v, self.sink)
         n_pos = q.shape[1]
         scores = q.transpose(1, 2) @ rearrange(k, "batch key head d_head -> batch head d_head key")
         scores = scores / math.sqrt(self.d_head)
@@ -344,7 +371,7 @@ class Block(nn.Module):
         return self.hook_resid_post(x + self.hook_mlp_out(self.topk_mlp_out(self.mlp(self.ln2(mlp_in)))))
 
 
-class Unembed(nn.Module):
+class Unembed(AffineMap):
     """`x W_U + b_U`."""
 
     def __init__(self, d_model: int, d_vocab: int) -> None:
@@ -354,7 +381,17 @@ class Unembed(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, without the bigram term."""
-        return F.linear(x, self.W_U.T, self.b_U)
+        return self.affine(x, self.W_U, self.b_U).contiguous()
+
+    @property
+    def weight(self) -> Float[Tensor, "d_model d_vocab"]:
+        """W_U, by the name it has in every affine map."""
+        return self.W_U
+
+    @property
+    def bias(self) -> Float[Tensor, " d_vocab"]:
+        """b_U."""
+        return self.b_U
 
 
 class SparseTransformer(HookedRootModule):
@@ -394,7 +431,10 @@ class SparseTransformer(HookedRootModule):
         self._check_tokens(tokens)
         n_pos = tokens.shape[1]
         positions = self.W_pos[:n_pos].expand(tokens.shape[0], -1, -1)
-        x = self.hook_embed(F.embedding(tokens, self.W_E)) + self.hook_pos_embed(positions)
+        embedded = F.embedding(tokens, self.W_E)
+        if any(linear.sparse is not None for _, linear in self.linears()):
+            embedded = embedded.flatten(0, 1).t().contiguous().t().unflatten(0, tokens.shape)
+        x = self.hook_embed(embedded) + self.hook_pos_embed(positions)
         for block in self.blocks:
             x = block(x)
         logits = self.unembed(self.ln_final(x))
@@ -428,6 +468,13 @@ class SparseTransformer(HookedRootModule):
             "W_in": block.mlp.up,
             "W_out": block.mlp.down,
         }[weight]
+
+    def linears(self) -> Iterator[tuple[str, Linear | Unembed]]:
+        """Every affine map, by the name of its weight: "0.W_Q" and so on, and "W_U"."""
+        for layer in range(self.config.n_layers):
+            for name in WEIGHTS:
+                yield f"{layer}.{name}", self.linear(layer, name)
+        yield "W_U", self.unembed
 
     def matrices(self) -> Iterator[Matrix]:
         """Every tensor that counts in the budget: all weights and biases, without bigram table and sinks."""

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.compute import sparse_compute
 from circuits.model import ModelConfig, SparseTransformer, check_keys, with_tuples
 from circuits.topk import budget, density_at, project_topk, topk_mask
 from tasks import Corpus, bigram_log_probs, load_corpus
@@ -66,6 +67,10 @@ class TrainConfig:
     "Decay of matrices (not of biases and the bigram table), times the learning rate, after the projection."
     gradient: Literal["clip", "rms", "none"] = "clip"
     "clip: norm at most 1. rms: divide by the root mean square over all parameters, always (published)."
+    grad: Literal["exact", "support"] = "exact"
+    "exact: every weight gets its gradient. support: where a matrix runs on its nonzeros, only those; see refresh."
+    refresh: int = 10
+    "With grad='support': every how many steps all weights get their gradient, so that dropped ones may return."
     bigram_init: Literal["counts", "zeros"] = "counts"
     "counts: the bigram table starts at the corpus's log-probabilities."
     log_every: int = 20
@@ -76,7 +81,7 @@ class TrainConfig:
     "Validation sequences."
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "val_every", "n_val"):
+        for name in ("steps", "batch_size", "refresh", "log_every", "val_every", "n_val"):
             _require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in ("density", "embed_density"):
             value = getattr(self, name)
@@ -88,6 +93,7 @@ class TrainConfig:
         for name, options in (
             ("schedule", ("linear", "exponential")),
             ("gradient", ("clip", "rms", "none")),
+            ("grad", ("exact", "support")),
             ("bigram_init", ("counts", "zeros")),
         ):
             _require(self, name, getattr(self, name) in options, f"one of {options}")
@@ -303,12 +309,17 @@ class _Run:
         tokens = self.corpus.windows(
             config.batch_size, config.model.n_ctx, split="train", generator=self.generator
         )
-        loss = self.model(tokens, return_type="loss")
+        # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
+        with sparse_compute(self.model, self._gradient()):
+            loss = self.model(tokens, return_type="loss")
         density, lr = self.updates(loss, self.progress())
         self.step += 1
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
         self._record(float(loss.detach()), density, lr)
+
+    def _gradient(self) -> Literal["exact", "support"]:
+        return "exact" if self.step % self.config.refresh == 0 else self.config.grad
 
     def _record(self, loss: float, density: float, lr: float) -> None:
         last = self.progress() >= 1
@@ -316,7 +327,8 @@ class _Run:
             rate = self.step * self.config.batch_size * self.config.model.n_ctx / max(self.seconds, 1e-9)
             entry = {"step": self.step, "loss": loss, "density": density, "lr": lr, "tokens_per_s": rate}
             if last or self.step % self.config.val_every == 0:
-                entry["val_loss"] = validation_loss(self.model, self.val_tokens)
+                with sparse_compute(self.model):
+                    entry["val_loss"] = validation_loss(self.model, self.val_tokens)
             self.history.append(entry)
 
     def save(self, path: str | Path) -> Path:

@@ -28,6 +28,7 @@ __all__ = [
     "spmm_t",
     "topk_mask",
     "topk_threshold",
+    "trained_linear",
 ]
 
 IMPLS = ("naive", "cpu", "triton")
@@ -235,6 +236,65 @@ class _SparseLinear(torch.autograd.Function):
         dx = ctx.module.spmm_t(weight, dy) if wants_x else None
         dvalues = ctx.module.sddmm(weight, x, dy) if wants_values else None
         return dx, dvalues, (dy.sum(1) if wants_bias else None), None, None
+
+
+def trained_linear(
+    x: Float[Tensor, "d_in tokens"],
+    dense: Float[Tensor, "d_in d_out"],
+    weight: SparseWeight,
+    bias: Float[Tensor, " d_out"],
+    on_support: bool = False,
+    impl: str = "auto",
+) -> Float[Tensor, "d_out tokens"]:
+    """`sparse_linear` for a weight that is trained as a dense matrix: W^T x + bias.
+
+    Args:
+        x: activations, feature-major.
+        dense: gets the gradient, as a dense matrix; its entries are not read.
+        weight: the nonzeros of `dense`.
+        bias: added to every token.
+        on_support: take the gradient to `dense` at the nonzeros only, and zero elsewhere; otherwise everywhere.
+        impl: see `chosen_impl`.
+
+    Raises:
+        ValueError: shapes, types or devices that disagree.
+    """
+    _check_operand("x", x, weight.shape[0], "d_in", weight)
+    _check_like("dense", dense, weight.shape, x)
+    _check_like("bias", bias, (weight.shape[1],), x)
+    y: Tensor = _TrainedLinear.apply(x, dense, bias, weight, on_support, _module(x, impl, weight))
+    return y
+
+
+class _TrainedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dense: Tensor,
+        bias: Tensor,
+        weight: SparseWeight,
+        on_support: bool,
+        module: ModuleType,
+    ) -> Tensor:
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None)
+        ctx.weight, ctx.on_support, ctx.module = weight, on_support, module
+        y: Tensor = module.spmm(weight, x, bias)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        weight = ctx.weight
+        wants_x, wants_dense, wants_bias = ctx.needs_input_grad[:3]
+        dx = ctx.module.spmm_t(weight, dy) if wants_x else None
+        ddense = None
+        if wants_dense and ctx.on_support:
+            ddense = weight.with_values(ctx.module.sddmm(weight, x, dy)).to_dense()
+        elif wants_dense:
+            ddense = x @ dy.t()
+        return dx, ddense, (dy.sum(1) if wants_bias else None), None, None, None
 
 
 def topk_mask(

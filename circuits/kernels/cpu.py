@@ -16,10 +16,10 @@ FLAT_CHUNK = 65_536  # entries of a matrix in one chunk of work
 
 
 def _layout(x: Tensor, dim: int) -> tuple[Tensor, int, bool]:
-    """x contiguous, its dim, and whether it was transposed, which is free and saves a copy."""
+    """x contiguous, its dim, and whether its last axis was moved first: free where x lies feature-major."""
     dim %= x.ndim
-    if not x.is_contiguous() and x.ndim == 2 and x.t().is_contiguous():
-        return x.t(), 1 - dim, True
+    if x.ndim > 1 and not x.is_contiguous() and x.movedim(-1, 0).is_contiguous():
+        return x.movedim(-1, 0), (dim + 1) % x.ndim, True
     return x.contiguous(), dim, False
 
 
@@ -47,7 +47,7 @@ def slice_topk_mask(w: Float[Tensor, "*shape"], k: int, dim: int) -> Bool[Tensor
     laid, axis, transposed = _layout(w, dim)
     mask = torch.empty_like(laid, dtype=torch.bool)
     _select(laid, mask, k, axis, True)
-    return mask.t() if transposed else mask
+    return mask.movedim(0, -1) if transposed else mask
 
 
 def _bracket(w: np.ndarray, always: np.ndarray | None, k: int) -> tuple[int, int]:
@@ -119,13 +119,13 @@ def abs_topk_forward(
 ) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "..."]]:
     """AbsTopK, and for each slice whether fewer than k of its entries are nonzero."""
     laid, axis, transposed = _layout(x, dim)
-    target = None if out is None else (out.t() if transposed else out)
+    target = None if out is None else (out.movedim(-1, 0) if transposed else out)
     written = target if target is not None and target.is_contiguous() else empty(laid.shape, laid.dtype)
     identity = _select(laid, written, k, axis, False)
     if target is not None and target is not written:
         target.copy_(written)
-    kept = out if out is not None else (written.t() if transposed else written)
-    return kept, (identity.t() if transposed else identity)
+    kept = out if out is not None else (written.movedim(0, -1) if transposed else written)
+    return kept, (identity.movedim(0, -1) if transposed else identity)
 
 
 def abs_topk_backward(
@@ -133,8 +133,8 @@ def abs_topk_backward(
 ) -> Float[Tensor, "*shape"]:
     """The gradient of AbsTopK, from its output and the flags that came with it."""
     y, axis, transposed = _layout(y, dim)
-    dy = (dy.t() if transposed else dy).contiguous()
-    flags = (identity.t() if transposed else identity).contiguous()
+    dy = (dy.movedim(-1, 0) if transposed else dy).contiguous()
+    flags = (identity.movedim(-1, 0) if transposed else identity).contiguous()
     dx = empty(y.shape, y.dtype)
     outer, n, inner = _sizes(y, axis)
     lines, width = (outer, n) if inner == 1 else (outer * n, inner)
@@ -142,7 +142,7 @@ def abs_topk_backward(
         step = max(1, loops.ROW_CHUNK // width)
         addresses = (dy.data_ptr(), y.data_ptr(), flags.data_ptr(), dx.data_ptr())
         run(loops.backward_task(y.element_size()), -(-lines // step), *addresses, outer, n, inner, step)
-    return dx.t() if transposed else dx
+    return dx.movedim(0, -1) if transposed else dx
 
 
 def _product(

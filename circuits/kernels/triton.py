@@ -313,10 +313,10 @@ def _low(dtype: torch.dtype) -> int:
 
 
 def _layout(x: Tensor, dim: int) -> tuple[Tensor, int, bool]:
-    """x contiguous, its dim, and whether it was transposed, which is free and saves a copy."""
+    """x contiguous, its dim, and whether its last axis was moved first: free where x lies feature-major."""
     dim %= x.ndim
-    if not x.is_contiguous() and x.ndim == 2 and x.t().is_contiguous():
-        return x.t(), 1 - dim, True
+    if x.ndim > 1 and not x.is_contiguous() and x.movedim(-1, 0).is_contiguous():
+        return x.movedim(-1, 0), (dim + 1) % x.ndim, True
     return x.contiguous(), dim, False
 
 
@@ -344,7 +344,7 @@ def slice_topk_mask(w: Float[Tensor, "*shape"], k: int, dim: int) -> Bool[Tensor
     laid, axis, transposed = _layout(w, dim)
     mask = torch.empty_like(laid, dtype=torch.uint8)
     _select(laid, mask, k, axis, True)
-    return (mask.t() if transposed else mask).view(torch.bool)
+    return (mask.movedim(0, -1) if transposed else mask).view(torch.bool)
 
 
 def abs_topk_forward(
@@ -354,8 +354,8 @@ def abs_topk_forward(
     laid, axis, transposed = _layout(x, dim)
     written = torch.empty_like(laid)
     identity = _select(laid, written, k, axis, False)
-    kept = written.t() if transposed else written
-    return (kept if out is None else out.copy_(kept)), (identity.t() if transposed else identity)
+    kept = written.movedim(0, -1) if transposed else written
+    return (kept if out is None else out.copy_(kept)), (identity.movedim(0, -1) if transposed else identity)
 
 
 def abs_topk_backward(
@@ -363,14 +363,14 @@ def abs_topk_backward(
 ) -> Float[Tensor, "*shape"]:
     """The gradient of AbsTopK, from its output and the flags that came with it."""
     y, axis, transposed = _layout(y, dim)
-    dy = (dy.t() if transposed else dy).contiguous()
-    flags = (identity.t() if transposed else identity).contiguous().view(torch.uint8)
+    dy = (dy.movedim(-1, 0) if transposed else dy).contiguous()
+    flags = (identity.movedim(-1, 0) if transposed else identity).contiguous().view(torch.uint8)
     dx = torch.empty_like(y)
     inner = y.shape[axis + 1 :].numel()
     if y.numel() > 0:
         arguments = (dy, y, flags, dx, y.numel(), y.shape[axis] * inner, inner)
         _launch(abs_topk_bwd_kernel, _over(y.numel(), FLAT), arguments, BLOCK=FLAT)
-    return dx.t() if transposed else dx
+    return dx.movedim(0, -1) if transposed else dx
 
 
 def _product(
