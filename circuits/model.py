@@ -58,8 +58,10 @@ class ModelConfig:
     "One learned sink logit per head."
     bigram: bool = True
     "A dense table B with `logits += B[token]`, so that sparse weights need not spend themselves on bigrams."
+    attention: Literal["softmax", "compose"] = "softmax"
+    "compose: heads are composed before and after the softmax, as `compose` says."
     compose: ComposeKind = "none"
-    "Dynamically composed heads (see `attention/compose.py`): none, static, gate, qw or full."
+    "How heads are composed (see `attention/compose.py`): none, static, gate, qw, kw or full."
     compose_rank: int = 2
     "Rank of the mixing part of a composition (published: 2)."
     norm_eps: float = 1e-5
@@ -82,6 +84,13 @@ class ModelConfig:
             raise ValueError(
                 f"compose, compose_rank: got {self.compose!r}, {self.compose_rank}; expected one of "
                 f"{get_args(ComposeKind)}, and a rank of at least 1."
+            )
+        if self.attention not in ("softmax", "compose") or (
+            self.compose != "none" and self.attention != "compose"
+        ):
+            raise ValueError(
+                f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
+                "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
             )
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}; expected a positive number such as 1e-5.")

@@ -7,22 +7,27 @@ from circuits.attention import Compose, sink_softmax
 from circuits.attention.compose import explicit_map, n_parameters
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.composition import (
+    ComposePruneConfig,
     compose_gates,
     composition_maps,
+    composition_scores,
     folded_circuits,
     head_mixing,
+    prune_compositions,
     run_composed,
 )
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.train import TrainConfig, project
+from tasks import Batch
+from tasks.tokenizer import WordTokenizer
 
-KINDS = ("static", "gate", "qw", "full")
+KINDS = ("static", "gate", "qw", "kw", "full")
 TOKENS = torch.tensor([[3, 1, 7, 7, 2, 9], [0, 4, 4, 10, 5, 6]])
 
 
 def model_of(kind: str, *, loud: bool = True, seed: int = 0, **changes) -> SparseTransformer:
     options = dict(d_vocab=11, n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=8, n_ctx=8) | changes
-    model = SparseTransformer(ModelConfig(compose=kind, **options), seed=seed).eval()
+    model = SparseTransformer(ModelConfig(attention="compose", compose=kind, **options), seed=seed).eval()
     if loud:  # far from plain attention, so that equalities say something
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -70,7 +75,7 @@ def test_the_default_has_no_composition_and_the_same_weights():
     assert not [name for name, _ in plain.named_parameters() if "compose" in name]
     weights = dict(composed.named_parameters())
     assert all(bool((weights[name] == value).all()) for name, value in plain.named_parameters())
-    assert ModelConfig(d_vocab=5).compose == "none"
+    assert ModelConfig(d_vocab=5).attention == "softmax"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,11 +89,8 @@ def test_closed_compositions_are_plain_attention_exactly(kind, which):
         assert bool((composed(TOKENS) == plain(TOKENS)).all())
         return
     assert not torch.allclose(composed(TOKENS), plain(TOKENS))
-    masks = {
-        name: torch.zeros(shape)
-        for name, shape in compose_gates(composed).items()
-        if name.endswith(("hook_map", "hook_static")) == (which == "maps") or name.endswith("hook_static")
-    }
+    level = {"branches": "branch", "maps": "edge"}[which]
+    masks = {name: torch.zeros(shape) for name, shape in compose_gates(composed, level).items()}
     assert bool((run_composed(composed, TOKENS, masks) == plain(TOKENS)).all())
 
 
@@ -137,7 +139,7 @@ def test_branches_add_up_to_the_whole_map(kind):
     for stage, whole in (("pre", maps.pre), ("post", maps.post)):
         parts = [value for name, value in maps.branches.items() if name.startswith(stage)]
         torch.testing.assert_close(whole, torch.eye(4).expand_as(whole) + sum(parts))
-    names = {"none": 0, "static": 2, "gate": 4, "qw": 4, "full": 8}
+    names = {"none": 0, "static": 2, "gate": 4, "qw": 4, "kw": 4, "full": 8}
     assert len(maps.branches) == names[kind]
 
 
@@ -163,6 +165,67 @@ def test_static_composition_folds_into_weights():
     out = torch.einsum("bnij,bjd,nde->bie", pattern, x, OV.AB)
     torch.testing.assert_close(cache["blocks.0.hook_attn_out"], out, atol=1e-6, rtol=1e-4)
     assert QK.mdim == OV.mdim == 16
+
+
+def test_scores_of_static_composition_are_those_of_the_folded_weights():
+    model = model_of("static")
+    parts, scores = composition_scores(model)
+    OV, QK = folded_circuits(model, layer=0)[1].AB, folded_circuits(model, layer=1)[0].AB
+    writer = [str(w) for w in parts.writers].index("L0H1")
+    for port, matrix in (("Q", QK[2]), ("K", QK[2].T)):
+        reader = [str(r) for r in parts.readers].index(f"L1H2.{port}")
+        expected = (OV[1] @ matrix).norm() / OV[1].norm() / matrix.norm()
+        torch.testing.assert_close(scores[writer, reader], expected)
+    plain = composition_scores(model_of("none"))[1]
+    assert not torch.allclose(scores, plain)
+    for block in model.blocks:
+        block.attn.compose_pre.static.data.zero_()
+        block.attn.compose_post.static.data.zero_()
+    torch.testing.assert_close(composition_scores(model)[1], plain)
+
+
+class FirstToken:
+    """Says again at the end what came first, `a` or `b`."""
+
+    name, n_ctx = "first", 5
+    tokenizer = WordTokenizer(name="first", words=tuple("abcdefghijk"))
+
+    def solve(self, text):
+        return text[0]
+
+    def batch(self, n, *, split, seed):
+        tokens = torch.randint(2, 11, (n, 5), generator=torch.Generator().manual_seed(seed))
+        clean, corrupt = tokens.clone(), tokens.clone()
+        clean[:, 0], corrupt[:, 0] = 0, 1
+        ones = torch.ones(n, dtype=torch.int64)
+        return Batch(clean=clean, corrupt=corrupt, answer=0 * ones, foil=ones, position=4 * ones)
+
+
+@pytest.fixture(scope="module")
+def crossed() -> SparseTransformer:
+    """Head 0 finds the first token but carries nothing; head 1 carries tokens but looks nowhere in particular."""
+    model = model_of("static", loud=False, topk_fraction=None, n_layers=1, bigram=False)
+    attn = model.blocks[0].attn
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.W_E[:, :11], model.W_pos[0, 11], model.W_U[12:14, :2] = torch.eye(11), 1.0, 5 * torch.eye(2)
+        model.W_pos[:, 14] = 1.0
+        attn.W_Q[0, 14, 0], attn.W_K[0, 11, 0] = 10.0, 10.0
+        attn.W_V[1, [0, 1], [0, 1]], attn.W_O[1, [0, 1], [12, 13]] = 1.0, 1.0
+        attn.compose_post.static[0, 1] = 1.0
+        attn.compose_post.static[2, 3], attn.compose_pre.static[3, 2] = 0.5, 0.5
+    return model
+
+
+def test_pruning_keeps_the_one_edge_between_heads_that_the_task_needs(crossed):
+    found = prune_compositions(crossed, FirstToken(), ComposePruneConfig(level="edge", steps=30, n_eval=64))
+    assert found.kept == ("0.post.static 0 -> 1",)
+    assert found.n_gates == 32
+    assert found.score.loss <= found.full.loss + 0.05 < found.plain.loss
+    branches = prune_compositions(crossed, FirstToken(), ComposePruneConfig(steps=30, n_eval=64))
+    assert branches.kept == ("0.post.static",)
+    assert "1 of 2 gates" in repr(branches)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,8 +267,13 @@ def test_checkpoints_and_split_inputs(tmp_path):
     ("call", "message"),
     [
         (lambda: ModelConfig(compose_rank=0), "compose, compose_rank"),
+        (lambda: ModelConfig(compose="full"), "attention: got 'softmax' with compose='full'"),
+        (lambda: ModelConfig(attention="sparse"), "attention: got 'sparse'"),
         (lambda: composition_maps(model_of("full"), TOKENS, layer=2), "layer: got 2"),
         (lambda: folded_circuits(model_of("full"), layer=0), "got compose='full'"),
+        (lambda: ComposePruneConfig(level="head"), "level: got 'head'"),
+        (lambda: ComposePruneConfig(tolerance=0.0), "tolerance: got 0.0"),
+        (lambda: prune_compositions(model_of("none"), FirstToken()), "model: got compose='none'"),
         (lambda: run_composed(model_of("qw"), TOKENS, {"hook_x": torch.ones(())}), "unknown hook 'hook_x'"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tasks import TASKS, Batch, Corpus, Task, load_task
-from tasks.composition import CELLS, HELD_OUT, Composition, apply_ov, composition_corpus
+from tasks.composition import CELLS, HELD_OUT, Composition, apply_ov, composition_corpus, foretold
 from tasks.induction import induction_corpus
 from tasks.mini_choices import FORMS, MiniChoice
 from tasks.modular import Modular, modular_corpus
@@ -237,10 +237,10 @@ def test_python_choices_on_all_of_real_python(name: str) -> None:
         ("induction", "k c q a x c q", "a"),
         ("names", "when ann and bob went to the shop , bob gave a book to", "ann"),
         ("modular", "50 + 8 =", "5"),
-        ("composition", "ann o3 , bob o7 : other class ann =", "k1"),
-        ("composition", "ann o3 , bob o7 : same use ann =", "u3"),
-        ("composition", "ann o3 , bob o7 , cat o5 : odd antonym =", "o12"),
-        ("composition", "ann o3 , bob o15 : other successor ann =", "o0"),
+        ("composition", "ann o3 , bob o7 : other class ann =", "k2"),
+        ("composition", "ann o3 , bob o7 : same use ann =", "u0"),
+        ("composition", "ann o3 , bob o7 , cat o5 : odd antonym =", "o1"),
+        ("composition", "ann o3 , bob o8 : other successor ann =", "o0"),
         ("brackets", "a = [[1]]\nb = [7, [1, 4, 2", "]]"),
         ("quotes", "a = 'x'\nb = \"yz", '"'),
     ],
@@ -291,13 +291,31 @@ def test_every_sum_is_in_one_split() -> None:
 def test_held_out_cells_stay_out_of_training() -> None:
     text = composition_corpus(n_train_lines=1500, n_val_lines=100)
     lines = text.tokenizer.decode(text.train.tolist()).splitlines()
-    asked = [query.split() for line in lines for query in line.split(" : ")[1].split(" , ") if "=" in query]
+    asked = [query.split() for line in lines if ":" in line for query in line.split(" : ")[1].split(" , ")]
     assert {(qk, ov) for qk, ov, *_ in asked} == set(CELLS) - set(HELD_OUT)
     assert set(Composition(which="held_out").active) == set(HELD_OUT)
     assert set(Composition(which="all").active) == set(CELLS) == set(Composition().cells)
     # Each rule is still seen, in other company.
     assert {qk for qk, _, *_ in asked} == {"same", "other", "odd"}
     assert {ov for _, ov, *_ in asked} == {ov for _, ov in CELLS}
+
+
+def test_what_is_foretold_follows_from_its_line() -> None:
+    text = composition_corpus(n_train_lines=300, n_val_lines=50)
+    generator = torch.Generator().manual_seed(0)
+    tokens = text.windows(64, 28, split="train", generator=generator)
+    recitals = 0
+    for row, asked in zip(tokens.tolist(), foretold(tokens).tolist(), strict=True):
+        words = [text.tokenizer.token(t) for t in row]
+        for at in [i for i in range(27) if asked[i]]:
+            line = " ".join(words[: at + 1]).rsplit("\n")[-1].split()
+            if line[-1] == "=":
+                assert words[at + 1] == Composition().solve(" ".join(line))
+            else:
+                recitals += 1
+                assert words[at + 1] == line[line.index(line[-1]) + 1]
+        assert all(asked[i] for i in range(28) if words[i] == "=")
+    assert recitals > 100
 
 
 def test_composition_scores_every_query() -> None:

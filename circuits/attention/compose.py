@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 
-ComposeKind = Literal["none", "static", "gate", "qw", "full"]
-"""none: plain attention. static: W_b alone. gate: both gates. qw: the query side. full: both sides."""
+ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
+"""none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
 BRANCHES = ("static", "query.mix", "query.gate", "key.mix", "key.gate")
 """The parts of a map; each has a hook of its name."""
 NORM_EPS = 1e-6
@@ -62,8 +62,9 @@ class Compose(nn.Module):
         # A forked generator, so that all other weights start as those of the plain model with the same seed.
         with torch.random.fork_rng(devices=[]):
             self.static = nn.Parameter(torch.zeros(n_heads, n_heads)) if kind == "static" else None
-            sides = {"gate": ("query", "key"), "qw": ("query",), "full": ("query", "key")}.get(kind, ())
-            mix = kind in ("qw", "full")
+            both = ("query", "key")
+            sides = {"gate": both, "qw": ("query",), "kw": ("key",), "full": both}.get(kind, ())
+            mix = kind in ("qw", "kw", "full")
             self.query = DynamicMap(d_model, n_heads, rank, mix=mix) if "query" in sides else None
             self.key = DynamicMap(d_model, n_heads, rank, mix=mix) if "key" in sides else None
         self.hook_static = HookPoint()  # [from head, to head]
@@ -104,8 +105,9 @@ def explicit_map(
 def n_parameters(kind: ComposeKind, d_model: int, n_heads: int, rank: int = 2) -> int:
     """Entries that composition adds to a layer; full at rank 2: 20 d_model n_heads + 64 n_heads^2."""
     hidden = 2 * rank * n_heads
-    side = d_model * n_heads + (d_model * hidden + hidden * hidden if kind in ("qw", "full") else 0)
-    return 2 * {"none": 0, "static": n_heads**2, "gate": 2 * side, "qw": side, "full": 2 * side}[kind]
+    side = d_model * n_heads + (d_model * hidden + hidden * hidden if kind in ("qw", "kw", "full") else 0)
+    sizes = {"none": 0, "static": n_heads**2, "gate": 2 * side, "qw": side, "kw": side, "full": 2 * side}
+    return 2 * sizes[kind]
 
 
 def _normal(d_in: int, d_out: int, *, std: float) -> nn.Parameter:

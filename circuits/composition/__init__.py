@@ -6,12 +6,12 @@ it with a null model (see `nulls`) and controls the false-discovery rate over al
 """
 
 from circuits.composition.data import DataComposition, composition_on_data, rank_correlation
-from circuits.composition.dynamic import (
-    CompositionMaps,
+from circuits.composition.dynamic import CompositionMaps, composition_maps, folded_circuits, head_mixing
+from circuits.composition.gates import (
+    ComposeCircuit,
+    ComposePruneConfig,
     compose_gates,
-    composition_maps,
-    folded_circuits,
-    head_mixing,
+    prune_compositions,
     run_composed,
 )
 from circuits.composition.nulls import NULLS, Null, benjamini_hochberg
@@ -21,6 +21,8 @@ from circuits.composition.score import Composition, CompositionEdge, composition
 
 __all__ = [
     "NULLS",
+    "ComposeCircuit",
+    "ComposePruneConfig",
     "Composition",
     "CompositionEdge",
     "CompositionMaps",
@@ -39,6 +41,7 @@ __all__ = [
     "folded_circuits",
     "head_mixing",
     "head_paths",
+    "prune_compositions",
     "rank_correlation",
     "run_composed",
     "virtual_head",

@@ -1,4 +1,4 @@
-"""Dynamically composed heads taken apart: maps between heads, QK head -> OV head strengths, gates, folding.
+"""Dynamically composed heads taken apart: maps between heads, QK head -> OV head strengths, folding.
 
 Composition within a layer: with maps C, head m's scores are made of all QK circuits (before the softmax) and head n's
 pattern moves what all OV circuits carry (after it). Static maps fold into the weights exactly; dynamic ones depend on
@@ -14,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from circuits.attention.compose import BRANCHES, Compose, explicit_map
+from circuits.attention.compose import BRANCHES, explicit_map
+from circuits.composition.parts import with_static_maps
+from circuits.heads.weights import head_weights
 from circuits.model import SparseTransformer
 
 Stage = Literal["pre", "post"]
@@ -87,63 +89,9 @@ def folded_circuits(model: SparseTransformer, *, layer: int) -> tuple[FactoredMa
             "the text: use composition_maps(model, tokens)."
         )
     _check_layer(model, layer)
-    attn: Any = model.blocks[layer].attn
-    eye = torch.eye(model.config.n_heads, device=model.W_E.device, dtype=model.W_E.dtype)
-    pre, post = (
-        eye if module is None else eye + module.static.detach()
-        for module in (attn.compose_pre, attn.compose_post)
-    )
-    Q, K, V, out = (W.detach() for W in (attn.W_Q, attn.W_K, attn.W_V, attn.W_O))
-    heads = len(eye)
-    keys = torch.cat(list(K.transpose(-2, -1))).expand(heads, -1, -1)
-    queries = torch.einsum("nm,ndh->mdnh", pre, Q).flatten(2)
-    outs = torch.cat(list(out)).expand(heads, -1, -1)
-    values = torch.einsum("nm,mdh->ndmh", post, V).flatten(2)
-    return FactoredMatrix(queries, keys), FactoredMatrix(values, outs)
-
-
-def compose_gates(model: SparseTransformer) -> dict[str, tuple[int, ...]]:
-    """Every gate on compositions, by hook name, with the shape of its mask (1 = keep).
-
-    `()`: one number for a branch of a stage. `[n_heads, n_heads]`: an entry for each edge between heads and, on the
-    diagonal, for each head's gate on itself. All of one kind at 0 give back plain attention exactly.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    n = model.config.n_heads
-    for name, module in model.named_modules():
-        if isinstance(module, Compose):
-            if module.static is not None:
-                shapes[f"{name}.hook_static"] = (n, n)
-            for side in ("query", "key"):
-                part = getattr(module, side)
-                if part is not None:
-                    shapes |= {f"{name}.{side}.hook_gate": (), f"{name}.{side}.hook_map": (n, n)}
-                    if part.dw1 is not None:
-                        shapes[f"{name}.{side}.hook_mix"] = ()
-    return shapes
-
-
-def run_composed(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], masks: Mapping[str, Tensor]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits with compositions multiplied by masks, by hook name as in `compose_gates`; differentiable in them.
-
-    Zero ablation: what a map adds to the identity is removed. Raises ValueError for a hook that is none of them.
-    """
-    known = compose_gates(model)
-    unknown = sorted(set(masks) - set(known))
-    if unknown:
-        raise ValueError(f"masks: unknown hook {unknown[0]!r}; expected some of {list(known)}.")
-    hooks: list[tuple[str, Callable]] = [(name, _multiplier(mask)) for name, mask in masks.items()]
-    with model.hooks(fwd_hooks=hooks):
-        return model(tokens)
-
-
-def _multiplier(mask: Tensor) -> Callable[..., Tensor]:
-    def multiply(value: Tensor, hook: Any) -> Tensor:
-        return value * mask
-
-    return multiply
+    heads = with_static_maps(model, head_weights(model))
+    QK = FactoredMatrix(heads.W_Q[layer], heads.W_K[layer].transpose(-2, -1))
+    return QK, FactoredMatrix(heads.W_V[layer], heads.W_O[layer])
 
 
 def _run_keeping(model: SparseTransformer, tokens: Tensor, layer: int) -> dict[str, Tensor]:

@@ -6,13 +6,14 @@ replaced by a factor of the same Gram matrix, rank x d_model, so that `||L R||` 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.attention import Compose
 from circuits.heads.weights import HeadWeights, head_weights
 
 Kind = Literal["head", "neuron"]
@@ -88,9 +89,10 @@ class Parts:
 def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> Parts:
     """Every head of a model and the given MLP neurons, as (layer, index); True: all of them.
 
+    Static compositions of heads are multiplied in; dynamic ones have no form in weights alone and are left out.
     Raises ValueError for a neuron that the model does not have.
     """
-    heads = head_weights(model)
+    heads = with_static_maps(model, head_weights(model))
     writers, written = _head_writers(heads)
     readers, read = _head_readers(heads)
     chosen = _chosen_neurons(model, neurons)
@@ -104,6 +106,41 @@ def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> P
     return Parts(
         writers=tuple(writers), readers=tuple(readers), written=tuple(written), read=tuple(read), later=later
     )
+
+
+def with_static_maps(model: Any, heads: HeadWeights) -> HeadWeights:
+    """Heads of a model with compose="static" as plain heads, exactly; others as they are.
+
+    Head m asks with all queries, `sum_n (I + W_pre)[n, m] W_Q^n W_K^n^T`, and head n moves what all output
+    circuits carry, `sum_m (I + W_post)[n, m] W_V^m W_O^m`: each has n_heads * d_head channels.
+    """
+    attns = [model.blocks[layer].attn for layer in heads.layers]
+    if not any(isinstance(getattr(attn, "compose_pre", None), Compose) for attn in attns):
+        return heads
+    pre, post = (
+        torch.stack([_static_map(getattr(attn, stage), heads) for attn in attns])
+        for stage in ("compose_pre", "compose_post")
+    )
+
+    def mixed(weight: Tensor, maps: Tensor) -> Tensor:
+        """[layer, to, d_model, (from d_head)], each head's channels times its entry of the map."""
+        return torch.einsum("lnm,lndh->lmdnh", maps, weight).flatten(3)
+
+    ones = torch.ones_like(pre)
+    return replace(
+        heads,
+        b_Q=mixed(heads.b_Q[:, :, None], pre)[:, :, 0],
+        b_K=mixed(heads.b_K[:, :, None], ones)[:, :, 0],
+        W_Q=mixed(heads.W_Q, pre),
+        W_K=mixed(heads.W_K, ones),
+        W_V=mixed(heads.W_V, post.transpose(1, 2)),
+        W_O=mixed(heads.W_O.transpose(-2, -1), ones).transpose(-2, -1),
+    )
+
+
+def _static_map(compose: Compose, heads: HeadWeights) -> Float[Tensor, "head head"]:
+    eye = torch.eye(heads.n_heads).to(heads.W_Q)
+    return eye if compose.static is None else eye + compose.static.detach().to(eye)
 
 
 def product_norms(

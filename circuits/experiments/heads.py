@@ -28,13 +28,14 @@ from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.train import TrainConfig, Updates, new_model
 from tasks import Batch, Composition, Corpus, load_corpus
+from tasks.composition import foretold
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, OUT = Path("docs/results"), Path("out/heads")
-VARIANTS = ("plain", "plain_equal", "static", "gate", "qw", "full")
+VARIANTS = ("plain", "plain_equal", "static", "gate", "qw", "kw", "full")
 """plain_equal: plain attention with the parameters that `full` adds given to the MLP."""
-CONTRASTS = (("full", "static"), ("full", "plain_equal"), ("qw", "gate"))
-"""Published: dynamic over static, and over equal parameters; mixing heads over gating them."""
+CONTRASTS = (("full", "static"), ("full", "plain_equal"), ("qw", "gate"), ("qw", "kw"))
+"""Published: dynamic over static, and over equal parameters; mixing heads over gating them; query over key side."""
 BASE = ModelConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, d_mlp=128, n_ctx=28, bigram=False)
 T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
@@ -116,24 +117,24 @@ def variant_config(variant: str, *, seed: int, steps: int, density: float = 1.0)
             model, d_mlp=BASE.d_mlp + round(n_parameters("full", BASE.d_model, 4) / (2 * BASE.d_model))
         )
     elif variant != "plain":
-        model = replace(model, compose=variant)  # type: ignore[arg-type]
+        model = replace(model, attention="compose", compose=variant)  # type: ignore[arg-type]
     common: dict[str, Any] = dict(
-        model=model, corpus="composition", steps=steps, seed=seed, bigram_init="zeros"
+        model=model, corpus="composition", steps=steps, seed=seed, batch_size=60, bigram_init="zeros"
     )
     if density < 1:
         return TrainConfig(density=density, **common)
-    return TrainConfig.dense(weight_decay=0.01, warmup=0.03, **common)
+    return TrainConfig.dense(lr=5e-3, weight_decay=0.01, warmup=0.03, **common)
 
 
 def train_on_answers(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
-    """Next-token training on lines of the task, scored only where an answer is asked for."""
+    """Next-token training on the task's text, scored only where the next token follows from its line."""
     config = replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
     model = new_model(config, corpus)
-    updates, asked = Updates(model, config), corpus.tokenizer.id("=")
+    updates = Updates(model, config)
     generator = torch.Generator().manual_seed(config.seed)
     for step in range(config.steps):
         tokens = corpus.windows(config.batch_size, config.model.n_ctx, split="train", generator=generator)
-        updates(_answer_loss(model, tokens, asked), step / config.steps)
+        updates(_foretold_loss(model, tokens), step / config.steps)
     return model.eval()
 
 
@@ -164,10 +165,9 @@ def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) 
     return result
 
 
-def _answer_loss(model: SparseTransformer, tokens: Tensor, asked: int) -> Tensor:
-    logits = model(tokens)[:, :-1]
-    where = tokens[:, :-1] == asked
-    return F.cross_entropy(logits[where], tokens[:, 1:][where])
+def _foretold_loss(model: SparseTransformer, tokens: Tensor) -> Tensor:
+    where = foretold(tokens)[:, :-1]
+    return F.cross_entropy(model(tokens)[:, :-1][where], tokens[:, 1:][where])
 
 
 def _ablated(model: SparseTransformer) -> dict[str, float]:
