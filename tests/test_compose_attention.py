@@ -203,7 +203,7 @@ class FirstToken:
 
 @pytest.fixture(scope="module")
 def crossed() -> SparseTransformer:
-    """Head 0 finds the first token but carries nothing; head 1 carries tokens but looks nowhere in particular."""
+    """Head 0 finds the first token but carries nothing; head 1 carries tokens but looks at its sink."""
     model = model_of("static", loud=False, topk_fraction=None, n_layers=1, bigram=False)
     attn = model.blocks[0].attn
     with torch.no_grad():
@@ -213,6 +213,7 @@ def crossed() -> SparseTransformer:
         model.W_pos[:, 14] = 1.0
         attn.W_Q[0, 14, 0], attn.W_K[0, 11, 0] = 10.0, 10.0
         attn.W_V[1, [0, 1], [0, 1]], attn.W_O[1, [0, 1], [12, 13]] = 1.0, 1.0
+        attn.sink[1] = 20.0
         attn.compose_post.static[0, 1] = 1.0
         attn.compose_post.static[2, 3], attn.compose_pre.static[3, 2] = 0.5, 0.5
     return model
@@ -268,10 +269,8 @@ def test_checkpoints_and_split_inputs(tmp_path):
     [
         (lambda: ModelConfig(compose_rank=0), "compose, compose_rank"),
         (lambda: ModelConfig(compose="full"), "attention: got 'softmax' with compose='full'"),
-        (lambda: ModelConfig(attention="sparse"), "attention: got 'sparse'"),
         (lambda: composition_maps(model_of("full"), TOKENS, layer=2), "layer: got 2"),
         (lambda: folded_circuits(model_of("full"), layer=0), "got compose='full'"),
-        (lambda: ComposePruneConfig(level="head"), "level: got 'head'"),
         (lambda: ComposePruneConfig(tolerance=0.0), "tolerance: got 0.0"),
         (lambda: prune_compositions(model_of("none"), FirstToken()), "model: got compose='none'"),
         (lambda: run_composed(model_of("qw"), TOKENS, {"hook_x": torch.ones(())}), "unknown hook 'hook_x'"),

@@ -21,7 +21,14 @@ from torch.nn import functional as F
 
 from circuits.attention.compose import n_parameters
 from circuits.checkpoint import load_checkpoint, save_checkpoint
-from circuits.composition import NULLS, compose_gates, composition, run_composed
+from circuits.composition import (
+    NULLS,
+    ComposePruneConfig,
+    compose_gates,
+    composition,
+    prune_compositions,
+    run_composed,
+)
 from circuits.experiments.decoys import induction_model
 from circuits.experiments.record import mean, once, write_results
 from circuits.model import ModelConfig, SparseTransformer
@@ -32,6 +39,7 @@ from tasks.composition import foretold
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, OUT = Path("docs/results"), Path("out/heads")
+STEPS = 2500
 VARIANTS = ("plain", "plain_equal", "static", "gate", "qw", "kw", "full")
 """plain_equal: plain attention with the parameters that `full` adds given to the MLP."""
 CONTRASTS = (("full", "static"), ("full", "plain_equal"), ("qw", "gate"), ("qw", "kw"))
@@ -50,7 +58,7 @@ def composition_command(seeds: Annotated[int, typer.Option(help="Decoy seeds.")]
 @app.command()
 def dynamic(
     seeds: Annotated[int, typer.Option(help="Seeds a variant.")] = 5,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 3000,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = STEPS,
     density: Annotated[float, typer.Option(help="Final density; 1: dense models.")] = 1.0,
     prune_circuits: Annotated[
         bool, typer.Option(help="Also extract circuits of the sparse variants.")
@@ -84,7 +92,7 @@ def run_composition(n_seeds: int, *, results: Path = RESULTS / "composition.json
 def run_dynamic(
     *,
     seeds: int = 5,
-    steps: int = 3000,
+    steps: int = STEPS,
     density: float = 1.0,
     prune_circuits: bool = False,
     variants: Sequence[str] = VARIANTS,
@@ -161,6 +169,7 @@ def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) 
     result: dict[str, Any] = {which: accuracy(model, which) for which in ("seen", "held_out")}
     result |= {"n_parameters": sum(p.numel() for p in model.parameters()), "n_nonzero": model.n_nonzero()}
     result["ablated"] = _ablated(model)
+    result["n_compositions"] = _n_compositions(model)
     result["n_edges"] = _n_edges(model, corpus) if prune_circuits else None
     return result
 
@@ -180,6 +189,14 @@ def _ablated(model: SparseTransformer) -> dict[str, float]:
         if closed:
             found[name] = accuracy(model, "seen", masks=closed)
     return found
+
+
+def _n_compositions(model: SparseTransformer) -> int:
+    """Edges from head to head (gates on itself included) that the seen cells need; 0 for plain attention."""
+    if not compose_gates(model):
+        return 0
+    config = ComposePruneConfig(level="edge", n_eval=128)
+    return len(prune_compositions(model, Composition(), config).kept)
 
 
 def _n_edges(model: SparseTransformer, corpus: Corpus) -> int | None:
@@ -213,6 +230,8 @@ def _summary(
             "seen": mean([run["seen"] for run in own]),
             "held_out": mean(held_out),
             "held_out_ci": interval(held_out),
+            "seen_ci": interval([run["seen"] for run in own]),
+            "n_compositions": statistics.median([run["n_compositions"] for run in own]),
             "n_edges": statistics.median(edges) if edges and None not in edges else None,
             "n_seeds": len(own),
         }
