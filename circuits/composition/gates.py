@@ -86,7 +86,8 @@ def compose_gates(model: SparseTransformer, level: Level = "both") -> dict[str, 
     `()`: one number for a branch of a stage. `[n_heads, n_heads]`: an entry for each edge between heads and, on the
     diagonal, for each head's gate on itself. All of one level at 0 give back plain attention exactly.
     """
-    n, found = model.config.n_heads, {}
+    n = model.config.n_heads
+    found: dict[str, tuple[int, ...]] = {}
     for name, module in model.named_modules():
         if isinstance(module, Compose):
             branches: dict[str, tuple[int, ...]] = {}
@@ -138,7 +139,7 @@ def prune_compositions(
         )
     gates = _learned(model, task, shapes, config)
     val, test = (
-        task.batch(config.n_eval, split=split, seed=config.seed).tokens_and_targets()  # type: ignore[arg-type]
+        task.batch(config.n_eval, split=split, seed=config.seed).tokens_and_targets()
         for split in ("val", "test")
     )
     masks = {name: torch.ones(shape).to(model.W_E) for name, shape in shapes.items()}
