@@ -33,12 +33,15 @@ def hard_mask(gate: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 
 class Gates(Generic[Key]):
-    """Gate parameters by key (a site, or a weight matrix), started at N(0.1, 0.01) and kept in [-1, 1]."""
+    """Gate parameters by key (a site, or a weight matrix), started uniformly in [0.1, 1] and kept in [-1, 1].
+
+    The spread lets them close one after the other: gates that start together close together, needed or not.
+    """
 
     def __init__(self, shapes: dict[Key, tuple[int, ...]], *, seed: int, like: Tensor) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[Key, nn.Parameter] = {
-            key: nn.Parameter((0.1 + 0.01 * torch.randn(shape, generator=generator)).to(like))
+            key: nn.Parameter((0.1 + 0.9 * torch.rand(shape, generator=generator)).to(like))
             for key, shape in shapes.items()
         }
 
