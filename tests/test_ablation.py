@@ -124,8 +124,8 @@ def test_gates():
     gates = Gates({"a": (1000,)}, seed=0, like=torch.zeros(1))
     assert gates.n_open() == 1000
     start = gates.parameters["a"].detach()
-    assert abs(float(start.mean()) - 0.1) < 0.002
-    assert abs(float(start.std()) - 0.01) < 0.002
+    assert 0.1 <= float(start.min()) < 0.11
+    assert 0.99 < float(start.max()) <= 1
     gates.parameters["a"].data += 5
     gates.clamp()
     assert float(gates.parameters["a"].detach().max()) == 1

@@ -81,7 +81,7 @@ def gate_floor(
     seed: int,
     relabel: Relabel | None = None,
     target: float = 0.15,
-    lr: float = 1e-2,
+    lr: float = 3e-2,
     penalty: float = 3e-3,
     batch_size: int = 32,
 ) -> Floor:
@@ -95,9 +95,6 @@ def gate_floor(
     held_out = relabel(task.batch(64, split="test", seed=seed)).to(device)
     gates = Gates({s: tuple(v.shape) for s, v in values.items()}, seed=seed, like=model.W_E)
     generator = torch.Generator().manual_seed(seed)
-    for gate in gates.parameters.values():
-        # Gates that start at one height fall through zero at one moment, and nothing is left to learn from.
-        gate.data += 0.4 * torch.rand(gate.shape, generator=generator).to(gate)
     optimizer = torch.optim.AdamW(list(gates.parameters.values()), lr=lr, betas=(0.9, 0.95))
     best = Floor(float("inf"), 0)
     with _frozen(model):
