@@ -2,7 +2,7 @@
 
 1. Learn gates on all coordinates of all sites: task loss + penalty * number of open gates. Along the way that
    they close, take the smallest open set that meets the target.
-2. Rank it by gate (ties, by measured importance) and bisect for the fewest nodes that meet the target.
+2. Rank it by gate (ties, by measured importance) and drop groups of the lowest rank, halving their size.
 3. Drop nodes, then edges, while the rest meets the target, until no single one can go (1-minimal).
 4. Do so from several starts, and keep the smallest circuit.
 Gates learn on training prompts; steps 2 and 3 look at validation prompts; the reported score is on test prompts.
@@ -105,8 +105,7 @@ def prune(
     started = time.perf_counter()
     search = _Search(model, task, config, corpus or load_corpus("mini"))
     with _frozen(model), _progress_bar(config, progress) as show:
-        found = [search.from_start(start, show) for start in range(config.starts)]
-        circuit = search.circuit(*min(found, key=lambda parts: len(parts[0]) + len(parts[1])))
+        circuit = search.circuit(*search.best(show))
     return circuit.with_metrics(seconds=time.perf_counter() - started)
 
 
@@ -181,10 +180,21 @@ class _Search:
         )
         self.history: list[dict[str, float]] = []
 
-    def from_start(self, start: int, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
-        """The 1-minimal nodes and edges that one run of gate training leads to."""
-        nodes = self.nodes_by_gates(start, show)
-        nodes = self.minimal_nodes(nodes, None, show)
+    def best(self, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
+        """The smallest 1-minimal nodes and edges over all starts.
+
+        A start whose gates stayed open in much greater numbers than another's is not followed further.
+        """
+        starts = [self.nodes_by_gates(start, show) for start in range(self.config.starts)]
+        fewest = min(map(len, starts))
+        found = [self.drop(ranked, show) for ranked in starts if len(ranked) <= 3 * fewest]
+        return min(found, key=lambda parts: len(parts[0]) + len(parts[1]))
+
+    def drop(self, ranked: list[Node], show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
+        """Drop nodes, then edges, until no single one can go: large groups of the lowest rank first."""
+        show(stage="discretise", nodes=len(ranked))
+        nodes = _without_most(ranked, ranked[::-1], self.judge.solved, finest=4)
+        nodes = self.minimal_nodes(sorted(nodes), None, show)
         edges = edges_between(self.model, nodes)
         return self.minimal(nodes, edges, show) if self.config.prune_edges else (nodes, edges)
 
@@ -192,20 +202,8 @@ class _Search:
         """Learn gates, and take the fewest open ones, along the way that they closed, that meet the target."""
         for ranked in reversed(self._learn(start, show)):
             if self.judge.solved(ranked):
-                return sorted(ranked[: self._fewest(ranked, show)])
+                return ranked
         return [Node(site.layer, site.name, i) for site, v in self.values.items() for i in range(len(v))]
-
-    def _fewest(self, ranked: list[Node], show: Callable[..., None]) -> int:
-        """How many of the ranked nodes meet the target, by bisection; all of them do."""
-        low, high = 1, len(ranked)
-        while low < high:
-            middle = (low + high) // 2
-            if self.judge.solved(ranked[:middle]):
-                high = middle
-            else:
-                low = middle + 1
-            show(stage="discretise", nodes=high)
-        return high
 
     def _learn(self, start: int, show: Callable[..., None]) -> list[list[Node]]:
         """Train gates; returns the open nodes at each tenth that closed, from all to few, best first.
@@ -351,16 +349,18 @@ def _minimal(
 
 
 def _without_most(
-    parts: list[Any], free: list[Any], solved: Callable[[list[Any]], Score | None]
+    parts: list[Any], free: list[Any], solved: Callable[[list[Any]], Score | None], finest: int = 1
 ) -> list[Any]:
-    """The parts without all of `free` if the rest meets the target, else half by half."""
-    rest = [part for part in parts if part not in free]
+    """The parts without all of `free` if the rest meets the target, else half by half, down to `finest` parts."""
+    gone = set(free)
+    rest = [part for part in parts if part not in gone]
     if solved(rest):
         return rest
-    if len(free) == 1:
+    if len(free) <= finest:
         return parts
     half = len(free) // 2
-    return _without_most(_without_most(parts, free[:half], solved), free[half:], solved)
+    parts = _without_most(parts, free[:half], solved, finest)
+    return _without_most(parts, free[half:], solved, finest)
 
 
 def _ranked(gates: Gates[Site], importance: dict[Site, Tensor]) -> list[Node]:

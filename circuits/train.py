@@ -35,7 +35,7 @@ class TrainConfig:
     "Shape of the model; its vocabulary is filled in from the corpus. One layer solves mini-Python as well as two."
     corpus: str = "mini"
     "Name of the training text, for `tasks.load_corpus`."
-    steps: int = 1000
+    steps: int = 2000
     "Optimiser steps."
     minutes: float | None = None
     "Stop by the clock instead, if that comes first; schedules follow the clock, so bits are not repeatable."

@@ -15,7 +15,7 @@ from tasks import load_task
 @pytest.fixture(scope="module")
 def found() -> tuple[SparseTransformer, Circuit]:
     model = quote_closer()
-    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)
+    config = PruneConfig(starts=2, steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)
     return model, prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
 
 
@@ -54,7 +54,7 @@ def test_the_model_is_left_as_it_was(found):
 
 def test_same_seed_same_circuit(found):
     model, circuit = found
-    config = PruneConfig(steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)
+    config = PruneConfig(starts=2, steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)
     again = prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
     assert again.nodes == circuit.nodes
     assert again.metrics["history"] == circuit.metrics["history"]
