@@ -71,8 +71,8 @@ class TrainConfig:
     "exact: every weight gets its gradient. support: where a matrix runs on its nonzeros, only those; see refresh."
     refresh: int = 10
     "With grad='support': every how many steps all weights get their gradient, so that dropped ones may return."
-    bigram_init: Literal["counts", "zeros"] = "counts"
-    "counts: the bigram table starts at the corpus's log-probabilities."
+    bigram_init: Literal["counts", "zeros", "fixed"] = "counts"
+    "counts: the bigram table starts at the corpus's log-probabilities. fixed: it stays there (a large one is slow)."
     log_every: int = 20
     "Steps between entries of the history."
     val_every: int = 200
@@ -94,7 +94,7 @@ class TrainConfig:
             ("schedule", ("linear", "exponential")),
             ("gradient", ("clip", "rms", "none")),
             ("grad", ("exact", "support")),
-            ("bigram_init", ("counts", "zeros")),
+            ("bigram_init", ("counts", "zeros", "fixed")),
         ):
             _require(self, name, getattr(self, name) in options, f"one of {options}")
 
@@ -276,8 +276,9 @@ class Updates:
 def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
     """The model that a run starts from: random weights, and the bigram table as the config says."""
     model = SparseTransformer(config.model, seed=config.seed, tokenizer=corpus.tokenizer)
-    if model.bigram is not None and config.bigram_init == "counts":
+    if model.bigram is not None and config.bigram_init != "zeros":
         model.bigram.data.copy_(bigram_log_probs(corpus))
+        model.bigram.requires_grad_(config.bigram_init == "counts")
     return model
 
 
