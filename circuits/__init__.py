@@ -7,6 +7,7 @@ from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.score import task_score
 from circuits.train import TrainConfig, Training, TrainingInterrupted, train
+from circuits.zoo import load_pretrained
 
 __all__ = [
     "Circuit",
@@ -20,6 +21,7 @@ __all__ = [
     "Training",
     "TrainingInterrupted",
     "load_checkpoint",
+    "load_pretrained",
     "mean_values",
     "prune",
     "run_circuit",

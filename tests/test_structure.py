@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"circuit", "kernels", "topk"},
-    {"attention", "model", "compute", "gates", "score", "checkpoint", "ablation"},
+    {"attention", "model", "compute", "gates", "score", "checkpoint", "ablation", "judge"},
     {"train", "prune", "faithfulness", "bridge", "steer", "heads", "composition", "decompile", "handmade"}
     | {"compare", "dilution"},
     {"plots", "interop", "sweep", "zoo", "bench", "demo", "experiments"},
