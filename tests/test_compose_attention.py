@@ -1,5 +1,7 @@
 """Composable attention: equal to the explicit map, causal, exactly plain where its maps are closed."""
 
+import json
+
 import pytest
 import torch
 
@@ -319,3 +321,40 @@ def test_the_experiment_runs_and_is_not_run_twice(tmp_path):
     assert set(first["variants"]["full"]) >= {"seen", "held_out", "held_out_ci", "n_edges"}
     assert set(first["runs"][0]["ablated"]) == {"query", "key", "pre", "post", "mixing"}
     assert run_dynamic(**options)["minutes"] == first["minutes"]
+
+
+def test_the_page_takes_its_tables_from_results(tmp_path):
+    from circuits.experiments.heads_page import TABLES, write_tables
+
+    results, page = tmp_path / "results", tmp_path / "explanation" / "heads.md"
+    results.mkdir()
+    page.parent.mkdir()
+    marks = "".join(f"<!-- table of {n}: begin --><!-- table of {n}: end -->\n" for n in TABLES)
+    page.write_text(f"before\n{marks}after\n")
+    made = {"command": "python -m x y", "machine": "m", "minutes": 1.0, "date": "2026-01-01"}
+    full = {"seen": 0.5, "seen_ci": [0.25, 0.75], "held_out": 0.125, "held_out_ci": [0.0, 0.25]}
+    report = {
+        **made,
+        "variants": {"full": {**full, "n_compositions": 3.0, "n_seeds": 2}},
+        "contrasts": {"full - static, seen": {"mean": 0.1, "ci": [-0.1, 0.3]}},
+    }
+    (results / "dynamic_heads.json").write_text(json.dumps(report))
+    for _ in range(2):
+        assert write_tables(tmp_path) == ["dynamic_heads"]
+    text = page.read_text()
+    assert "| full | 0.500 (0.250 to 0.750) | 0.125 (0.000 to 0.250) | 3 | 2 |" in text
+    assert text.count("full - static, seen | 0.100 (-0.100 to 0.300)") == 1
+    assert text.startswith("before")
+    assert text.endswith("after\n")
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="table of dynamic_heads: begin"):
+        write_tables(tmp_path)
+
+
+def test_the_time_of_a_head_report_is_measured(tmp_path):
+    from circuits.experiments.heads import run_report
+
+    report = run_report(model_of("none").config, results=tmp_path / "r.json")
+    assert report["n_rows"] == 8
+    assert 0 < report["report_seconds"] < 60
+    assert report["peak_gb"] > 0.05

@@ -32,6 +32,7 @@ HEADLINES = {
     "dilution": {"spearman", "adversarial_ratio"},
     "composition": {"true_edge_p", "false_positives", "decoy_seeds"},
     "dynamic_heads": {"variants"},
+    "head_report": {"report_seconds", "peak_gb"},
     "induction_heads": {"accuracy", "heads_agree", "strongest_agree", "pairs_agree", "models"},
 }
 FILES = sorted(FOLDER.glob("*.json"))

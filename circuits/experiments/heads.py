@@ -2,11 +2,15 @@
 
     python -m circuits.experiments.heads composition --seeds 20        -> docs/results/composition.json
     python -m circuits.experiments.heads dynamic --seeds 5             -> docs/results/dynamic_heads.json
+    python -m circuits.experiments.heads report                        -> docs/results/head_report.json
+    python -m circuits.experiments.heads tables                        rewrites the tables of docs/explanation/heads.md
 
-Both write their file after every run and take up under out/ what has been run before.
+The first two write their file after every run and take up under out/ what has been run before.
 """
 
+import resource
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -30,7 +34,9 @@ from circuits.composition import (
     run_composed,
 )
 from circuits.experiments.decoys import induction_model
+from circuits.experiments.heads_page import write_tables
 from circuits.experiments.record import mean, once, write_results
+from circuits.heads import head_report
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.train import TrainConfig, Updates, new_model
@@ -45,6 +51,18 @@ VARIANTS = ("plain", "plain_equal", "static", "gate", "qw", "kw", "full")
 CONTRASTS = (("full", "static"), ("full", "plain_equal"), ("qw", "gate"), ("qw", "kw"))
 """Published: dynamic over static, and over equal parameters; mixing heads over gating them; query over key side."""
 BASE = ModelConfig(n_layers=2, d_model=64, n_heads=4, d_head=16, d_mlp=128, n_ctx=28, bigram=False)
+LARGE = ModelConfig(
+    d_vocab=49_152,
+    n_layers=30,
+    d_model=576,
+    n_heads=9,
+    d_head=64,
+    d_mlp=1536,
+    n_ctx=1024,
+    topk_fraction=None,
+    bigram=False,
+)
+"""The shape of a language model of 135 million parameters."""
 T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
 
@@ -67,6 +85,36 @@ def dynamic(
     """Accuracy of every variant on seen and held-out cells."""
     report = run_dynamic(seeds=seeds, steps=steps, density=density, prune_circuits=prune_circuits)
     Console().print({"variants": report["variants"], "contrasts": report["contrasts"]})
+
+
+@app.command()
+def report() -> None:
+    """Time and memory of a head report of a model with random weights, as large as small language models are."""
+    Console().print(run_report())
+
+
+@app.command()
+def tables() -> None:
+    """Rewrite the tables of docs/explanation/heads.md from the results files."""
+    Console().print(write_tables())
+
+
+def run_report(model: ModelConfig = LARGE, *, results: Path = RESULTS / "head_report.json") -> dict[str, Any]:
+    """Seconds of one `head_report`, and the most memory that this process has held, model included."""
+    made = SparseTransformer(model).eval()
+    started = time.perf_counter()
+    found = head_report(made, seed=0)
+    seconds = time.perf_counter() - started
+    shape = {key: getattr(model, key) for key in ("n_layers", "n_heads", "d_model", "d_vocab")}
+    numbers = {
+        "report_seconds": seconds,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "n_rows": len(found.rows),
+        "threads": torch.get_num_threads(),
+        **shape,
+    }
+    command = "python -m circuits.experiments.heads report"
+    return write_results(results, command=command, seeds=[0], seconds=seconds, numbers=numbers)
 
 
 def run_composition(n_seeds: int, *, results: Path = RESULTS / "composition.json") -> dict[str, Any]:

@@ -23,6 +23,8 @@ COLUMNS = (
     ("induction_nats", "induction (nats)", True),
 )
 SINK = "sink"
+WIDTH, LABEL = 860, 13
+"""Pixels: of all panels together, and that one token on an axis takes at least."""
 
 
 def head_report_figure(report: "HeadReport", *, title: str = "Heads") -> go.Figure:
@@ -79,12 +81,13 @@ def pattern_figure(
     *,
     heads: Sequence[int] | None = None,
     title: str = "Attention patterns",
-    per_row: int = 4,
+    per_row: int | None = None,
 ) -> go.Figure:
     """Where each head looks, a panel a head; the first column is what the learned sink took.
 
-    pattern: `hook_pattern` of one prompt. heads: their numbers in the titles (default: 0, 1, ...). Raises
-    ValueError when tokens and pattern differ in length.
+    pattern: `hook_pattern` of one prompt. heads: their numbers in the titles (default: 0, 1, ...). per_row: panels
+    side by side (default: as many, up to four, as leave the tokens on the axes room).
+    Raises ValueError when tokens and pattern differ in length.
     """
     if len(tokens) != pattern.shape[-1]:
         raise ValueError(
@@ -97,14 +100,15 @@ def pattern_figure(
     seen = np.tril(np.ones(values.shape[-2:], dtype=bool))
     grids = np.concatenate([rest, np.where(seen, values, np.nan)], axis=-1)
     numbers = list(range(len(grids))) if heads is None else list(heads)
-    columns, per_row = [SINK, *labels], min(per_row, len(grids))
+    fitting = max(1, min(4, WIDTH // (LABEL * (len(labels) + 1))))
+    columns, per_row = [SINK, *labels], min(per_row or fitting, len(grids))
     traces = [
         [heat(grid, columns, labels, limit=1.0, diverging=False, hover=_where(grid, columns, labels),
               bar="share of attention" if i == 0 else None)]
         for i, grid in enumerate(grids)
     ]  # fmt: skip
     n_rows = -(-len(grids) // per_row)
-    size = 860 / per_row
+    size = WIDTH / per_row
     sinks = ", ".join(f"{share:.0%}" for share in rest.mean((1, 2)))
     figure = panels(
         traces,

@@ -1,0 +1,119 @@
+"""The tables of docs/explanation/heads.md: written from the results files, between marks."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "plain": "plain",
+    "plain_equal": "plain, equal parameters",
+    "static": "static",
+    "gate": "gate",
+    "qw": "query side",
+    "kw": "key side",
+    "full": "full",
+}
+
+
+def write_tables(docs: Path = Path("docs")) -> list[str]:
+    """Rewrite every table whose results file is there; returns their names.
+
+    Raises ValueError when the page lacks a table's marks.
+    """
+    page = docs / "explanation" / "heads.md"
+    written = []
+    for name, render in TABLES.items():
+        results = docs / "results" / f"{name}.json"
+        if results.exists():
+            report = json.loads(results.read_text())
+            table = f"{render(report)}\n\n{_made(report)}"
+            page.write_text(_between(page.read_text(), name, table, page))
+            written.append(name)
+    return written
+
+
+def composition_table(report: Mapping[str, Any]) -> str:
+    """The hand-made induction model among decoys, a line a null model."""
+    rows = [
+        ["null model", "largest p of the true edge", "other pairs significant", "decoy seeds"],
+        ["redraw", _p(report["true_edge_p"]), str(report["false_positives"]), str(report["decoy_seeds"])],
+        [
+            "permute",
+            _p(report["true_edge_p_permute"]),
+            str(report["false_positives_permute"]),
+            str(report["decoy_seeds"]),
+        ],
+    ]
+    return _table(rows)
+
+
+def induction_table(report: Mapping[str, Any]) -> str:
+    """Trained models, a line a seed."""
+    head = ["seed", "accuracy", "strongest head: weights", "patterns", "strongest path: weights", "patching"]
+    rows = [head]
+    for run in report["runs"]:
+        strongest = [run["strongest_by_weights"], run["strongest_by_patterns"]]
+        paths = [run["pair_by_weights"], run["pair_by_patching"]]
+        rows.append([str(run["seed"]), f"{run['accuracy']:.3f}", *strongest, *paths])
+    return _table(rows)
+
+
+def dynamic_table(report: Mapping[str, Any]) -> str:
+    """Accuracy by variant, then the contrasts, with 95 % intervals over seeds."""
+    head = ["heads", "seen cells", "held-out cells", "head-to-head edges needed", "seeds"]
+    rows = [head]
+    for name, v in report["variants"].items():
+        accuracies = [_with_interval(v[which], v[f"{which}_ci"]) for which in ("seen", "held_out")]
+        rows.append([NAMES[name], *accuracies, f"{v['n_compositions']:g}", str(v["n_seeds"])])
+    contrasts = [["difference", "mean (95 % interval)"]]
+    contrasts += [[name, _with_interval(c["mean"], c["ci"])] for name, c in report["contrasts"].items()]
+    return f"{_table(rows)}\n\n{_table(contrasts)}"
+
+
+def report_table(report: Mapping[str, Any]) -> str:
+    """Time and memory of one head report."""
+    head = ["layers", "heads", "d_model", "vocabulary", "seconds", "peak memory, GB", "threads"]
+    values = [str(report[key]) for key in ("n_layers", "n_heads", "d_model", "d_vocab")]
+    return _table(
+        [
+            head,
+            [*values, f"{report['report_seconds']:.0f}", f"{report['peak_gb']:.1f}", str(report["threads"])],
+        ]
+    )
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "induction_heads": induction_table,
+    "composition": composition_table,
+    "dynamic_heads": dynamic_table,
+    "head_report": report_table,
+}
+
+
+def _between(text: str, name: str, table: str, page: Path) -> str:
+    begin, end = f"<!-- table of {name}: begin -->", f"<!-- table of {name}: end -->"
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{page}: expected {begin!r} and {end!r}, between which the table goes; add both.")
+    return f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    return (
+        f"Made by `{report['command']}` on {report['machine']} in {report['minutes']:.1f} minutes "
+        f"({report['date']})."
+    )
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _with_interval(value: float, ends: list[float]) -> str:
+    return f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
+
+
+def _p(value: float) -> str:
+    return f"{value:.1e}"
