@@ -151,9 +151,9 @@ def composition_maps_figure(
     ]  # fmt: skip
     return panels(
         traces, columns, rows,
-        ["before softmax: mean, from row to column", "by query token", "after softmax: mean", "by query token"],
+        ["before softmax: mean", "by query token", "after softmax: mean", "by query token"],
         title=title or f"Composition maps of layer {maps.layer}",
-        subtitle="what is added to each head's own value; edges run from head to head",
+        subtitle="what is added to each head's own value · means: from the row's head to the column's",
         per_row=2, height=round(240 + 2 * max(200, 19 * len(names))), widths=[1.0, 2.2],
     )  # fmt: skip
 

@@ -101,7 +101,9 @@ def pattern_figure(
     grids = np.concatenate([rest, np.where(seen, values, np.nan)], axis=-1)
     numbers = list(range(len(grids))) if heads is None else list(heads)
     fitting = max(1, min(4, WIDTH // (LABEL * (len(labels) + 1))))
-    columns, per_row = [SINK, *labels], min(per_row or fitting, len(grids))
+    # As many rows as are needed, evenly filled.
+    columns, per_row = [SINK, *labels], per_row or -(-len(grids) // -(-len(grids) // fitting))
+    per_row = min(per_row, len(grids))
     traces = [
         [heat(grid, columns, labels, limit=1.0, diverging=False, hover=_where(grid, columns, labels),
               bar="share of attention" if i == 0 else None)]
