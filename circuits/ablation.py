@@ -15,6 +15,7 @@ from torch import Tensor
 from circuits.circuit import WEIGHTS, Circuit, Site
 from circuits.compute import sparse_compute
 from circuits.kernels import sparse_linear
+from circuits.kernels.masking import replace_features
 from circuits.model import SparseTransformer
 
 Masks = Mapping[Site, Tensor]
@@ -104,7 +105,7 @@ def check_belongs(model: SparseTransformer, circuit: Circuit) -> None:
 def _replacer(mask: Tensor, value: Tensor) -> Callable[..., Tensor]:
     def replace(x: Tensor, hook: Any) -> Tensor:
         m, v = (t.view(x.shape[2:]) for t in (mask, value))
-        return x * m + v * (1 - m)
+        return replace_features(x, m, v)
 
     return replace
 

@@ -27,8 +27,7 @@ from transformer_lens.hook_points import HookPoint
 
 from circuits.attention import Compose, ComposeKind, sink_softmax
 from circuits.circuit import SITES, WEIGHTS, Site, SiteName, all_sites
-from circuits.kernels import SparseWeight, sparse_linear, trained_linear
-from circuits.kernels.attention import causal_attention
+from circuits.kernels import SparseWeight, causal_attention, sparse_linear, trained_linear
 from circuits.topk import abs_topk
 
 
@@ -163,7 +162,7 @@ class AffineMap(nn.Module):
         """`x @ weight + bias`. On the nonzeros, activations lie feature-major in memory, whatever their shape says."""
         if self.sparse is None:
             return F.linear(x, weight.T, bias)
-        flat = x.flatten(0, -2).t().contiguous()
+        flat = x.flatten(0, -2).t()
         if weight.requires_grad:
             y = trained_linear(flat, weight, self.sparse, bias, on_support=self.on_support)
         else:

@@ -27,12 +27,14 @@ from circuits.bench import (
 )
 from circuits.bench import table as bench_table
 from circuits.bench.cost import PRODUCTS, product_cost
+from circuits.bench.end_to_end import exponent, growth, measure_step
 from circuits.bench.measure import interleaved, quartiles
+from circuits.bench.steps import STEP_NAMES, StepConfig
 from circuits.bench.table import BEGIN, END
 from circuits.plots import bench_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
-TINY = BenchConfig(widths=(8, 16), densities=(1 / 4,), tokens=5, repeats=3, warmup=1)
+TINY = BenchConfig(steps="none", widths=(8, 16), densities=(1 / 4,), tokens=5, repeats=3, warmup=1)
 KEYS = {"name", "d_model", "density", "ratio", "parity", "bytes_per_memcpy"}
 
 
@@ -214,3 +216,38 @@ def test_the_explanation_quotes_the_model():
     assert f"1/{round(1 / crossover())} " in text
     assert f"1/{round(1 / crossover(frozen=True))} " in text
     assert all(name in text for name in PRODUCTS)
+
+
+@pytest.mark.parametrize("name", STEP_NAMES)
+def test_a_step_agrees_with_masked_dense_and_has_both_memories(name):
+    config = StepConfig(name=name, d_model=64, density=1 / 16, n_layers=1, batch=2, pos=16, d_vocab=16)
+    row = measure_step(config, repeats=1)
+    assert row.parity
+    assert row.max_difference <= 1e-12
+    assert row.ratio is not None
+    assert row.fast_peak is None or row.fast_peak >= 0
+
+
+def test_a_step_that_disagrees_gets_no_ratio(monkeypatch):
+    config = StepConfig(
+        name="prune_step", d_model=64, density=1 / 16, n_layers=1, batch=2, pos=16, d_vocab=16
+    )
+    monkeypatch.setattr(
+        "circuits.bench.end_to_end.gradients", lambda config, way: torch.tensor([float(len(way))])
+    )
+    row = measure_step(config, repeats=1)
+    assert not row.parity
+    assert row.ratio is row.fast_ms is row.plain_ms is None
+
+
+def test_exponents_are_those_of_a_power_law():
+    assert exponent([1, 2, 4], [3.0, 6.0, 12.0]) == pytest.approx(1.0)
+    assert exponent([1, 10], [5.0, 5.0]) == pytest.approx(0.0)
+    assert exponent([2, 8], [4.0, 64.0]) == pytest.approx(2.0)
+
+
+def test_growth_has_a_time_for_every_size():
+    found = growth(quick=True, repeats=1)
+    assert len(found["nonzeros"]["ms"]) == len(found["nonzeros"]["density"])
+    assert len(found["width"]["ms"]) == len(found["width"]["d_model"])
+    assert all(ms > 0 for part in found.values() for ms in part["ms"])

@@ -9,7 +9,7 @@ from circuits import kernels
 from circuits.ablation import mean_values, run_masked
 from circuits.circuit import WEIGHTS
 from circuits.compute import sparse_compute
-from circuits.kernels.attention import causal_attention
+from circuits.kernels import causal_attention
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.topk import project_topk
 from circuits.train import TrainConfig, train

@@ -36,10 +36,14 @@ class Row:
     fast_ms_spread: tuple[float, float] | None
     naive_ms: float | None
     plain_ms: float | None
-    n_bytes: int
-    "Bytes the operation must move: each input and each output once."
+    n_bytes: int | None
+    "Bytes the operation must move: each input and each output once. None for whole steps."
     bytes_per_memcpy: float | None
-    "Bytes per second over those of a memcpy that moves as many: 1 is as fast as memory."
+    "Bytes per second over those of a memcpy that moves as many: 1 is as fast as memory. None for whole steps."
+    fast_peak: int | None = None
+    "Bytes that a whole step takes at its peak, above what is held before it."
+    plain_peak: int | None = None
+    "The same, of the masked-dense step."
 
 
 def measure(operation: Operation, *, repeats: int = LEAST_REPEATS, warmup: int = 2) -> Row:

@@ -4,10 +4,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from circuits.bench.end_to_end import cases, growth, measure_step
 from circuits.bench.measure import Row, measure
 from circuits.bench.operations import NAMES, operation
 from circuits.experiments.record import write_results
@@ -34,6 +35,8 @@ class BenchConfig:
     warmup: int = 2
     "Rounds before them."
     seed: int = 0
+    steps: Literal["none", "quick", "full"] = "full"
+    "Whole steps of pruning and training, and how a prune step's cost grows; quick: at a fraction of the size."
 
     def __post_init__(self) -> None:
         for name in ("widths", "densities", "names"):
@@ -48,7 +51,9 @@ class BenchConfig:
     @classmethod
     def quick(cls) -> "BenchConfig":
         """Whether it all works, in well under a minute: too few rounds for numbers to quote."""
-        return cls(widths=(128, 512), densities=(1 / 16, 1 / 256), tokens=256, repeats=3, warmup=1)
+        return cls(
+            widths=(128, 512), densities=(1 / 16, 1 / 256), tokens=256, repeats=3, warmup=1, steps="quick"
+        )
 
 
 def run_bench(
@@ -63,8 +68,13 @@ def run_bench(
                 case = operation(name, width, density, tokens=config.tokens, seed=config.seed)
                 rows.append(measure(case, repeats=config.repeats, warmup=config.warmup))
                 log(rows[-1])
+    quick = config.steps == "quick"
+    for one in cases(quick=quick) if config.steps != "none" else []:
+        rows.append(measure_step(one, repeats=config.repeats, warmup=config.warmup))
+        log(rows[-1])
     return {
         "rows": [asdict(row) for row in rows],
+        "growth": growth(quick=quick) if config.steps != "none" else None,
         "settings": asdict(config),
         "threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - started,
@@ -84,7 +94,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         _spread(row["ratio"], row["ratio_spread"]),
         _spread(row["ratio_plain"], row["ratio_plain_spread"]),
         _spread(row["fast_ms"], row["fast_ms_spread"]),
-        f"{row['bytes_per_memcpy']:.2f}",
+        "" if row["bytes_per_memcpy"] is None else f"{row['bytes_per_memcpy']:.2f}",
     ]
 
 
@@ -106,7 +116,32 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Measured on {report['machine']} with {report['threads']} threads on {report['date']}, in "
         f"{report['minutes']:.0f} minutes; `{report['command']}` measures again and rewrites this table."
     )
-    return f"{said}\n\n{table}"
+    return "\n\n".join([said, table, *_memory(report["rows"]), *_growth(report["growth"])])
+
+
+def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What each step takes at its peak, ours and masked-dense."""
+    lines = [
+        f"- {row['name']}, d_model {row['d_model']}, density {_density(row['density'])}: "
+        f"{row['fast_peak'] / 2**20:,.0f} MiB, masked-dense {row['plain_peak'] / 2**20:,.0f} MiB."
+        for row in rows
+        if row["fast_peak"] is not None and row["plain_peak"] is not None
+    ]
+    return (
+        ["Memory of a whole step at its peak, above what is held between steps:", "\n".join(lines)]
+        if lines
+        else []
+    )
+
+
+def _growth(growth: Mapping[str, Any] | None) -> list[str]:
+    if growth is None:
+        return []
+    return [
+        "Time of a prune step grows with the number of nonzeros at fixed width to the power "
+        f"{growth['nonzeros']['exponent']:.2f}, and with width at {growth['width']['nonzeros_per_unit']} nonzeros "
+        f"per unit to the power {growth['width']['exponent']:.2f} (1: proportional)."
+    ]
 
 
 def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[str, Any]:
@@ -129,9 +164,13 @@ def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[st
         command="circuits bench --write",
         seeds=[report["settings"]["seed"]],
         seconds=report["seconds"],
-        numbers={key: report[key] for key in ("rows", "settings", "threads")},
+        numbers={key: report[key] for key in ("rows", "growth", "settings", "threads")},
     )
     before, _, rest = text.partition(BEGIN)
     page.write_text(f"{before}{BEGIN}\n\n{markdown(kept)}\n\n{END}{rest.partition(END)[2]}")
-    write_page(docs / "results" / "bench.html", title="Benchmark", blocks=[bench_figure(kept["rows"])])
+    write_page(
+        docs / "results" / "bench.html",
+        title="Benchmark",
+        blocks=[bench_figure([row for row in kept["rows"] if row["name"] in NAMES])],
+    )
     return kept

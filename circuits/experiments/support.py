@@ -9,7 +9,7 @@ again.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,7 +20,7 @@ from circuits.train import TrainConfig
 
 RESULTS, KEPT = Path("docs/results/support_gradients.json"), Path("out/support")
 WIDTHS = (128, 256)
-GRADS = ("exact", "support")
+GRADS: tuple[Literal["exact", "support"], ...] = ("exact", "support")
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 

@@ -15,11 +15,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from circuits.kernels.attention import causal_attention
 from circuits.kernels.sparse_weight import SparseWeight
 
 __all__ = [
     "SparseWeight",
     "abs_topk",
+    "causal_attention",
     "chosen_impl",
     "sddmm",
     "slice_topk_mask",

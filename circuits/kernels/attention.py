@@ -57,25 +57,49 @@ def _naive(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
 class _Flash(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
-        # The product reads whole rows [d_head]; activations may lie feature-major.
-        q, k, v = (x.contiguous().transpose(1, 2) for x in (q, k, v))
-        z, log_total = _forward(q, k, v, 0.0, True)
+        # torch's kernel reads whole rows [d_head]; what comes feature-major goes back feature-major.
+        ctx.feature_major = not q.is_contiguous() and _features(q).is_contiguous()
+        q, k, v = (_token_major(x).transpose(1, 2) for x in (q, k, v))
+        z, log_total = _forward(
+            q, k, v, 0.0, True
+        )  # log_total: of each softmax's denominator [batch, head, pos]
         if sink is not None:
-            # lse: the logarithm of the softmax's denominator [batch, head, pos]
             with_sink = torch.logaddexp(log_total, sink[:, None].to(log_total.dtype))
             z = z * (log_total - with_sink).exp().to(z.dtype)[..., None]
             log_total = with_sink
         ctx.save_for_backward(q, k, v, sink, z, log_total)
-        return z.transpose(1, 2)
+        return _laid(z.transpose(1, 2), ctx.feature_major)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sink, z, log_total = ctx.saved_tensors
-        dz = dz.contiguous().transpose(1, 2)
-        dq, dk, dv = _backward(dz, q, k, v, z, log_total, 0.0, True)
+        dz = _token_major(dz).transpose(1, 2)
+        gradients = _backward(dz, q, k, v, z, log_total, 0.0, True)
+        dq, dk, dv = (_laid(dx.transpose(1, 2), ctx.feature_major) for dx in gradients)
         dsink = None
         if ctx.needs_input_grad[3]:
             share = (sink[:, None].to(log_total.dtype) - log_total).exp()
             dsink = -(share * (dz * z).sum(-1)).sum((0, 2)).to(sink.dtype)
-        return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2), dsink
+        return dq, dk, dv, dsink
+
+
+def _features(x: Tensor) -> Tensor:
+    """[batch, pos, head, d_head] as [head * d_head, batch * pos]."""
+    return x.flatten(2).flatten(0, 1).t()
+
+
+def _token_major(x: Tensor) -> Tensor:
+    """x, contiguous."""
+    from circuits.kernels.cpu_layout import contiguous  # compiles: only when it is needed
+
+    return contiguous(x.flatten(2).flatten(0, 1)).view(x.shape)
+
+
+def _laid(x: Tensor, feature_major: bool) -> Tensor:
+    """x, feature-major if asked for."""
+    from circuits.kernels.cpu_layout import contiguous
+
+    if not feature_major:
+        return x
+    return contiguous(_features(x)).t().unflatten(0, x.shape[:2]).unflatten(-1, x.shape[2:])

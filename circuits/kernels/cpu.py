@@ -7,6 +7,7 @@ from torch import Tensor
 
 from circuits.kernels import cpu_csr as csr
 from circuits.kernels import cpu_topk as loops
+from circuits.kernels.cpu_layout import contiguous
 from circuits.kernels.memory import empty
 from circuits.kernels.sparse_weight import SparseWeight
 from circuits.kernels.team import run
@@ -133,7 +134,7 @@ def abs_topk_backward(
 ) -> Float[Tensor, "*shape"]:
     """The gradient of AbsTopK, from its output and the flags that came with it."""
     y, axis, transposed = _layout(y, dim)
-    dy = (dy.movedim(-1, 0) if transposed else dy).contiguous()
+    dy = contiguous(dy.movedim(-1, 0) if transposed else dy)
     flags = (identity.movedim(-1, 0) if transposed else identity).contiguous()
     dx = empty(y.shape, y.dtype)
     outer, n, inner = _sizes(y, axis)
@@ -150,7 +151,7 @@ def _product(
 ) -> Tensor:
     """A x + bias, with A in compressed rows, into `out` or fresh memory."""
     rows, (inner, tokens) = start.numel() - 1, x.shape
-    x = x.contiguous()
+    x = contiguous(x)
     fits = out is not None and out.is_contiguous()
     y = out if out is not None and fits else empty(torch.Size((rows, tokens)), x.dtype)
     step = max(1, csr.OUTPUTS // max(1, min(tokens, csr.TOKENS)))
@@ -185,7 +186,7 @@ def sddmm(
     weight: SparseWeight, x: Float[Tensor, "d_in tokens"], dy: Float[Tensor, "d_out tokens"]
 ) -> Float[Tensor, " n_nonzero"]:
     """x dy^T on the support; see `circuits.kernels.sddmm`."""
-    by_rows = (weight.row_start, weight.column, x.contiguous(), dy.contiguous())
+    by_rows = (weight.row_start, weight.column, contiguous(x), contiguous(dy))
     if weight.shape[0] >= weight.shape[1]:
         return _sampled(*by_rows)
     # The activations on the narrow side are read in no order: better the few that fit into a cache.

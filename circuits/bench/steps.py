@@ -1,0 +1,209 @@
+"""Whole steps, timed: pruning and training on the nonzeros against the same step with masked dense matrices.
+
+The masked-dense way is what one would write in PyTorch: dense products with matrices full of zeros, torch.topk for
+AbsTopK and the projection, attention that writes its pattern out. Both run the same model, loss and optimiser.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from circuits import kernels
+from circuits.ablation import run_masked
+from circuits.compute import sparse_compute
+from circuits.gates import Gates
+from circuits.model import ModelConfig, SparseTransformer
+from circuits.train import TrainConfig, Updates, project
+
+STEP_NAMES = ("prune_step", "train_step_exact", "train_step_support", "toy_train_step")
+STEP_TOLERANCE = 1e-9
+"""Largest difference in float64 between the two ways' losses and gradients, over the largest gradient."""
+
+Step = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """The model and the batch that a step is timed on."""
+
+    name: str
+    "One of `STEP_NAMES`."
+    d_model: int
+    density: float
+    "Of block matrices; embeddings are at 4 times that, at most 1/16."
+    n_layers: int = 4
+    batch: int = 16
+    pos: int = 128
+    d_head: int = 16
+    d_vocab: int = 2048
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in STEP_NAMES:
+            raise ValueError(f"name: got {self.name!r}; expected one of {STEP_NAMES}.")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density: got {self.density}; expected above 0, at most 1.")
+
+    def train(self) -> TrainConfig:
+        """A training config whose density is the final one from the first step on."""
+        model = ModelConfig(
+            d_vocab=self.d_vocab,
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            n_heads=self.d_model // self.d_head,
+            d_head=self.d_head,
+            d_mlp=4 * self.d_model,
+            n_ctx=self.pos,
+        )
+        return TrainConfig(
+            model=model,
+            density=self.density,
+            embed_density=min(1 / 16, 4 * self.density),
+            anneal=(0.0, 1e-9),
+            min_alive=1,
+            batch_size=self.batch,
+            grad="support" if self.name == "train_step_support" else "exact",
+        )
+
+    def small(self) -> "StepConfig":
+        """The same step on one layer and few tokens, for checking in float64."""
+        return replace(self, n_layers=1, batch=2, pos=16)
+
+
+def step(config: StepConfig, way: Literal["fast", "plain"], *, dtype: torch.dtype = torch.float32) -> Step:
+    """A step ready to be run any number of times; each run returns the loss and every gradient, flat and joined."""
+    train = config.train()
+    model = SparseTransformer(train.model, seed=config.seed).to(dtype)
+    for matrix in model.matrices():
+        # As wide as trained weights are: at the initial 0.02 a sparse model's activations fade layer by layer.
+        matrix.parameter.data.mul_(10)
+    project(model, train, 1.0)
+    generator = torch.Generator().manual_seed(config.seed)
+    tokens = torch.randint(config.d_vocab, (config.batch, config.pos), generator=generator)
+    make = _prune_step if config.name == "prune_step" else _train_step
+    return make(model, train, tokens, way)
+
+
+def _prune_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, way: str) -> Step:
+    """A step of gate training on frozen weights; the nonzeros are read once, as in a pruning run."""
+    model.requires_grad_(False).eval()
+    widths = model.config.widths
+    gates = Gates({site: (widths[site.name],) for site in model.sites()}, seed=0, like=model.W_E)
+    parameters = [*gates.parameters.values()]
+    values = {site: torch.full_like(gate, 0.01) for site, gate in gates.parameters.items()}
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    kept = sparse_compute(model) if way == "fast" else None
+    if kept is not None:
+        kept.__enter__()  # for as long as this step lives: its model is its own
+
+    def run() -> Tensor:
+        with nullcontext() if way == "fast" else masked_dense():
+            logits = run_masked(model, tokens, gates.masks(), values)
+            loss = F.softplus(logits[:, -1, 0] - logits[:, -1, 1]).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            found = _joined(loss, parameters)
+            optimizer.step()
+            gates.clamp()
+        return found
+
+    return run
+
+
+def _train_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, way: str) -> Step:
+    updates = Updates(model, train)
+    sparse = way == "fast"
+
+    def run() -> Tensor:
+        with nullcontext() if sparse else masked_dense():
+            with sparse_compute(model, train.grad) if sparse else nullcontext():
+                loss = model(tokens, return_type="loss")
+            updates(loss, 0.5)
+        return loss.detach().reshape(1)
+
+    return run
+
+
+def gradients(config: StepConfig, way: Literal["fast", "plain"]) -> Tensor:
+    """Loss and gradients of the small step in float64, before any update, for the parity check.
+
+    Where fewer than k activations are nonzero, torch.topk passes the gradient to some of the zeros, whichever it
+    comes across; so here AbsTopK is `impl="naive"`.
+    """
+    small = config.small()
+    dense = partial(masked_dense, partial(kernels.abs_topk, impl="naive"))
+    if config.name == "prune_step":
+        with dense() if way == "plain" else nullcontext():
+            return step(small, "fast", dtype=torch.float64)()
+    train = small.train()
+    model = SparseTransformer(train.model, seed=small.seed).double()
+    project(model, train, 1.0)
+    tokens = torch.randint(
+        small.d_vocab, (small.batch, small.pos), generator=torch.Generator().manual_seed(1)
+    )
+    with sparse_compute(model, train.grad) if way == "fast" else dense():
+        loss = model(tokens, return_type="loss")
+        loss.backward()
+    found = {id(p): p for p in model.parameters()}
+    if train.grad == "support" and way == "plain":
+        for _, linear in model.linears():
+            weight = found[id(linear.weight)]
+            assert weight.grad is not None
+            weight.grad *= weight != 0
+    return _joined(loss, [*model.parameters()])
+
+
+def _joined(loss: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    grads = [p.grad.flatten() for p in parameters if p.grad is not None]
+    return torch.cat([loss.detach().reshape(1), *grads])
+
+
+@contextmanager
+def masked_dense(abs_topk: Callable[[Tensor, int], Tensor] | None = None) -> Iterator[None]:
+    """Everything the plain way: dense products, torch.topk, attention with its pattern in memory."""
+    with (
+        patch.dict(kernels.DENSE_FROM, {name: 0.0 for name in kernels.DENSE_FROM}),
+        patch("circuits.model.abs_topk", abs_topk or _plain_abs_topk),
+        patch("circuits.model.causal_attention", _plain_attention),
+        patch("circuits.topk.kernels.topk_mask", _plain_mask),
+        patch("circuits.topk.kernels.slice_topk_mask", _plain_slice_mask),
+    ):
+        yield
+
+
+def _plain_abs_topk(x: Tensor, k: int) -> Tensor:
+    places = x.abs().topk(k, dim=-1).indices
+    return torch.zeros_like(x).scatter(-1, places, x.gather(-1, places))
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
+    return kernels.causal_attention(q, k, v, sink, impl="naive")
+
+
+def _plain_mask(w: Tensor, k: int, always: Tensor | None = None) -> Tensor:
+    rank = w.abs().flatten()
+    if always is not None:
+        rank = rank.masked_fill(always.flatten(), torch.inf)
+    mask = torch.zeros(w.numel(), dtype=torch.bool)
+    mask[rank.topk(k).indices] = True
+    return mask.view(w.shape)
+
+
+def _plain_slice_mask(w: Tensor, k: int, dim: int) -> Tensor:
+    places = w.abs().topk(k, dim=dim).indices
+    return torch.zeros_like(w, dtype=torch.bool).scatter_(dim, places, True)
+
+
+def toy(**changes: Any) -> StepConfig:
+    """The toy step: 128 wide, 2 layers, 64 x 64 tokens, mini-Python's vocabulary, density 0.01."""
+    shape: dict[str, Any] = dict(
+        name="toy_train_step", d_model=128, density=0.01, n_layers=2, batch=64, pos=64, d_vocab=50
+    )
+    return StepConfig(**{**shape, **changes})
