@@ -33,7 +33,7 @@ HEADLINES = {
     "composition": {"true_edge_p", "false_positives", "decoy_seeds"},
     "dynamic_heads": {"variants"},
     "head_report": {"report_seconds", "peak_gb"},
-    "induction_heads": {"accuracy", "heads_agree", "strongest_agree", "pairs_agree", "models"},
+    "induction_heads": {"accuracy", "heads_agree", "paths_agree", "strongest_agree", "models"},
 }
 FILES = sorted(FOLDER.glob("*.json"))
 

@@ -56,7 +56,14 @@ def induction_table(report: Mapping[str, Any]) -> str:
         strongest = [run["strongest_by_weights"], run["strongest_by_patterns"]]
         paths = [run["pair_by_weights"], run["pair_by_patching"]]
         rows.append([str(run["seed"]), f"{run['accuracy']:.3f}", *strongest, *paths])
-    return _table(rows)
+    same = (
+        f"Of {report['models']} models: the same set of induction heads from weights and patterns in "
+        f"{report['heads_agree']}; a strongest path from the previous-token head through K into an induction head, "
+        f"from weights and by patching alike, in {report['paths_agree']}; the very same strongest head in "
+        f"{report['strongest_agree']}, the very same path in {report['pairs_agree']}. Rank correlation of weights and "
+        f"patching over K-paths: {report['rank_correlation']:.2f} (mean)."
+    )
+    return f"{_table(rows)}\n\n{same}"
 
 
 def dynamic_table(report: Mapping[str, Any]) -> str:

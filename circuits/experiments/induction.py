@@ -31,7 +31,8 @@ MODEL = ModelConfig(
     d_vocab=len(LETTERS), n_layers=2, d_model=64, n_heads=4, d_head=16, d_mlp=64, n_ctx=40, bigram=False
 )
 SHORTEST_ROUND = 4
-AGREE = ("heads_agree", "strongest_agree", "pairs_agree")
+AGREE = ("heads_agree", "paths_agree", "strongest_agree", "pairs_agree")
+"""The last two ask for the very same head among several that do the same, the first two for the same circuit."""
 STEPS = 800
 """About 25 seconds on one core."""
 
@@ -52,7 +53,8 @@ def run_heads(n_seeds: int, *, results: Path = RESULTS / "induction_heads.json")
     runs: list[dict[str, Any]] = []
     for seed in range(n_seeds):
         settings = {"train": induction_config(seed).to_json()}
-        runs.append({"seed": seed, **once(OUT / f"{seed}.json", settings, partial(_one, seed))})
+        found = once(OUT / f"{seed}.json", settings, partial(_one, seed))
+        runs.append({"seed": seed, **found, "paths_agree": paths_agree(found)})
         numbers = {
             "accuracy": min(run["accuracy"] for run in runs),
             **{name: sum(run[name] for run in runs) for name in AGREE},
@@ -129,6 +131,16 @@ def compare_ways(model: SparseTransformer) -> dict[str, Any]:
         "previous_by_patterns": report.top("previous", 1)[0].label,
         **pairs,
     }
+
+
+def paths_agree(ways: dict[str, Any]) -> bool:
+    """Whether weights and path patching find the same circuit: the head that both weights and patterns call the
+    strongest previous-token head, read through K by one of the induction heads.
+    """
+    starts = {ways["previous_by_weights"], ways["previous_by_patterns"]}
+    ends = {f"{head}.K" for head in ways["induction_heads_by_patterns"]}
+    pairs = [ways[name].split(" -> ") for name in ("pair_by_weights", "pair_by_patching")]
+    return all({writer} == starts and reader in ends for writer, reader in pairs)
 
 
 def _pairs(model: SparseTransformer) -> dict[str, Any]:
