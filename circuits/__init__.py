@@ -1,15 +1,19 @@
 """Train weight-sparse transformers, extract their circuits, and check that the circuits are real."""
 
 from circuits.ablation import mean_values, run_circuit, run_masked
+from circuits.bridge import BridgeConfig, BridgeSet, fit_bridges, load_bridges
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.circuit import Circuit, Edge, Node, Site
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.score import task_score
+from circuits.steer import steer
 from circuits.train import TrainConfig, Training, TrainingInterrupted, train
 from circuits.zoo import load_pretrained
 
 __all__ = [
+    "BridgeConfig",
+    "BridgeSet",
     "Circuit",
     "Edge",
     "ModelConfig",
@@ -20,6 +24,8 @@ __all__ = [
     "TrainConfig",
     "Training",
     "TrainingInterrupted",
+    "fit_bridges",
+    "load_bridges",
     "load_checkpoint",
     "load_pretrained",
     "mean_values",
@@ -27,6 +33,7 @@ __all__ = [
     "run_circuit",
     "run_masked",
     "save_checkpoint",
+    "steer",
     "task_score",
     "train",
 ]

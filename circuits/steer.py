@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.bridge import BridgeSet, Pair, Side
+from circuits.bridge import BridgeSet, Pair, Side, locations
 from circuits.bridge.sides import still
+from circuits.circuit import Circuit
 from circuits.model import SparseTransformer
 from circuits.score import margins
 from tasks import Batch
@@ -166,6 +167,22 @@ def steer(
             random_channel=_stack(controls[0]),
             random_direction=_stack(controls[1]),
         )
+
+
+def circuit_channels(circuit: Circuit, location: str) -> list[int]:
+    """Residual channels that a circuit uses at a location: those it reads there (`embed`), else those it writes.
+
+    Raises ValueError for a location that the circuit's model does not have.
+    """
+    if location not in locations(circuit.n_layers):
+        raise ValueError(f"location: got {location!r}; expected one of {locations(circuit.n_layers)}.")
+    layer, site = (0, "attn_in") if location == "embed" else _writes(location)
+    return [node.index for node in circuit.nodes if (node.layer, node.site) == (layer, site)]
+
+
+def _writes(location: str) -> tuple[int, str]:
+    layer, part = location.split(".")
+    return int(layer), f"{part}_out"
 
 
 def channel_effects(sparse: SparseTransformer, batch: Batch, location: str) -> Float[Tensor, " d_model"]:

@@ -1,5 +1,8 @@
 """Bridges: identities that must hold exactly, bad input, and a fit that recovers what a mean ablation loses."""
 
+import importlib
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -18,11 +21,13 @@ from circuits.bridge import (
 )
 from circuits.bridge.fit import least_squares
 from circuits.bridge.measure import kl_per_token, nmse
+from circuits.checkpoint import load_checkpoint
 from circuits.model import ModelConfig, SparseTransformer
-from circuits.train import TrainConfig, train
+from circuits.train import TrainConfig, TrainingInterrupted, train
 from tasks.corpus import mini_corpus
 from tasks.tokenizer import CharTokenizer
 
+fit_module = importlib.import_module("circuits.bridge.fit")
 SMALL = ModelConfig(d_vocab=50, d_model=16, n_layers=2, n_heads=2, d_head=8, d_mlp=32, n_ctx=24)
 QUICK = TrainConfig(
     model=SMALL, steps=16, batch_size=8, n_val=16, density=0.3, val_every=60, lr=1e-2, weight_decay=0.01
@@ -205,6 +210,43 @@ def test_sparse_side_trained_beside_under_its_projection(dense, text):
     assert all(
         torch.isfinite(torch.tensor(row["recovered_dense_to_sparse"])) for row in bridges.metrics["locations"]
     )
+
+
+def signalled(at_step: int):
+    """A `one_step` that is sent Ctrl-C in the middle of a step; the step must still be finished."""
+    whole = fit_module._Fit.one_step
+
+    def one_step(fit):
+        if fit.step == at_step:
+            os.kill(os.getpid(), signal.SIGINT)
+        whole(fit)
+
+    return one_step
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["trained beside", "fixed"])
+def test_ctrl_c_leaves_a_file_from_which_the_same_bits_follow(
+    beside, dense, sparse, text, tmp_path, monkeypatch
+):
+    other = QUICK if beside else sparse
+    config = BridgeConfig(steps=6, batch_size=4, n_val=4, log_every=1, hybrids_per_step=2)
+    whole = fit_bridges(dense, other, text, config, progress=False)
+    path = tmp_path / "stopped.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module._Fit, "one_step", signalled(at_step=3))
+        with pytest.raises(TrainingInterrupted, match="resume from") as stopped:
+            fit_bridges(dense, other, text, config, checkpoint=path, progress=False)
+    assert stopped.value.path == path
+    assert load_checkpoint(path).meta["step"] == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(ValueError, match="resume: .* is no interrupted fit of these"):
+        fit_bridges(dense, other, text, replace(config, seed=1), resume=path, progress=False)
+    again = fit_bridges(dense, other, text, config, resume=path, progress=False)
+    assert again.metrics == whole.metrics
+    assert again.history == whole.history
+    assert again.sparse.fingerprint() == whole.sparse.fingerprint()
+    for a, b in zip(again.maps.parameters(), whole.maps.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_coefficients_switch_terms_off(dense, sparse, text):

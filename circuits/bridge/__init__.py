@@ -1,6 +1,7 @@
 """Bridges: maps between the residual streams of a dense model and a sparse one, and passes that cross them."""
 
-from circuits.bridge.fit import BridgeConfig, fit_bridges
+from circuits.bridge.config import BridgeConfig
+from circuits.bridge.fit import fit_bridges
 from circuits.bridge.maps import BridgeSet, Pair, identity_bridges, load_bridges
 from circuits.bridge.measure import bridge_metrics, chain_losses
 from circuits.bridge.sides import Model, Side, locations

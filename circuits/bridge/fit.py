@@ -7,10 +7,13 @@ through every term, under its own projection.
 """
 
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,91 +21,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from torch import Tensor, nn
 
 from circuits.bridge.checks import check_finite, check_text, resolve_pairs
-from circuits.bridge.maps import BridgeSet, Maps, Pair, new_maps, put
+from circuits.bridge.config import TERMS, BridgeConfig
+from circuits.bridge.maps import BridgeSet, Maps, new_maps, put
 from circuits.bridge.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
 from circuits.bridge.sides import Model, Side, still
-from circuits.model import SparseTransformer, check_keys, with_tuples
-from circuits.train import TrainConfig, Updates, check_budgets, new_model
+from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model import SparseTransformer
+from circuits.train import TrainConfig, TrainingInterrupted, Updates, check_budgets, new_model
 from tasks import Corpus
-
-
-@dataclass(frozen=True, kw_only=True)
-class BridgeConfig:
-    """Everything that decides how bridges are fitted. All terms of the loss are summed over locations."""
-
-    pairs: tuple[Pair, ...] | None = None
-    "Pairs (dense location, sparse location); None: every location, of two models of equal depth."
-    topk_fraction: float | None = 0.25
-    "Fraction of the sparse width that an encoder keeps, in (0, 1]; None: all."
-    nmse_encode: float = 1.0
-    "Coefficient: NMSE of the encoders, dense to sparse."
-    nmse_decode: float = 1.0
-    "Coefficient: NMSE of the decoders, sparse to dense."
-    kl_dense_to_sparse: float = 1.0
-    "Coefficient: KL of the hybrids that start dense and end sparse, against the dense model."
-    kl_sparse_to_dense: float = 1.0
-    "Coefficient: KL of the hybrids that start sparse and end dense, against the dense model."
-    kl_plain: float = 1.0
-    "Coefficient: KL of the sparse model against the dense one, where the sparse one trains."
-    cross_entropy: float = 1.0
-    "Coefficient: next-token loss of the sparse model, where it trains."
-    hybrids_per_step: int | None = None
-    "Locations whose hybrids are run in a step, drawn at random and weighted to stand for all; None: all."
-    init: Literal["regression", "random"] = "regression"
-    "Start of the maps beside a fixed sparse model: least squares on 64 sequences, or random weights."
-    steps: int = 600
-    "Steps beside a fixed sparse model; one that trains brings the steps of its own config."
-    batch_size: int = 32
-    "Sequences of a step beside a fixed sparse model; one that trains brings its own."
-    lr: float = 3e-3
-    "Peak learning rate of the maps (Adam); it rises over the first 1 % of steps, then falls linearly to 0."
-    betas: tuple[float, float] = (0.9, 0.95)
-    "Adam's averaging constants."
-    n_val: int = 256
-    "Validation sequences that the metrics are measured on."
-    log_every: int = 20
-    "Steps between entries of the history."
-    seed: int = 0
-    "Decides maps and batches."
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))
-        if self.pairs is not None:
-            _require(
-                self, "pairs", 0 < len(set(self.pairs)) == len(self.pairs), "distinct pairs, at least one"
-            )
-        for name in ("steps", "batch_size", "n_val", "log_every"):
-            _require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in TERMS:
-            _require(self, name, getattr(self, name) >= 0, "a coefficient of at least 0")
-        _require(self, "lr", self.lr > 0, "a positive number")
-        fraction, some = self.topk_fraction, self.hybrids_per_step
-        _require(self, "topk_fraction", fraction is None or 0 < fraction <= 1, "a number in (0, 1], or None")
-        _require(self, "hybrids_per_step", some is None or some >= 1, "at least 1 location, or None for all")
-        _require(self, "init", self.init in ("regression", "random"), "'regression' or 'random'")
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return json.loads(json.dumps(asdict(self)))
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "BridgeConfig":
-        """The inverse of `to_json`. Raises ValueError on an unknown key."""
-        data = with_tuples(check_keys(cls, data), "betas")
-        if data.get("pairs") is not None:
-            data["pairs"] = tuple(Pair(*pair) for pair in data["pairs"])
-        return cls(**data)
-
-
-TERMS = (
-    "nmse_encode",
-    "nmse_decode",
-    "kl_dense_to_sparse",
-    "kl_sparse_to_dense",
-    "kl_plain",
-    "cross_entropy",
-)
-"""Terms of the loss, each with a coefficient of the same name."""
 
 
 def fit_bridges(
@@ -111,23 +37,35 @@ def fit_bridges(
     text: Corpus,
     config: BridgeConfig | None = None,
     *,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
     progress: bool = True,
 ) -> BridgeSet:
     """Bridges between two models, with validation metrics; the same arguments give the same bits.
 
     dense: any model with residual-stream hooks; it is run, never changed. sparse: a model, which stays as it is;
     or a TrainConfig, by which a new one is trained under its projection together with the bridges (it is the
-    result's `sparse`). Raises ValueError for models and text of different vocabularies or tokenizers, locations
-    that do not exist, and activations that are not finite.
+    result's `sparse`). checkpoint: where Ctrl-C leaves the fit (default out/bridges.interrupted.safetensors);
+    it waits for the end of a step and raises TrainingInterrupted. resume: such a file of the same arguments; the
+    fit goes on to the very bits it would have reached. Raises ValueError for models and text of different
+    vocabularies or tokenizers, locations that do not exist, activations that are not finite, and a file to resume
+    that other arguments left.
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
     """
     config = config or BridgeConfig()
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
+    if resume is not None:
+        fit.restore(resume)
     held = (dense,) if fit.updates else (dense, fit.sparse.model)
-    with still(*held), _progress_bar(progress, fit.n_steps) as show:
-        for step in range(fit.n_steps):
-            fit.one_step(step)
-            show(step + 1, fit.history[-1])
+    try:
+        with still(*held), _progress_bar(progress, fit.n_steps) as show, _whole_steps() as stop_if_asked:
+            while fit.step < fit.n_steps:
+                fit.one_step()
+                show(fit.step, fit.history[-1])
+                stop_if_asked()
+    except KeyboardInterrupt:
+        path = fit.save(checkpoint or Path("out") / "bridges.interrupted.safetensors")
+        raise TrainingInterrupted(path) from None
     return fit.result()
 
 
@@ -157,9 +95,11 @@ class _Fit:
             self._regress()
         self.optimizer = torch.optim.Adam(self.maps.parameters(), lr=config.lr, betas=config.betas, eps=1e-8)
         self.history: list[dict[str, int | float]] = []
+        self.step = 0
 
-    def one_step(self, step: int) -> None:
+    def one_step(self) -> None:
         """One update of the maps, and of the sparse model where it trains."""
+        step = self.step
         terms = self._terms(self._windows(self.batch_size))
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
@@ -179,6 +119,7 @@ class _Fit:
         if step % self.config.log_every == 0 or step == self.n_steps - 1:
             values = {name: float(term.detach()) for name, term in terms.items()}
             self.history.append({"step": step + 1, "loss": float(loss.detach()), "lr": lr, **values})
+        self.step += 1
 
     def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -234,6 +175,54 @@ class _Fit:
                 linear.weight.data.copy_(weight)
                 linear.bias.data.copy_(bias)
 
+    def save(self, path: str | Path) -> Path:
+        """Everything needed to go on: maps, sparse model, Adam's moments, the generator, the history."""
+        extra = {f"maps.{name}": value for name, value in self.maps.state_dict().items()}
+        extra["generator"] = self.generator.get_state()
+        for name, optimizer in self._optimizers().items():
+            for index, state in optimizer.state_dict()["state"].items():
+                extra |= {f"{name}.{index}.{key}": value for key, value in state.items()}
+        meta = {"fit": self._identity(), "step": self.step, "history": self.history}
+        return save_checkpoint(path, self.sparse.model, meta=meta, extra=extra)
+
+    def restore(self, path: str | Path) -> None:
+        """Take up a fit that `save` left. Raises ValueError when it was of other arguments."""
+        saved = load_checkpoint(path)
+        if saved.meta.get("fit") != self._identity():
+            raise ValueError(
+                f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
+                f"Ctrl-C left of the same call ({self._identity()})."
+            )
+        self.sparse.model.load_state_dict(saved.model.state_dict())
+        self.generator.set_state(saved.extra.pop("generator"))
+        kept: dict[str, dict[str, Any]] = {}
+        for name, value in saved.extra.items():
+            owner, rest = name.split(".", 1)
+            kept.setdefault(owner, {})[rest] = value
+        self.maps.load_state_dict(kept.pop("maps"))
+        for owner, optimizer in self._optimizers().items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for rest, value in kept.get(owner, {}).items():
+                index, key = rest.split(".")
+                state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.step, self.history = saved.meta["step"], saved.meta["history"]
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        beside = {} if self.updates is None else {"adam_sparse": self.updates.optimizer}
+        return {"adam_maps": self.optimizer, **beside}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a fit to be taken up again, in JSON types."""
+        sparse = self.sparse.fingerprint() if self.updates is None else self.updates.config.to_json()
+        identity = {
+            "dense": self.dense.fingerprint(),
+            "sparse": sparse,
+            "text": self.text.name,
+            "bridge": self.config.to_json(),
+        }
+        return json.loads(json.dumps(identity))
+
     def result(self) -> BridgeSet:
         """The bridges with their metrics on validation text."""
         sparse = self.sparse.model
@@ -267,9 +256,26 @@ def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor,
     return weight.to(x), (shift - centre @ weight).to(x)
 
 
-def _require(config: BridgeConfig, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: got {getattr(config, name)!r}; expected {expected}.")
+@contextmanager
+def _whole_steps() -> Iterator[Callable[[], None]]:
+    """Ctrl-C waits for the end of a step, so that what is kept is never half of one.
+
+    Yields the function that raises KeyboardInterrupt if there was one. Off the main thread no handler can be set.
+    """
+    asked = threading.Event()
+
+    def stop_if_asked() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_if_asked
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
+    try:
+        yield stop_if_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -17,17 +17,21 @@ def bridge(
     out: Annotated[Path, typer.Option(help="Bridges to write.")] = Path("out/bridges.safetensors"),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of BridgeConfig.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="File that Ctrl-C left of the same fit.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Fit bridges between a dense and a sparse model, and write a page with what they are worth."""
+    """Fit bridges between a dense and a sparse model, and write a page with what they are worth.
+
+    Ctrl-C leaves a file that --resume takes up.
+    """
     with clear_errors():
         from circuits.bridge import BridgeConfig
         from circuits.experiments.bridge_files import bridge_files
 
         changes = read_json(config) if config else {}
         settings = BridgeConfig.from_json({"seed": seed, **changes})
-        report = bridge_files(dense, sparse, out, config=settings, steps=steps)
+        report = bridge_files(dense, sparse, out, config=settings, steps=steps, resume=resume)
     answer(report, as_json, title="Bridges")
 
 

@@ -18,11 +18,18 @@ from tasks import Corpus, load_corpus, load_task
 
 
 def bridge_files(
-    dense: Path, sparse: Path | None, out: Path, *, config: BridgeConfig, steps: int | None = None
+    dense: Path,
+    sparse: Path | None,
+    out: Path,
+    *,
+    config: BridgeConfig,
+    steps: int | None = None,
+    resume: Path | None = None,
 ) -> dict[str, Any]:
     """Fit bridges between two checkpoints, or train the sparse model beside; write them and a page of figures.
 
-    sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. Returns the report.
+    sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. resume: the file that
+    Ctrl-C left. Returns the report.
     """
     model, corpus = _load(dense)
     trained = out.with_name(f"{out.stem}-sparse.safetensors")
@@ -35,7 +42,8 @@ def bridge_files(
     else:
         other, _ = _load(sparse)
         config = replace(config, steps=steps or config.steps)
-    bridges = fit_bridges(model, other, corpus, config)
+    stopped = out.with_suffix(".interrupted.safetensors")
+    bridges = fit_bridges(model, other, corpus, config, checkpoint=stopped, resume=resume)
     bridges.save(out)
     if isinstance(other, TrainConfig):
         save_checkpoint(trained, bridges.sparse, meta={"train": other.to_json()})
