@@ -147,5 +147,11 @@ def test_the_experiment_sweeps_and_attacks(sparse, circuit):
     from circuits.experiments.bridges import dilution_of
 
     found = dilution_of(identity_bridges(sparse), circuit, n=4, rounds=2)
-    assert {"spearman", "adversarial_ratio", "cells", "attacks"} <= set(found)
-    assert len(found["attacks"]) == len({a["length"] for a in found["attacks"]})
+    assert found["spearman"] == spearman(
+        [-cell["depth_margin"] for cell in found["cells"]], [cell["dense_error"] for cell in found["cells"]]
+    )
+    assert [a["length"] for a in found["attacks"]] == [8, 10, 12, 14]
+    errors = [max(a["found_error"], 1 / a["n_random"]) for a in found["attacks"]]
+    randoms = [max(a["random_error"], 1 / a["n_random"]) for a in found["attacks"]]
+    assert found["adversarial_ratio"] == pytest.approx(sum(errors) / sum(randoms))
+    assert found["adversarial_ratio_deep"] <= found["adversarial_ratio"]

@@ -7,9 +7,10 @@ import torch
 
 from circuits.bridge import identity_bridges
 from circuits.bridge.sides import Side
+from circuits.circuit import Circuit, Node, Site
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.plots import steering_figure
-from circuits.steer import _like, channel_effects, steer
+from circuits.steer import _like, channel_effects, circuit_channels, steer
 from tasks.quotes import Quotes
 
 MODEL = ModelConfig(
@@ -53,6 +54,25 @@ def test_channel_effects_find_the_channel_that_decides(model, batch):
     assert int(channel_effects(model, batch, "embed").argmax()) == QUOTE
     with pytest.raises(ValueError, match=r"location: got '3\.mlp'"):
         channel_effects(model, batch, "3.mlp")
+
+
+def test_a_circuit_names_the_channels_to_move():
+    nodes = tuple(sorted([Node(0, "attn_in", QUOTE), Node(0, "attn_out", BROAD), Node(0, "mlp_neuron", 1)]))
+    values = {Site(0, name): torch.zeros(width) for name, width in MODEL.widths.items()}
+    circuit = Circuit(
+        nodes=nodes,
+        edges=(),
+        widths=MODEL.widths,
+        n_layers=1,
+        task="quotes",
+        model_hash="0",
+        values=values,
+    )
+    assert circuit_channels(circuit, "embed") == [QUOTE]
+    assert circuit_channels(circuit, "0.attn") == [BROAD]
+    assert circuit_channels(circuit, "0.mlp") == []
+    with pytest.raises(ValueError, match=r"location: got '1\.attn'; expected one of \('embed', '0\.attn'"):
+        circuit_channels(circuit, "1.attn")
 
 
 def test_strength_one_over_an_identity_bridge_is_the_counterfactual(model, batch):

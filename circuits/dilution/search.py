@@ -32,6 +32,8 @@ class Attack:
     "Random prompts: those from which the search set out."
     random_error: float
     "Fraction of random prompts that the dense model closes wrongly."
+    random_deep_error: float
+    "The same among the random prompts of depth two alone, the ones that dilution should make fail."
     found_error: float
     "Fraction of found prompts that it closes wrongly."
     random_margin: float
@@ -86,12 +88,14 @@ def attack(
     best = lowest.argsort()[:keep]
     chosen = _rows(found, best)
     end = int(start.position[0]) + 1
+    by_dense = model_margins(side, start)
     return Attack(
         prompts=tuple(task.tokenizer.decode(row[:end].tolist()) for row in chosen.tokens),
         length=length,
         n_tokens=end,
         n_random=len(start.tokens),
-        random_error=error_rate(model_margins(side, start)),
+        random_error=error_rate(by_dense),
+        random_deep_error=error_rate(by_dense, start.answer == task.tokenizer.id("]]")),
         found_error=error_rate(model_margins(side, chosen)),
         random_margin=float(circuit_margins(sparse, circuit, start).mean()),
         found_margin=float(lowest[best].mean()),

@@ -27,6 +27,8 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 OUT, RESULTS = Path("out/bridges"), Path("docs/results")
 LONG = 96
 """Context of the models that are asked for the depth of long lists."""
+ATTACKED = (8, 10, 12, 14, 16)
+"""Elements of the lists that are searched for failures: more than in any list of the training text (6)."""
 Seeds = Annotated[int, typer.Option(help="Number of seeds.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps of each model.")]
 
@@ -93,7 +95,7 @@ def steer_task(
     Of the choices that move validation prompts over 0.9 while the control stays under 0.1, the fewest channels win.
     """
     task = load_task(circuit.task)
-    val, test = (task.batch(size, split=split, seed=seed) for size, split in ((32, "val"), (n, "test")))
+    val, test = task.batch(32, split="val", seed=seed), task.batch(n, split="test", seed=seed)
     tried = [
         _try(bridges, val, str(pair), channels)
         for pair in bridges.pairs
@@ -119,37 +121,36 @@ def run_dilution(
 ) -> dict[str, Any]:
     """Sweep and attack for each seed, and write the results file; returns its content."""
     runs = _each_seed("brackets", dilution_of, seeds, steps, out / "long", progress, n_ctx=n_ctx)
-    numbers = {
-        "spearman": mean([run["spearman"] for run in runs]),
-        "adversarial_ratio": mean([run["adversarial_ratio"] for run in runs]),
-        "n_ctx": n_ctx,
-        "runs": runs,
-    }
-    return _write(results, "dilution", seeds, steps, numbers)
+    keys = ("spearman", "adversarial_ratio", "adversarial_ratio_deep")
+    numbers: dict[str, Any] = {key: mean([run[key] for run in runs]) for key in keys}
+    return _write(results, "dilution", seeds, steps, {**numbers, "n_ctx": n_ctx, "runs": runs})
 
 
 def dilution_of(
     bridges: BridgeSet, circuit: Circuit, *, seed: int = 0, n: int = 256, rounds: int = 40
 ) -> dict[str, Any]:
-    """Sweep over lengths and distractors, and an attack at every third length that fits."""
+    """Sweep over lengths and distractors, and an attack at each of ATTACKED that fits.
+
+    adversarial_ratio pools the lengths: found errors over errors of random prompts. adversarial_ratio_deep compares
+    with random *deep* prompts only, since the search ends in those.
+    """
     n_ctx = bridges.sparse.config.n_ctx
     lengths = range(1, n_ctx // 4)
     sweep = dilution_sweep(
         bridges.dense, bridges.sparse, circuit, lengths=lengths, distractors=(0, 1, 2), n=n, seed=seed
     )
-    reachable = sorted({cell.length for cell in sweep.cells if cell.distractors == 0})
+    reachable = {cell.length for cell in sweep.cells if cell.distractors == 0}
     attacks = [
         attack(bridges.dense, bridges.sparse, circuit, length=length, n=n, rounds=rounds, seed=seed).to_json()
-        for length in reachable[2::3]
+        for length in ATTACKED
+        if length in reachable
     ]
-    found = mean([a["found_error"] for a in attacks])
-    random = mean([max(a["random_error"], 1 / a["n_random"]) for a in attacks])
-    return {
-        **sweep.to_json(),
-        "adversarial_ratio": found / random,
-        "attacks": attacks,
-        "circuit": circuit.summary(),
-    }
+    found, random, deep = (
+        mean([max(a[key], 1 / a["n_random"]) for a in attacks])
+        for key in ("found_error", "random_error", "random_deep_error")
+    )
+    ratios = {"adversarial_ratio": found / random, "adversarial_ratio_deep": found / deep}
+    return {**sweep.to_json(), **ratios, "attacks": attacks, "circuit": circuit.summary()}
 
 
 def _each_seed(
