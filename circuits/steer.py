@@ -95,7 +95,7 @@ class Steering:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types: the summary, and every curve averaged over prompts (and draws)."""
+        """Plain JSON types: the summary, every curve averaged over prompts (and draws), each draw of the control."""
         curves = {
             name: self.curve(name) for name in ("steered", "sparse", "random_channel", "random_direction")
         }
@@ -107,6 +107,7 @@ class Steering:
             **self.summary(),
             "strengths": list(self.strengths),
             "curves": curves,
+            "random_channel_draws": self.random_channel.between_two().mean(-1).tolist(),
             "whole_vocabulary": whole,
         }
 
@@ -114,7 +115,7 @@ class Steering:
         """Share of the foil against strength with both controls, as a Plotly figure."""
         from circuits.plots import steering_figure
 
-        return steering_figure(self)
+        return steering_figure(self.to_json())
 
 
 def steer(

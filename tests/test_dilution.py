@@ -92,7 +92,7 @@ def test_longer_lists_wash_the_depth_out(sweep):
     assert sweep.cells[-1].dense_error > 0
     assert sweep.spearman > 0.3
     assert sweep.summary()["n_cells"] == 13
-    assert len(dilution_figure(sweep).data) == 4
+    assert len(dilution_figure(sweep.to_json()).data) == 4
 
 
 def test_cells_that_do_not_fit_are_listed(sparse, circuit):

@@ -97,7 +97,7 @@ def test_summary_curve_and_controls(model, batch):
     data = result.to_json()
     assert len(data["curves"]["random_direction"]) == 9
     assert data["channels"] == [BROAD]
-    assert len(steering_figure(result).data) == 3 + 4
+    assert len(steering_figure(data).data) == 3 + 4
 
 
 def test_the_same_seed_draws_the_same_controls(model, batch):

@@ -12,7 +12,7 @@ FLOORS = [
     {"circuit", "kernels", "topk"},
     {"attention", "model", "compute", "gates", "score", "checkpoint", "ablation", "judge"},
     {"train", "prune", "faithfulness", "bridge", "steer", "heads", "composition", "decompile", "handmade"}
-    | {"compare", "dilution"},
+    | {"compare", "dilution", "judge"},
     {"plots", "interop", "sweep", "zoo", "bench", "demo", "experiments"},
     {"__main__", "commands"},
 ]  # fmt: skip

@@ -77,7 +77,7 @@ class Dilution:
         """Error rates of both models against length, as a Plotly figure."""
         from circuits.plots import dilution_figure
 
-        return dilution_figure(self)
+        return dilution_figure(self.to_json())
 
 
 def dilution_sweep(

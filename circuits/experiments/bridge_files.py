@@ -11,7 +11,7 @@ from circuits.bridge import BridgeConfig, bridge_metrics, chain_losses, fit_brid
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.experiments.record import write_json
 from circuits.model import SparseTransformer
-from circuits.plots import bridge_figure, chain_figure, headline, steering_figure, table, write_page
+from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
 from circuits.steer import channel_effects, steer
 from circuits.train import TrainConfig
 from tasks import Corpus, load_corpus, load_task
@@ -90,7 +90,7 @@ def steer_files(
     write_json(out, result.to_json())
     summary = result.summary()
     numbers = {key: f"{summary[key]:.3f}" for key in ("p_foil_before", "p_foil_after", "control_change")}
-    blocks = [headline(numbers), steering_figure(result)]
+    blocks = [headline(numbers), result.plot()]
     page = write_page(out.with_suffix(".html"), title=f"Steering: {task}", blocks=blocks)
     return {"curves": str(out), "page": str(page), **summary}
 

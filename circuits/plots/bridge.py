@@ -105,13 +105,13 @@ def chain_figure(
     return figure
 
 
-def steering_figure(steering: Any, *, title: str = "Steering the dense model") -> go.Figure:
+def steering_figure(steering: Mapping[str, Any], *, title: str = "Steering the dense model") -> go.Figure:
     """Share of the foil between answer and foil against strength, with both controls.
 
-    `steering` is what `circuits.steer` returned. Thin lines are single draws of the random-channel control.
+    `steering` is `Steering.to_json()`, or a run of a results file. Thin lines are single draws of the
+    random-channel control.
     """
-    strengths = list(steering.strengths)
-    draws = steering.random_channel.between_two().mean(-1).tolist()
+    strengths, draws = steering["strengths"], steering["random_channel_draws"]
     traces = [
         _curve(strengths, draw, "random channel, each draw", RESIDUAL, width=0.75, shown=i == 0)
         for i, draw in enumerate(draws)
@@ -122,14 +122,15 @@ def steering_figure(steering: Any, *, title: str = "Steering the dense model") -
         ("sparse", "sparse model, its own channels", NEGATIVE, "dash"),
         ("steered", "dense model, steered", POSITIVE, "solid"),
     ):
-        line = _curve(strengths, steering.curve(of), label, colour, width=3.0 if of == "steered" else 1.75)
+        width = 3.0 if of == "steered" else 1.75
+        line = _curve(strengths, steering["curves"][of], label, colour, width=width)
         traces.append(line.update(line={"dash": dash}))
-    what = steering.summary()
-    channels = ", ".join(map(str, steering.channels[:6])) + (" …" if len(steering.channels) > 6 else "")
+    moved = steering["channels"]
+    channels = ", ".join(map(str, moved[:6])) + (" …" if len(moved) > 6 else "")
     said = (
-        f"{'channels' if len(steering.channels) > 1 else 'channel'} {channels} at {steering.location} · "
-        f"{what['p_foil_before']:.2f} to {what['p_foil_after']:.2f} at strength {what['strength']:g} · "
-        f"control moves by {what['control_change']:.2f}"
+        f"{'channels' if len(moved) > 1 else 'channel'} {channels} at {steering['location']} · "
+        f"{steering['p_foil_before']:.2f} to {steering['p_foil_after']:.2f} at strength {steering['strength']:g} · "
+        f"control moves by {steering['control_change']:.2f}"
     )
     figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=460))
     figure.update_layout(
@@ -141,15 +142,15 @@ def steering_figure(steering: Any, *, title: str = "Steering the dense model") -
     return figure
 
 
-def dilution_figure(dilution: Any, *, title: str = "Context dilution") -> go.Figure:
+def dilution_figure(dilution: Mapping[str, Any], *, title: str = "Context dilution") -> go.Figure:
     """Error rates on deep lists of the dense and the sparse model against list length, and the depth margin below.
 
-    `dilution` is what `circuits.dilution.dilution_sweep` returned; more distractors are drawn paler.
+    `dilution` is `Dilution.to_json()`, or a run of a results file; more distractors are drawn paler.
     """
-    counts = sorted({cell.distractors for cell in dilution.cells})
+    counts = sorted({cell["distractors"] for cell in dilution["cells"]})
     traces = []
     for i, count in enumerate(counts):
-        cells = sorted((c for c in dilution.cells if c.distractors == count), key=lambda c: c.length)
+        cells = sorted((c for c in dilution["cells"] if c["distractors"] == count), key=lambda c: c["length"])
         opacity = 1 - 0.65 * i / max(1, len(counts) - 1) if len(counts) > 1 else 1.0
         group = {
             "legendgroup": f"{count}",
@@ -161,11 +162,10 @@ def dilution_figure(dilution: Any, *, title: str = "Context dilution") -> go.Fig
             ("circuit_error", "sparse circuit", NEGATIVE, "dot", 1),
             ("depth_margin", "depth margin", INK, "solid", 2),
         ):
-            line = _curve(
-                [c.length for c in cells], [getattr(c, key) for c in cells], label, colour, panel=panel
-            )
+            line = _curve([c["length"] for c in cells], [c[key] for c in cells], label, colour, panel=panel)
             traces.append(line.update(opacity=opacity, line={"dash": dash}, showlegend=panel == 1, **group))
-    said = f"rank correlation of falling margin and dense errors: {dilution.spearman:.2f}, {len(dilution.cells)} cells"
+    found, n = dilution["spearman"], len(dilution["cells"])
+    said = f"rank correlation of falling margin and dense errors: {found:.2f}, {n} cells"
     figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=560))
     figure.update_layout(
         xaxis={**GRID, "anchor": "y2", "title": {"text": "elements in the list", "standoff": 6}},
