@@ -3,6 +3,7 @@
     python -m circuits.experiments.bridges bridges --seeds 3     -> docs/results/bridges.json
     python -m circuits.experiments.bridges steering --seeds 3    -> docs/results/steering.json
     python -m circuits.experiments.bridges dilution --seeds 3    -> docs/results/dilution.json
+    python -m circuits.experiments.bridges page                  -> docs/explanation/bridges.md, its tables and pictures
 
 The dense model is trained first; then the sparse one, together with the bridges. What is finished stays in the
 `out` folder and is taken up again as long as the settings are the same.
@@ -19,6 +20,7 @@ from circuits.bridge import BridgeSet
 from circuits.circuit import Circuit
 from circuits.dilution import attack, dilution_sweep
 from circuits.experiments.bridge_models import BridgeSetup, circuit_of, prepare
+from circuits.experiments.bridge_page import write_bridge_page
 from circuits.experiments.record import mean, once, write_results
 from circuits.steer import channel_effects, circuit_channels, steer
 from tasks import Batch, load_task
@@ -223,6 +225,12 @@ def steering_command(seeds: Seeds = 3, steps: Steps = 1000) -> None:
 def dilution_command(seeds: Seeds = 3, steps: Steps = 1000) -> None:
     """Where the dense model loses count of brackets, as the sparse circuit foretells it."""
     run_dilution(seeds=range(seeds), steps=steps)
+
+
+@app.command(name="page")
+def page_command() -> None:
+    """Rewrite the tables and pictures of docs/explanation/bridges.md from the results files."""
+    write_bridge_page(RESULTS.parent)
 
 
 if __name__ == "__main__":
