@@ -28,8 +28,11 @@ class BridgeSetup:
 
     @classmethod
     def toy(cls, *, seed: int = 0, steps: int = 1000, n_ctx: int = 40) -> "BridgeSetup":
-        """One layer on mini-Python, by the toy recipes; a longer context brings proportionally fewer sequences."""
-        recipes = (TrainConfig.dense(seed=seed), TrainConfig.toy(seed=seed + 1000))
+        """One layer on mini-Python; the sparse model has twice the toy recipe's density, to keep up with the dense.
+
+        A longer context brings proportionally fewer sequences a step.
+        """
+        recipes = (TrainConfig.dense(seed=seed), TrainConfig.toy(seed=seed + 1000, density=0.02))
         dense, sparse = (
             replace(
                 recipe,
