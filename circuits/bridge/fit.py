@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -26,6 +26,7 @@ from circuits.bridge.maps import BridgeSet, Maps, new_maps, put
 from circuits.bridge.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
 from circuits.bridge.sides import Model, Side, still
 from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.compute import sparse_compute
 from circuits.model import SparseTransformer
 from circuits.train import TrainConfig, TrainingInterrupted, Updates, check_budgets, new_model
 from tasks import Corpus
@@ -100,7 +101,8 @@ class _Fit:
     def one_step(self) -> None:
         """One update of the maps, and of the sparse model where it trains."""
         step = self.step
-        terms = self._terms(self._windows(self.batch_size))
+        with sparse_compute(self.sparse.model, self._gradient()):
+            terms = self._terms(self._windows(self.batch_size))
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
             raise ValueError(
@@ -120,6 +122,12 @@ class _Fit:
             values = {name: float(term.detach()) for name, term in terms.items()}
             self.history.append({"step": step + 1, "loss": float(loss.detach()), "lr": lr, **values})
         self.step += 1
+
+    def _gradient(self) -> Literal["exact", "support"]:
+        """Which weights of a sparse model that trains get a gradient in this step."""
+        if self.updates is None or self.step % self.updates.config.refresh == 0:
+            return "exact"
+        return self.updates.config.grad
 
     def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():

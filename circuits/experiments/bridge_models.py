@@ -1,4 +1,8 @@
-"""The models of the bridge experiments: a dense one, a sparse one trained beside its bridges, and its circuits."""
+"""The models of the bridge experiments: a dense one, a sparse one trained beside its bridges, and its circuits.
+
+The maps are fitted twice: together with the sparse model, whose training they steer, and then once more beside the
+finished model, from the least-squares ones. Maps that follow a model that still changes lag behind it.
+"""
 
 import json
 import time
@@ -22,27 +26,30 @@ class BridgeSetup:
     dense: TrainConfig
     "The dense model, trained first."
     sparse: TrainConfig
-    "The sparse model, trained together with the bridges."
+    "The sparse model, trained together with bridges."
     bridge: BridgeConfig
-    "The bridges."
+    "The bridges, in both fits."
 
     @classmethod
-    def toy(cls, *, seed: int = 0, steps: int = 1000, n_ctx: int = 40) -> "BridgeSetup":
-        """One layer on mini-Python; the sparse model has twice the toy recipe's density, to keep up with the dense.
+    def toy(cls, *, seed: int = 0, steps: int = 1500, n_ctx: int = 40) -> "BridgeSetup":
+        """One layer on mini-Python, by the toy recipes: `steps` for the sparse model, two fifths for the dense one.
 
         A longer context brings proportionally fewer sequences a step.
         """
-        recipes = (TrainConfig.dense(seed=seed), TrainConfig.toy(seed=seed + 1000, density=0.02))
+        recipes = (
+            TrainConfig.dense(seed=seed, steps=max(1, 2 * steps // 5)),
+            TrainConfig.toy(seed=seed + 1000, steps=steps),
+        )
         dense, sparse = (
             replace(
                 recipe,
-                steps=steps,
                 batch_size=max(1, recipe.batch_size * recipe.model.n_ctx // n_ctx),
                 model=replace(recipe.model, n_ctx=n_ctx),
             )
             for recipe in recipes
         )
-        return cls(dense=dense, sparse=sparse, bridge=BridgeConfig(seed=seed, hybrids_per_step=1))
+        bridge = BridgeConfig(seed=seed, steps=max(1, steps // 5), hybrids_per_step=1)
+        return cls(dense=dense, sparse=sparse, bridge=bridge)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -60,30 +67,42 @@ def prepare(setup: BridgeSetup, out: Path, *, progress: bool = True) -> BridgeSe
     Ctrl-C leaves files in `out` from which the next call goes on.
     """
     corpus = load_corpus(setup.dense.corpus)
-    dense, seconds = _dense(setup.dense, corpus, out / "dense.safetensors", progress)
-    saved, maps = out / "sparse.safetensors", out / "bridges.safetensors"
+    dense, seconds_dense = _dense(setup.dense, corpus, out / "dense.safetensors", progress)
     made_by = {"setup": setup.to_json(), "dense": dense.fingerprint()}
-    if saved.exists() and maps.exists():
-        kept = load_checkpoint(saved, tokenizer=corpus.tokenizer)
-        if kept.meta.get("bridges") == made_by:
-            return load_bridges(maps, dense=dense, sparse=kept.model.eval())
-    started = time.perf_counter()
-    stopped = out / "bridges.interrupted.safetensors"
-    bridges = fit_bridges(
-        dense,
-        setup.sparse,
-        corpus,
-        setup.bridge,
-        checkpoint=stopped,
-        resume=stopped if stopped.exists() else None,
-        progress=progress,
-    )
-    seconds += time.perf_counter() - started
-    bridges = replace(bridges, metrics={**bridges.metrics, "seconds": round(seconds, 1)})
+    saved, maps = out / "sparse.safetensors", out / "bridges.safetensors"
+    kept = load_checkpoint(saved, tokenizer=corpus.tokenizer) if saved.exists() else None
+    if kept is not None and kept.meta.get("bridges") == made_by:
+        sparse, seconds_sparse = kept.model.eval(), kept.meta["seconds"]
+        if maps.exists():
+            return load_bridges(maps, dense=dense, sparse=sparse)
+    else:
+        joint, seconds_sparse = _fitted(dense, setup.sparse, corpus, setup.bridge, out / "joint", progress)
+        sparse = joint.sparse
+        meta = {"train": setup.sparse.to_json(), "bridges": made_by, "seconds": seconds_sparse}
+        save_checkpoint(saved, sparse, meta=meta)
+        maps.unlink(missing_ok=True)
+    bridges, seconds = _fitted(dense, sparse, corpus, setup.bridge, out / "bridges", progress)
+    metrics = {**bridges.metrics, "seconds": round(seconds_dense + seconds_sparse + seconds, 1)}
+    bridges = replace(bridges, metrics=metrics)
     bridges.save(maps)
-    save_checkpoint(saved, bridges.sparse, meta={"train": setup.sparse.to_json(), "bridges": made_by})
-    stopped.unlink(missing_ok=True)
     return bridges
+
+
+def _fitted(
+    dense: SparseTransformer,
+    sparse: SparseTransformer | TrainConfig,
+    corpus: Corpus,
+    config: BridgeConfig,
+    path: Path,
+    progress: bool,
+) -> tuple[BridgeSet, float]:
+    """Bridges and the seconds that they took, taken up where Ctrl-C stopped the same fit."""
+    started = time.perf_counter()
+    stopped = path.with_suffix(".interrupted.safetensors")
+    resume = stopped if stopped.exists() else None
+    bridges = fit_bridges(dense, sparse, corpus, config, checkpoint=stopped, resume=resume, progress=progress)
+    stopped.unlink(missing_ok=True)
+    return bridges, time.perf_counter() - started
 
 
 def circuit_of(model: SparseTransformer, task: str, path: Path, *, seed: int, progress: bool) -> Circuit:
