@@ -2,7 +2,7 @@
 
     python -m circuits.experiments.bridges bridges --seeds 3     -> docs/results/bridges.json
     python -m circuits.experiments.bridges steering --seeds 3    -> docs/results/steering.json
-    python -m circuits.experiments.bridges dilution --seeds 3    -> docs/results/dilution.json
+    python -m circuits.experiments.bridges dilution --seeds 1    -> docs/results/dilution.json
     python -m circuits.experiments.bridges page                  -> docs/explanation/bridges.md, its tables and pictures
 
 The dense model is trained first; then the sparse one, together with the bridges. What is finished stays in the
@@ -114,7 +114,7 @@ def steer_task(
 
 def run_dilution(
     *,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = (0,),
     steps: int = 1500,
     n_ctx: int = LONG,
     out: Path = OUT,
@@ -143,7 +143,9 @@ def dilution_of(
     )
     reachable = {cell.length for cell in sweep.cells if cell.distractors == 0}
     attacks = [
-        attack(bridges.dense, bridges.sparse, circuit, length=length, n=n, rounds=rounds, seed=seed).to_json()
+        attack(
+            bridges.dense, bridges.sparse, circuit, length=length, n=n // 2, rounds=rounds, seed=seed
+        ).to_json()
         for length in ATTACKED
         if length in reachable
     ]
@@ -222,7 +224,7 @@ def steering_command(seeds: Seeds = 3, steps: Steps = 1500) -> None:
 
 
 @app.command(name="dilution")
-def dilution_command(seeds: Seeds = 3, steps: Steps = 1500) -> None:
+def dilution_command(seeds: Seeds = 1, steps: Steps = 1500) -> None:
     """Where the dense model loses count of brackets, as the sparse circuit foretells it."""
     run_dilution(seeds=range(seeds), steps=steps)
 
