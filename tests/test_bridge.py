@@ -351,6 +351,24 @@ def test_a_hugging_face_model_as_the_dense_side(sparse, text, tmp_path):
         fit_bridges(hugging_face(reverse=True), sparse, text, progress=False)
 
 
+def test_the_experiments_make_their_models_once(tmp_path):
+    from circuits.experiments.bridge_models import BridgeSetup, prepare
+
+    shape = replace(SMALL, n_layers=1)
+    setup = BridgeSetup(
+        dense=TrainConfig.dense(model=shape, steps=2, batch_size=4, n_val=4),
+        sparse=replace(QUICK, model=shape, steps=2, batch_size=4, n_val=4),
+        bridge=BridgeConfig(steps=2, batch_size=4, n_val=4),
+    )
+    made = prepare(setup, tmp_path, progress=False)
+    again = prepare(setup, tmp_path, progress=False)
+    assert again.metrics == made.metrics
+    assert again.fingerprints() == made.fingerprints()
+    other = prepare(replace(setup, sparse=replace(setup.sparse, seed=3)), tmp_path, progress=False)
+    assert other.fingerprints()["dense"] == made.fingerprints()["dense"]
+    assert other.fingerprints()["sparse"] != made.fingerprints()["sparse"]
+
+
 def test_the_commands_from_files_to_files(text, tmp_path):
     from circuits.checkpoint import save_checkpoint
     from circuits.experiments.bridge_files import bridge_files, steer_files
