@@ -312,6 +312,8 @@ def test_bad_input_is_refused(dense, sparse, text):
     other = CharTokenizer(name="other", symbols=CharTokenizer().symbols[::-1])
     with pytest.raises(ValueError, match="dense: its tokenizer does not encode"):
         fit_bridges(SparseTransformer(SMALL, tokenizer=other), sparse, text, progress=False)
+    with pytest.raises(ValueError, match="dense: got a Linear; expected a SparseTransformer or a Transf"):
+        fit_bridges(torch.nn.Linear(2, 2), sparse, text, progress=False)
     broken = SparseTransformer(SMALL)
     with torch.no_grad():
         broken.linear(1, "W_in").weight[0, 0] = torch.nan

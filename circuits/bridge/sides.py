@@ -7,16 +7,20 @@ after the embedding, after each attention, after each MLP). Both sides run their
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens.model_bridge import TransformerBridge
 
 from circuits.model import SparseTransformer
 
-Model: TypeAlias = SparseTransformer | TransformerBridge
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    Model: TypeAlias = SparseTransformer | TransformerBridge
+else:  # importing TransformerLens's wrapper changes the interpreter's warning filters; only its users should see that
+    Model: TypeAlias = nn.Module
 """A model with hooks on its residual stream: ours, or TransformerLens's wrapper of a Hugging Face model."""
 Edit: TypeAlias = Callable[[Tensor], Tensor]
 """From the value at a location [batch, pos, d_model] to the one that takes its place."""
@@ -32,7 +36,7 @@ class Side:
     """The dense or the sparse model behind one interface. Raises ValueError for a model without the hooks."""
 
     def __init__(self, model: Model, role: Role) -> None:
-        if not isinstance(model, SparseTransformer | TransformerBridge):
+        if not _has_hooks(model):
             raise ValueError(
                 f"{role}: got a {type(model).__name__}; expected a SparseTransformer or a TransformerBridge. Wrap "
                 "a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=..., tokenizer=...)."
@@ -107,6 +111,14 @@ class Side:
                 torch.testing.assert_close(kept[f"{layer}.attn"], seen["mid"], rtol=1e-3, atol=1e-4)
         except (KeyError, AssertionError, AttributeError):
             self.locations = tuple(place for place in self.locations if not place.endswith("attn"))
+
+
+def _has_hooks(model: Any) -> bool:
+    if isinstance(model, SparseTransformer):
+        return True
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return isinstance(model, TransformerBridge)
 
 
 def _edit(place: str, replace: Edit | None, kept: dict[str, Tensor] | None) -> Edit:
