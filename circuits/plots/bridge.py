@@ -47,7 +47,7 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
         yaxis={**GRID, "domain": [0.57, 1.0], "range": [min(-0.05, worst - 0.05), max(1.08, best + 0.05)]},
         yaxis2={**GRID, "domain": [0.0, 0.43], "rangemode": "tozero"},
         legend=LEGEND,
-        margin={"l": 64, "r": 28, "t": 104, "b": 52},
+        margin={"l": 64, "r": 104, "t": 104, "b": 52},
     )
     _rule(figure, 1.0, "no bridge", "y")
     _rule(figure, 0.0, "mean ablation", "y")
@@ -223,10 +223,11 @@ def _rule(figure: go.Figure, y: float, text: str, axis: str) -> None:
             text=text,
             xref="paper",
             x=1,
-            xanchor="right",
+            xanchor="left",
+            xshift=6,
             yref=axis,
             y=y,
-            yanchor="bottom",
+            yanchor="middle",
             showarrow=False,
             font={"size": 11, "color": FAINT},
         )
