@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit import WEIGHTS, Circuit, Site
-from circuits.compute import sparse_compute
 from circuits.kernels import sparse_linear
 from circuits.kernels.masking import replace_features
 from circuits.model import SparseTransformer
@@ -66,11 +65,11 @@ def run_masked(
     """Logits with every masked coordinate x replaced by `x * m + value * (1 - m)`; differentiable in the masks.
 
     A masked weight passes its source's replacement value instead of its source: what it contributes becomes a
-    constant. Runs under `sparse_compute`; with all masks one, the result is that of the plain model under
-    `sparse_compute`, bit for bit. Many calls for one model are faster inside one `sparse_compute` of their own.
+    constant. With all masks one, the result is the plain model's, bit for bit, in or out of `sparse_compute`;
+    in it, a run costs what the nonzeros cost.
     """
     hooks = [(model.hook_name(site), _replacer(mask, values[site])) for site, mask in masks.items()]
-    with model.hooks(fwd_hooks=hooks), sparse_compute(model):
+    with model.hooks(fwd_hooks=hooks):
         if not edge_masks:
             return model(tokens)
         with _cut(model, edge_masks, values) as parameters:

@@ -43,6 +43,20 @@ def sparse_compute(
             linear.sparse, linear.on_support = None, False
 
 
+@contextmanager
+def frozen(model: SparseTransformer) -> Iterator[None]:
+    """A model to look at, not to train: eval mode, no gradients to weights, on its nonzeros; restored afterwards."""
+    training, needed = model.training, [p.requires_grad for p in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        with sparse_compute(model):
+            yield
+    finally:
+        model.train(training)
+        for parameter, need in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(need)
+
+
 def _compressed(weight: Float[Tensor, "d_in d_out"]) -> SparseWeight | None:
     """The nonzeros, where using them is faster than the matrix."""
     weight = weight.detach()

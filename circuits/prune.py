@@ -22,6 +22,7 @@ from torch import Tensor
 
 from circuits.ablation import ablation_values, run_circuit, run_masked
 from circuits.circuit import WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, Site
+from circuits.compute import frozen
 from circuits.gates import Gates
 from circuits.judge import Judge
 from circuits.model import SparseTransformer, check_keys, with_tuples
@@ -104,7 +105,7 @@ def prune(
     _check_solved(model, task, config)
     started = time.perf_counter()
     search = _Search(model, task, config, corpus or load_corpus("mini"))
-    with _frozen(model), _progress_bar(config, progress) as show:
+    with frozen(model), _progress_bar(config, progress) as show:
         circuit = search.circuit(*search.best(show))
     return circuit.with_metrics(seconds=time.perf_counter() - started)
 
@@ -386,19 +387,6 @@ def _among(edges: Sequence[Edge], nodes: Sequence[Node]) -> list[Edge]:
 def _without(node: Node, nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[Node], list[Edge]]:
     rest = [n for n in nodes if n != node]
     return rest, _among(edges, rest)
-
-
-@contextmanager
-def _frozen(model: SparseTransformer) -> Iterator[None]:
-    """No gradients to weights, eval mode; both restored afterwards."""
-    training, needed = model.training, [p.requires_grad for p in model.parameters()]
-    try:
-        model.eval().requires_grad_(False)
-        yield
-    finally:
-        model.train(training)
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
 
 
 @contextmanager

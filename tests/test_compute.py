@@ -1,6 +1,7 @@
 """Sparse compute inside the model: the dense model's outputs and gradients, hooks, masks and cuts included."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -106,13 +107,6 @@ def test_weights_may_change_between_two_uses(model, tokens):
     torch.testing.assert_close(after, model(tokens), atol=1e-12, rtol=1e-12)
 
 
-def masked_dense(model, tokens, masks, values, edges):
-    """What `run_masked` means, with dense products: the crossover is moved below every density."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(kernels.DENSE_FROM, "cpu", 0.0)
-        return run_masked(model, tokens, masks, values, edges)
-
-
 @pytest.mark.parametrize("frozen", [True, False])
 def test_node_and_edge_masks_and_their_gradients_are_those_of_the_dense_path(model, tokens, frozen):
     model.requires_grad_(not frozen)
@@ -124,27 +118,26 @@ def test_node_and_edge_masks_and_their_gradients_are_those_of_the_dense_path(mod
         for name in WEIGHTS
     }
     leaves = [*masks.values(), *edges.values()]
-    ours = run_masked(model, tokens, masks, values, edges)
-    theirs = masked_dense(model, tokens, masks, values, edges)
+    with sparse_compute(model):
+        ours = run_masked(model, tokens, masks, values, edges)
+        our_gradients = torch.autograd.grad(ours.square().sum(), leaves)
+    theirs = run_masked(model, tokens, masks, values, edges)
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
-    for a, b in zip(
-        torch.autograd.grad(ours.square().sum(), leaves),
-        torch.autograd.grad(theirs.square().sum(), leaves),
-        strict=True,
-    ):
+    for a, b in zip(our_gradients, torch.autograd.grad(theirs.square().sum(), leaves), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-9)
     assert all(linear.sparse is None for _, linear in model.linears())
 
 
-def test_all_open_is_the_sparse_model_bit_for_bit(model, tokens):
+def test_all_open_is_the_model_bit_for_bit_sparse_or_not(model, tokens):
     values = mean_values(model, tokens)
     masks = {site: torch.ones_like(value) for site, value in values.items()}
     edges = {(0, name): torch.ones_like(model.linear(0, name).weight) for name in WEIGHTS}
     model.requires_grad_(False)
-    with sparse_compute(model):
-        plain = model(tokens)
-    assert torch.equal(run_masked(model, tokens, masks, values), plain)
-    assert torch.equal(run_masked(model, tokens, masks, values, edges), plain)
+    for way in (sparse_compute(model), nullcontext()):
+        with way:
+            plain = model(tokens)
+            assert torch.equal(run_masked(model, tokens, masks, values), plain)
+            assert torch.equal(run_masked(model, tokens, masks, values, edges), plain)
 
 
 def test_every_hook_sees_what_it_sees_in_the_dense_model(model, tokens):

@@ -4,8 +4,7 @@ Pruning proper refuses tasks that the model cannot do, so the controls train gat
 the true task and for every control, and look at the loss that the open gates reach on other prompts.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from circuits.ablation import mean_values, run_masked
 from circuits.circuit import Circuit, Site
+from circuits.compute import frozen
 from circuits.faithfulness.report import Entry
 from circuits.gates import Gates
 from circuits.model import SparseTransformer
@@ -97,7 +97,7 @@ def gate_floor(
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(list(gates.parameters.values()), lr=lr, betas=(0.9, 0.95))
     best = Floor(float("inf"), 0)
-    with _frozen(model):
+    with frozen(model):
         for step in range(steps):
             rows = torch.randint(len(pool), (batch_size,), generator=generator)
             masks = gates.masks()
@@ -138,17 +138,6 @@ def _unrelated(task: Task, model: SparseTransformer, seed: int) -> Relabel:
     for i, token in enumerate(answers):
         table[token] = others[drawn[i % len(drawn)]]
     return lambda batch: replace(batch, answer=table[batch.answer], foil=table[batch.foil])
-
-
-@contextmanager
-def _frozen(model: SparseTransformer) -> Iterator[None]:
-    needed = [p.requires_grad for p in model.parameters()]
-    try:
-        model.requires_grad_(False)
-        yield
-    finally:
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
 
 
 def overlap_entry(circuit: Circuit, others: Sequence[Circuit]) -> Entry:

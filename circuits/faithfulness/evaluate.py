@@ -8,6 +8,7 @@ from typing import Any
 
 from circuits.ablation import check_belongs
 from circuits.circuit import Circuit
+from circuits.compute import frozen
 from circuits.faithfulness import checks, yardsticks
 from circuits.faithfulness.bench import Bench
 from circuits.faithfulness.controls import control_entries, overlap_entry
@@ -78,6 +79,28 @@ def evaluate(
     target = float(config.target_loss or circuit.metrics.get("target_loss", 0.15))
     batch = task.batch(config.n_pairs, split="test", seed=config.seed)
     _check(model, circuit, task, batch, target)
+    with frozen(model):
+        found = [*others, *(_pruned(model, circuit, task, i, corpus) for i in range(config.prune_seeds))]
+        entries = _entries(model, circuit, task, config, batch, target, found)
+    return Report(
+        task=task.name,
+        model_hash=circuit.model_hash,
+        n_nodes=circuit.n_nodes,
+        n_edges=circuit.n_edges,
+        entries=tuple(entries),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _entries(
+    model: SparseTransformer,
+    circuit: Circuit,
+    task: Task,
+    config: TrustConfig,
+    batch: Batch,
+    target: float,
+    found: Sequence[Circuit],
+) -> list[Entry]:
     bench, rng = Bench(model, circuit, batch), random.Random(config.seed)
     entries: list[Entry] = [
         checks.sufficiency(bench, target),
@@ -92,22 +115,14 @@ def evaluate(
         entries += control_entries(
             model, circuit, task, steps=config.control_steps, lr=config.control_lr, seed=config.seed
         )
-    found = [*others, *(_pruned(model, circuit, task, i, corpus) for i in range(config.prune_seeds))]
-    entries += [
+    return [
+        *entries,
         overlap_entry(circuit, found),
         *yardsticks.cpr_and_cmd(bench, rng),
         yardsticks.equivalence(bench),
         yardsticks.independence(bench, rng),
         yardsticks.minimality_test(bench, rng, config.n_random),
     ]
-    return Report(
-        task=task.name,
-        model_hash=circuit.model_hash,
-        n_nodes=circuit.n_nodes,
-        n_edges=circuit.n_edges,
-        entries=tuple(entries),
-        seconds=time.perf_counter() - started,
-    )
 
 
 def _check(model: SparseTransformer, circuit: Circuit, task: Task, batch: Batch, target: float) -> None:
