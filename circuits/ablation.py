@@ -6,13 +6,14 @@ the model's own forward pass (AbsTopK included) with a hook at each site.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.circuit import WEIGHTS, Circuit, Site
+from circuits.circuit import WEIGHTS, Ablation, Circuit, Site
 from circuits.kernels import sparse_linear
 from circuits.kernels.masking import replace_features
 from circuits.model import SparseTransformer
@@ -20,7 +21,9 @@ from circuits.model import SparseTransformer
 Masks = Mapping[Site, Tensor]
 """A tensor [width] for each masked site: 1 = keep."""
 Values = Mapping[Site, Tensor]
-"""The replacement value [width] of every coordinate of every site."""
+"""The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."""
+N_TEXTS = 16
+"""Texts that resample ablation takes values from; prompt i meets text i modulo that many."""
 EdgeMasks = Mapping[tuple[int, str], Tensor]
 """A tensor [d_in, d_out] for each masked weight matrix, keyed by (layer, weight name): 1 = keep."""
 
@@ -45,14 +48,35 @@ def mean_values(
 
 
 def ablation_values(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], kind: Literal["mean", "zero"]
+    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], kind: Ablation
 ) -> dict[Site, Tensor]:
-    """Replacement values: means over `tokens` (batch and positions averaged), or zeros."""
-    if kind not in ("mean", "zero"):
-        raise ValueError(f"ablation: got {kind!r}; expected 'mean' or 'zero'.")
+    """Replacement values from text: what each kind of ablation is, `Ablation` says.
+
+    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts.
+    """
+    if kind not in get_args(Ablation):
+        raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
     if kind == "mean":
         return mean_values(model, tokens)
-    return {site: torch.zeros(model.config.widths[site.name]).to(model.W_E) for site in model.sites()}
+    if kind == "zero":
+        return {site: torch.zeros(model.config.widths[site.name]).to(model.W_E) for site in model.sites()}
+    found = _site_values(model, tokens[:N_TEXTS] if kind == "resample" else tokens)
+    return found if kind == "resample" else {site: value.mean(dim=0) for site, value in found.items()}
+
+
+def _site_values(model: SparseTransformer, tokens: Int[Tensor, "batch pos"]) -> dict[Site, Tensor]:
+    """Values [batch, pos, width] of every site."""
+    found: dict[Site, Tensor] = {}
+
+    def keeper(site: Site) -> Callable[..., None]:
+        def keep(value: Tensor, hook: Any) -> None:
+            found[site] = value.flatten(2)
+
+        return keep
+
+    with torch.no_grad(), model.hooks(fwd_hooks=[(model.hook_name(s), keeper(s)) for s in model.sites()]):
+        model(tokens)
+    return found
 
 
 def run_masked(
@@ -103,10 +127,20 @@ def check_belongs(model: SparseTransformer, circuit: Circuit) -> None:
 
 def _replacer(mask: Tensor, value: Tensor) -> Callable[..., Tensor]:
     def replace(x: Tensor, hook: Any) -> Tensor:
-        m, v = (t.view(x.shape[2:]) for t in (mask, value))
-        return replace_features(x, m, v)
+        m = mask.view(x.shape[2:])
+        if value.ndim == 1:
+            return replace_features(x, m, value.view(x.shape[2:]))
+        v = _there(value, x)
+        return x * m + v.reshape(*v.shape[:-1], *x.shape[2:]) * (1 - m)
 
     return replace
+
+
+def _there(value: Tensor, x: Tensor) -> Tensor:
+    """The part of a value that belongs to the rows and positions of x [batch, pos, ...]."""
+    if value.ndim == 3:
+        return value[torch.arange(len(x), device=value.device) % len(value), : x.shape[1]]
+    return value[: x.shape[1]] if value.ndim == 2 else value
 
 
 @contextmanager
@@ -118,6 +152,7 @@ def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Ite
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     before = {key: model.linear(*key).sparse for key in edge_masks}
     replaced: dict[str, Tensor] = {}
+    handles: list[Any] = []
     try:
         for (layer, name), mask in edge_masks.items():
             linear, value = model.linear(layer, name), values[Site(layer, WEIGHTS[name][0])]
@@ -128,13 +163,23 @@ def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Ite
             else:
                 kept = mask[linear.sparse.rows_of_values(), linear.sparse.column.long()]
                 rest = linear.sparse.values * (1 - kept)
-                passed = sparse_linear(value[:, None], linear.sparse, values=rest).squeeze(1)
+                columns = value.reshape(-1, value.shape[-1]).T.contiguous()
+                passed = sparse_linear(columns, linear.sparse, values=rest).T.reshape(*value.shape[:-1], -1)
                 linear.sparse = linear.sparse.with_values(linear.sparse.values * kept)
-            replaced[names[id(linear.bias)]] = linear.bias + passed
+            if value.ndim == 1:
+                replaced[names[id(linear.bias)]] = linear.bias + passed
+            else:  # differs from place to place, as no bias can
+                handles.append(linear.register_forward_hook(partial(_add, passed)))
         yield replaced
     finally:
+        for handle in handles:
+            handle.remove()
         for key, sparse in before.items():
             model.linear(*key).sparse = sparse
+
+
+def _add(passed: Tensor, module: Any, inputs: Any, output: Tensor) -> Tensor:
+    return output + _there(passed, output)
 
 
 def _reads_weights(model: SparseTransformer) -> bool:

@@ -36,6 +36,11 @@ WEIGHTS: dict[str, tuple[SiteName, SiteName]] = {
 """Each weight matrix of a layer, with the site it reads (its rows) and the site it writes (its columns)."""
 
 
+Ablation = Literal["mean", "zero", "position", "resample"]
+"""What is left out is replaced by: its mean over batch and positions; zero; its mean at that position; its value at
+that position in another text, the next of a few in turn for each prompt."""
+
+
 class Site(NamedTuple):
     """A named activation of one layer."""
 
@@ -122,10 +127,10 @@ class Circuit:
     "Name of the task that the circuit performs."
     model_hash: str
     "`SparseTransformer.fingerprint()` of the model it belongs to."
-    ablation: Literal["mean", "zero"] = "mean"
+    ablation: Ablation = "mean"
     "What coordinates outside the circuit are replaced by."
-    values: Mapping[Site, Float[Tensor, " width"]] = field(repr=False)
-    "The replacement value of every coordinate of every site."
+    values: Mapping[Site, Float[Tensor, "*where width"]] = field(repr=False)
+    "The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."
     facts: Mapping[Node, NodeFacts] = field(default_factory=dict, repr=False)
     "Mean and ablation effect of each node."
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -141,7 +146,7 @@ class Circuit:
         for edge in self.edges:
             _check_edge(edge, kept)
         for site in self.sites:
-            if site not in self.values or self.values[site].shape != (self.widths[site.name],):
+            if site not in self.values or self.values[site].shape[-1:] != (self.widths[site.name],):
                 raise ValueError(
                     f"values: none of width {self.widths[site.name]} for site {site}; expected one value for "
                     "every coordinate of every site. Take them from circuits.ablation.mean_values(model, ...)."
@@ -377,9 +382,11 @@ def _parse_site(text: str) -> Site:
     return Site(int(layer), name)  # type: ignore[arg-type]
 
 
-def _pack(value: Tensor) -> str:
-    return base64.b64encode(value.detach().cpu().numpy().astype("<f4").tobytes()).decode()
+def _pack(value: Tensor) -> Any:
+    text = base64.b64encode(value.detach().cpu().numpy().astype("<f4").tobytes()).decode()
+    return text if value.ndim == 1 else {"shape": list(value.shape), "data": text}
 
 
-def _unpack(text: str) -> Tensor:
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").copy())
+def _unpack(packed: Any) -> Tensor:
+    text, shape = (packed, (-1,)) if isinstance(packed, str) else (packed["data"], packed["shape"])
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").copy()).view(*shape)

@@ -37,6 +37,25 @@ def two_way_loss(margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
     return F.softplus(-margin).mean()
 
 
+def two_way_kl(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"] | None) -> Float[Tensor, ""]:
+    """Mean KL in nats from the answer-or-foil distribution with margins `reference` to that with `margin`.
+
+    Without a reference the answer is certain, and the KL is the two-way task loss.
+    """
+    if reference is None:
+        return two_way_loss(margin)
+    p = reference.sigmoid()
+    cross = p * F.softplus(-margin) + (1 - p) * F.softplus(margin)
+    entropy = p * F.softplus(-reference) + (1 - p) * F.softplus(reference)
+    return (cross - entropy).mean()
+
+
+def score_against(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> Score:
+    """KL from the reference in nats, and the share of rows in which both prefer the same token."""
+    same = (margin > 0) == (reference > 0)
+    return Score(max(0.0, float(two_way_kl(margin, reference))), float(same.float().mean()))
+
+
 def score_margins(margin: Float[Tensor, " rows"]) -> Score:
     """Loss and accuracy as plain numbers."""
     return Score(float(two_way_loss(margin)), float((margin > 0).float().mean()))

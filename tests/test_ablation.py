@@ -136,3 +136,60 @@ def test_gradients_reach_the_masks(model, tokens):
     masks = {site: mask.requires_grad_() for site, mask in masks_of(model, 1.0).items()}
     run_masked(model, tokens, masks, values).square().mean().backward()
     assert all(mask.grad is not None and torch.isfinite(mask.grad).all() for mask in masks.values())
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_value_for_each_place_that_is_everywhere_the_same_is_a_mean(sparse):
+    model = small(sparse)
+    tokens = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(0))
+    mean = mean_values(model, tokens)
+    generator = torch.Generator().manual_seed(1)
+    masks = {site: (torch.rand(v.shape, generator=generator) < 0.5).float() for site, v in mean.items()}
+    edges = {
+        (0, name): (torch.rand(model.linear(0, name).weight.shape, generator=generator) < 0.5).float()
+        for name in ("W_Q", "W_V", "W_O", "W_in", "W_out")
+    }
+    with torch.no_grad():
+        plain = run_masked(model, tokens, masks, mean, edges)
+        for shape in ((6,), (3, 6)):
+            spread = {site: value.expand(*shape, -1) for site, value in mean.items()}
+            torch.testing.assert_close(run_masked(model, tokens, masks, spread, edges), plain)
+
+
+def test_resampling_a_prompt_from_itself_changes_nothing():
+    model = small(True)
+    tokens = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(0))
+    own = ablation_values(model, tokens, "resample")
+    closed = {site: torch.zeros(value.shape[-1]) for site, value in own.items()}
+    cut = {(0, name): torch.zeros_like(model.linear(0, name).weight) for name in ("W_Q", "W_V", "W_out")}
+    with torch.no_grad():
+        full = model(tokens)
+        torch.testing.assert_close(run_masked(model, tokens, closed, own), full)
+        torch.testing.assert_close(run_masked(model, tokens, closed, own, cut), full)
+        other = run_masked(model, tokens.roll(1, 0), closed, own)
+        turned = {site: value.roll(1, 0) for site, value in own.items()}
+        torch.testing.assert_close(run_masked(model, tokens.roll(1, 0), closed, turned), full.roll(1, 0))
+    assert not torch.allclose(other, full.roll(1, 0), atol=0.1), "each row meets another text"
+
+
+def test_position_means_are_means_over_the_batch():
+    model = small(False)
+    tokens = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(0))
+    at_place = ablation_values(model, tokens, "position")
+    everywhere = mean_values(model, tokens)
+    for site, value in at_place.items():
+        assert value.shape == (6, model.config.widths[site.name])
+        torch.testing.assert_close(value.mean(dim=0), everywhere[site])
+
+
+def small(sparse):
+    """One layer without a bigram table; every other weight zero, or none."""
+    config = ModelConfig(
+        d_vocab=7, n_layers=1, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=6, bigram=False
+    )
+    model = SparseTransformer(config, seed=3).eval().requires_grad_(False)
+    if sparse:
+        for parameter in model.parameters():
+            parameter.flatten()[::2] = 0
+            parameter.mul_(20)
+    return model

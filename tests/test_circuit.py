@@ -103,3 +103,22 @@ def test_impossible_circuits_are_refused():
     with pytest.raises(ValueError, match=r"expected 'layer.site.index'"):
         Node.parse("0.resid.1")
     assert Site(1, "mlp_in") == Node.parse("1.mlp_in.3").at
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
+def test_values_for_each_place_survive_the_file(shape, tmp_path):
+    widths = dict.fromkeys(SITES, 4)
+    values = {site: torch.randn(*shape, 4) for site in all_sites(1)}
+    circuit = Circuit(
+        nodes=(),
+        edges=(),
+        widths=widths,
+        n_layers=1,
+        task="t",
+        model_hash="m",
+        values=values,
+        ablation="resample",
+    )
+    again = Circuit.load(circuit.save(tmp_path / "c.json"))
+    assert all(torch.equal(again.values[site], value) for site, value in values.items())
+    assert again.ablation == "resample"

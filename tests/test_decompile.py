@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,9 @@ def test_describe_scores_as_pruning_did() -> None:
 def test_a_circuit_of_another_model_is_refused() -> None:
     with pytest.raises(ValueError, match="belongs to model"):
         to_python(quotes(2).model, quotes(1).circuit, load_task("quotes"))
+
+
+def test_a_circuit_whose_outside_is_no_constant_is_refused() -> None:
+    made = quotes(1)
+    with pytest.raises(ValueError, match="found under 'resample' ablation"):
+        to_python(made.model, replace(made.circuit, ablation="resample"), made.task)

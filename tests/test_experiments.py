@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from circuits.experiments import frontier, sparse_vs_dense
+from circuits.experiments import frontier, sparse_vs_dense, trust_page
+from circuits.experiments.record import write_json
 from circuits.experiments.runs import kept_training, kept_twin, pruned, train_until
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.plots import sparse_vs_dense_figure
 from circuits.prune import PruneConfig
 from circuits.train import TrainConfig, check_budgets, project, with_vocabulary
 from tasks import load_corpus
@@ -85,3 +88,44 @@ def test_frontier_averages_the_circuits_that_there_are():
     assert numbers["n_edges"] == [6.0, 5.0]
     assert numbers["tasks"]["brackets"]["n_solved"] == [1, 1]
     assert json.dumps(numbers)
+
+
+def stored_sizes():
+    losses = {"sparse": 1.5, "dense": 1.5}
+    runs = [
+        {"seed": 0, "task": task, "val_loss": losses, "sparse": side(few), "dense": side(many)}
+        for task, few, many in (("quotes", 8, 160), ("brackets", 20, 300), ("separator", 5, 30))
+    ]
+    return sparse_vs_dense._numbers(runs)
+
+
+def test_the_page_quotes_the_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs" / "explanation").mkdir(parents=True)
+    marks = "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in trust_page.TABLES)
+    page = tmp_path / "docs" / "explanation" / "faithfulness.md"
+    page.write_text(f"before\n{marks}after\n")
+    write_json("docs/results/sparse_vs_dense.json", stored_sizes())
+    trust_page.run()
+    text = page.read_text()
+    assert "| quotes | 1 | 8 | 160 | 20.0 |" in text
+    assert "Geometric mean of the ratios: **12.2**" in text
+    assert text.count("\nold\n") == len(trust_page.TABLES) - 1
+    assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
+    assert "plotly" in (tmp_path / "docs" / "results" / "sparse_vs_dense.html").read_text()
+    with pytest.raises(ValueError, match="expected '<!-- frontier -->'"):
+        trust_page.between("no marks", "frontier", "new")
+
+
+def test_the_page_of_the_project_has_every_mark():
+    page = Path(__file__).parent.parent / "docs" / "explanation" / "faithfulness.md"
+    for name in trust_page.TABLES:
+        assert trust_page.between(page.read_text(), name, "new")
+
+
+def test_figures_of_sizes():
+    figure = sparse_vs_dense_figure(stored_sizes())
+    assert list(figure.data[1].x) == [5, 20, 8]
+    assert list(figure.data[2].x) == [30, 300, 160]
+    with pytest.raises(ValueError, match="no task was solved by both"):
+        sparse_vs_dense_figure({"tasks": {}})

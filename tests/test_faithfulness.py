@@ -112,10 +112,12 @@ def test_bench_agrees_with_run_circuit(made: Handmade) -> None:
 def test_patching_every_way_in_gives_the_corrupted_answer(made: Handmade) -> None:
     bench = Bench(made.model, made.circuit, made.task.batch(8, split="test", seed=0))
     output = next(node for node in made.circuit.nodes if node.site == "mlp_out")
-    moved = bench.patched_margins(output, in_circuit=True)
+    moved = bench.patched_margins([output], in_circuit=True)
     corrupted = bench.circuit_margins()[8:]
     # The margin of a corrupted prompt is that of its own answer, which is the foil of the clean one.
     torch.testing.assert_close(moved, -corrupted, rtol=1e-3, atol=1e-3)
+    untouched = bench.patched_margins([output], in_circuit=True, share=0.0)
+    torch.testing.assert_close(untouched, bench.circuit_margins()[:8])
 
 
 def test_nothing_of_the_model_is_changed(made: Handmade) -> None:

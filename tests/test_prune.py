@@ -1,5 +1,8 @@
 """Pruning on a model whose circuit is known, and its errors."""
 
+import math
+
+import jaxtyping
 import pytest
 import torch
 from quote_model import CORPUS, TRUE_NODES, quote_closer
@@ -8,7 +11,17 @@ from circuits.ablation import run_circuit
 from circuits.circuit import Circuit, Edge, IOEdge, Node
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.prune import PruneConfig, edges_between, io_edges, prune
-from circuits.score import fitted_scale, margins, score_margins, task_score, two_way_loss
+from circuits.pruning.minimal import FINEST, minimal, thinned
+from circuits.score import (
+    Score,
+    fitted_scale,
+    margins,
+    score_against,
+    score_margins,
+    task_score,
+    two_way_kl,
+    two_way_loss,
+)
 from tasks import load_task
 
 
@@ -110,3 +123,68 @@ def test_calibration_finds_the_best_factor_within_its_bounds():
     assert min(losses, key=losses.__getitem__) == scale
     assert fitted_scale(torch.tensor([0.2, 0.3])) == pytest.approx(10, rel=1e-3)  # separable: the bound
     assert fitted_scale(torch.tensor([-0.2, -0.3])) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_edge_gates_lead_to_the_same_circuit(found):
+    model, circuit = found
+    config = PruneConfig(starts=1, steps=60, n_eval=32, n_test=64, n_mean=64, edge_gates=0, calibrate=False)
+    gated = prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
+    assert gated.edges == circuit.edges
+
+
+def test_faithful_pruning_matches_the_model_where_the_model_is_wrong():
+    """A model that closes every quote with the other one: hopeless at the task, and explained all the same."""
+    model = quote_closer()
+    model.W_U.data.neg_()
+    config = PruneConfig(starts=1, steps=60, n_eval=32, n_test=64, n_mean=64, objective="faithful")
+    circuit = prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
+    assert circuit.nodes == tuple(sorted(TRUE_NODES))
+    assert circuit.metrics["full_task_accuracy"] == 0.0
+    assert circuit.metrics["kl_to_model"] <= 0.15
+    assert circuit.metrics["agreement_with_model"] == 1.0
+
+
+def test_an_unknown_objective_is_refused():
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.raises(ValueError, match="objective: got 'kind'; expected 'task' or 'faithful'"):
+            PruneConfig(objective="kind")
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def test_kl_by_hand():
+    margin, reference = torch.tensor([0.0, 2.0]), torch.tensor([math.log(3), 2.0])
+    by_hand = (0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)) / 2
+    assert float(two_way_kl(margin, reference)) == pytest.approx(by_hand, rel=1e-5)
+    assert score_against(margin, reference) == pytest.approx((by_hand, 0.5), rel=1e-5)
+    assert float(two_way_kl(margin, None)) == pytest.approx(float(two_way_loss(margin)))
+
+
+def test_thinning_by_rank_keeps_what_is_needed():
+    every = [Node(0, "mlp_in", i) for i in range(300)]
+    needed = {every[i] for i in (3, 40, 170)}
+    tried = []
+
+    def solved(parts):
+        tried.append(len(parts))
+        return Score(0.1, 1.0) if needed <= set(parts) else None
+
+    ranked = sorted(every, key=lambda node: (node not in needed, node))
+    few = thinned(ranked, solved)
+    assert needed <= set(few)
+    assert len(few) <= len(needed) + FINEST
+    assert len(tried) < 30
+    assert set(minimal(every, solved, lambda n: None)) == needed
+
+
+def test_a_search_tries_the_config_first_and_keeps_the_smallest(found):
+    model, _ = found
+    config = PruneConfig(steps=40, n_eval=16, n_test=16, n_mean=16, calibrate=False)
+    best = prune(model, load_task("quotes"), config, corpus=CORPUS, search=2, progress=False)
+    tried = best.metrics["search"]
+    assert len(tried) == 2
+    assert (tried[0]["lr"], tried[0]["penalty"]) == (config.lr, config.penalty)
+    assert best.n_nodes + best.n_edges == min(one["n_nodes"] + one["n_edges"] for one in tried)
+    with pytest.raises(ValueError, match="search: got 0; expected at least 1 pruning run"):
+        prune(model, load_task("quotes"), config, corpus=CORPUS, search=0, progress=False)

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"circuit", "kernels", "topk"},
-    {"attention", "model", "compute", "gates", "score", "checkpoint", "ablation", "judge"},
-    {"train", "prune", "faithfulness", "bridge", "steer", "heads", "composition", "decompile", "handmade"}
-    | {"compare", "dilution", "judge"},
+    {"attention", "model", "compute", "gates", "score", "checkpoint", "ablation"},
+    {"train", "prune", "pruning", "faithfulness", "bridge", "steer", "heads", "composition", "decompile"}
+    | {"handmade", "compare", "dilution"},
     {"plots", "interop", "sweep", "zoo", "bench", "demo", "experiments"},
     {"__main__", "commands"},
 ]  # fmt: skip

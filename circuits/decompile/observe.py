@@ -33,6 +33,10 @@ _WORDS = {
 }
 
 
+OFTEN = 16
+"""Occurrences below which a token is no name for a node: the mean over a few says little."""
+
+
 class Observed:
     """What the nodes of a circuit do on the task's prompts, while only the circuit is kept."""
 
@@ -67,14 +71,23 @@ class Observed:
         return {self.model.hook_name(site): site for site in self.model.sites()}
 
     def word(self, node: Node) -> str:
-        """The token on which the node departs most from its mean, as part of a Python name."""
+        """What the node departs most from its mean on, as part of a Python name: a token, or the answer to come."""
         values = self.kept[node.at][..., node.index]
-        real = values[self.real]
-        tokens = self.targets.tokens[self.real]
-        found = [(abs(float(real[tokens == t].mean() - real.mean())), int(t)) for t in tokens.unique()]
-        text = self.task.tokenizer.token(max(found)[1])
+        real, tokens = values[self.real], self.targets.tokens[self.real]
+        last = values[torch.arange(len(values)), self.targets.position]
+        found = [
+            (abs(float(real[tokens == t].mean() - real.mean())), int(t), "")
+            for t, n in zip(*tokens.unique(return_counts=True), strict=True)
+            if n >= OFTEN
+        ]
+        found += [
+            (abs(float(last[self.targets.answer == t].mean() - last.mean())), int(t), "then_")
+            for t in self.targets.answer.unique()
+        ]
+        _, token, prefix = max(found)
+        text = self.task.tokenizer.token(token)
         plain = _WORDS.get(text, re.sub(r"\W", "", text, flags=re.ASCII)) or "token"
-        return f"digit_{plain}" if plain[0].isdigit() else plain
+        return prefix + (f"digit_{plain}" if plain[0].isdigit() and not prefix else plain)
 
     def contexts(self, node: Node, *, highest: bool, n: int = 3) -> list[str]:
         """The places where the node is highest or lowest: the text up to there, and the value."""

@@ -39,6 +39,11 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
     """
     check_belongs(model, circuit)
     check_task(model, task)
+    if circuit.ablation not in ("mean", "zero"):
+        raise ValueError(
+            f"circuit: found under {circuit.ablation!r} ablation, whose values differ from place to place; expected "
+            "'mean' or 'zero', which make everything outside the circuit a constant. Prune again with one of them."
+        )
     return _Writer(model, circuit, task, n_pairs).source()
 
 

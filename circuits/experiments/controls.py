@@ -17,8 +17,8 @@ from rich.console import Console
 from circuits.circuit import Circuit
 from circuits.experiments.record import once, write_results
 from circuits.experiments.runs import PAIRS, model_pair, pruned
+from circuits.experiments.sparse_vs_dense import comparable
 from circuits.faithfulness import TrustConfig, evaluate
-from circuits.prune import PruneConfig
 from circuits.train import Training
 from tasks import load_task
 
@@ -69,7 +69,7 @@ def run(
 
 def case(training: Training, folder: Path, config: TrustConfig) -> dict[str, Any]:
     """The controls, and the verdict of the whole report, on the model's quote circuit."""
-    settings = PruneConfig(seed=config.seed)
+    settings = comparable(config.seed)
     if not pruned(training, TASK, settings, folder)["solved"]:
         raise ValueError(
             f"steps: the model in {folder} cannot do {TASK!r}; expected one that can. Train longer."

@@ -1,6 +1,6 @@
 """The proof on ground truth: every hand-made model pruned among many sets of decoys; `circuits verify` runs it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ def verify(
     """Prune every hand-made model under `seeds` sets of decoys, and rank its nodes by other methods.
 
     Returns recovered, total, per_model and methods (means over the models); `write` keeps that in
-    docs/results/ground_truth.json. Each run is kept under out/ground_truth; `resume` takes what is there as done.
+    docs/results/ground_truth.json, anew after each seed. Each run is kept under out/ground_truth; `resume` takes
+    what is there as done.
     Raises ValueError for an unknown model or fewer than one seed.
     """
     unknown = sorted(set(models) - set(MODELS))
@@ -37,9 +38,16 @@ def verify(
         for name in models:
             runs[name].append(_kept(name, seed, resume))
             log(_said(name, seed, runs[name][-1]))
+        if write:
+            write_json(RESULTS, _report(runs))
+    return _report(runs)
+
+
+def _report(runs: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    seeds = len(next(iter(runs.values())))
     per_model = {name: _summary(own) for name, own in runs.items()}
-    report = results_report(
-        command=f"circuits verify --seeds {seeds}",
+    return results_report(
+        command=f"circuits verify --seeds {seeds} --write",
         seeds=range(seeds),
         seconds=sum(run["seconds"] for own in runs.values() for run in own),
         numbers={
@@ -49,9 +57,6 @@ def verify(
             "methods": _averaged([entry["methods"] for entry in per_model.values()]),
         },
     )
-    if write:
-        write_json(RESULTS, report)
-    return report
 
 
 def _kept(name: str, seed: int, resume: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The runs that every check is made of: the model with some nodes kept, on one fixed set of prompts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,26 +83,32 @@ class Bench:
         gone = set(gone)
         return [node for node in self.every if node not in gone]
 
-    def patched_margins(self, node: Node, *, in_circuit: bool) -> Float[Tensor, " pairs"]:
-        """Margins on clean prompts while one node takes its value from the corrupted prompt of the pair."""
+    def patched_margins(
+        self, nodes: Iterable[Node], *, in_circuit: bool, share: float = 1.0
+    ) -> Float[Tensor, " pairs"]:
+        """Margins on clean prompts while nodes take their values from the corrupted prompt of the pair.
+
+        share: how far towards those values, 1 = all the way.
+        """
         n, masks, edges = self.n_pairs, None, None
         if in_circuit:
             masks, edges = self.masks(self.circuit.nodes), self._edge_masks(self.circuit.edges)
 
-        def swap(value: Tensor, hook: Any) -> Tensor:
+        def swap(value: Tensor, hook: Any, node: Node) -> Tensor:
             flat = value.flatten(2).clone()
-            flat[:n, :, node.index] = flat[n:, :, node.index]
+            flat[:n, :, node.index] += share * (flat[n:, :, node.index] - flat[:n, :, node.index])
             return flat.view(value.shape)
 
         # Hooks run in the order in which they were added, so the mask of a kept node passes the swapped value.
-        with torch.no_grad(), self.model.hooks(fwd_hooks=[(self.model.hook_name(node.at), swap)]):
+        hooks: list[Any] = [(self.model.hook_name(node.at), partial(swap, node=node)) for node in nodes]
+        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             logits = run_masked(self.model, self.targets.tokens, masks or {}, self.values, edges)
         clean = Targets(*(part[:n] for part in self.targets))
         return margins(logits[:n], clean)
 
     def masks(self, nodes: Iterable[Node]) -> dict[Site, Tensor]:
         """1 = keep, for these nodes."""
-        masks = {site: torch.zeros_like(value) for site, value in self.values.items()}
+        masks = {site: value.new_zeros(value.shape[-1]) for site, value in self.values.items()}
         for node in nodes:
             masks[node.at][node.index] = 1
         return masks

@@ -131,8 +131,8 @@ def interchange(bench: Bench) -> Entry:
     theirs = bench.margins(bench.every)[:n]
     moves = {}
     for node in bench.circuit.nodes:
-        in_circuit = bench.patched_margins(node, in_circuit=True) - ours
-        in_model = bench.patched_margins(node, in_circuit=False) - theirs
+        in_circuit = bench.patched_margins([node], in_circuit=True) - ours
+        in_model = bench.patched_margins([node], in_circuit=False) - theirs
         moves[str(node)] = (float(in_circuit.mean()), float(in_model.mean()))
     table = torch.tensor(list(moves.values()))
     moved = table[table[:, 0].abs() > 0.1 * table[:, 0].abs().max()]

@@ -93,7 +93,7 @@ def gate_floor(
     device = model.W_E.device
     pool = relabel(task.batch(8 * batch_size, split="train", seed=seed)).to(device)
     held_out = relabel(task.batch(64, split="test", seed=seed)).to(device)
-    gates = Gates({s: tuple(v.shape) for s, v in values.items()}, seed=seed, like=model.W_E)
+    gates = Gates({s: (v.shape[-1],) for s, v in values.items()}, seed=seed, like=model.W_E)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(list(gates.parameters.values()), lr=lr, betas=(0.9, 0.95))
     best = Floor(float("inf"), 0)

@@ -10,6 +10,7 @@ from circuits.plots.heads import head_report_figure, pattern_figure, token_map_f
 from circuits.plots.history import history_figure, pruning_figure
 from circuits.plots.page import Html, heading, headline, table, write_page
 from circuits.plots.recovery import ground_truth_figure, transplant_figure
+from circuits.plots.sizes import frontier_figure, sparse_vs_dense_figure
 from circuits.plots.snapshot import figure_to_png
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "dilution_figure",
     "faithfulness_figure",
     "figure_to_png",
+    "frontier_figure",
     "ground_truth_figure",
     "head_graph_figure",
     "head_report_figure",
@@ -32,6 +34,7 @@ __all__ = [
     "history_figure",
     "pattern_figure",
     "pruning_figure",
+    "sparse_vs_dense_figure",
     "steering_figure",
     "table",
     "token_map_figure",

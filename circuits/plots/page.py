@@ -32,6 +32,7 @@ p { max-width: 44rem; margin: .75rem 0; }
 table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
 th, td { padding: .35rem .55rem; text-align: left; border-bottom: 1px solid #e4e8ee; white-space: nowrap; }
 th { font-weight: 600; color: #52606d; border-bottom-color: #9aa3ad; }
+td.prose { white-space: normal; min-width: 24rem; }
 td.number { text-align: right; } th.number { text-align: right; }
 .headline { display: grid; gap: .5rem; margin: 1.25rem 0;
   grid-template-columns: repeat(auto-fit, minmax(6.6rem, 1fr)); }
@@ -45,6 +46,10 @@ td.number { text-align: right; } th.number { text-align: right; }
 CONFIG = (
     "{responsive: true, displaylogo: false, modeBarButtonsToRemove: ['select2d', 'lasso2d', 'autoScale2d']}"
 )
+
+
+PROSE = 60
+"""Characters from which the text of a table cell may wrap."""
 
 
 class Html(str):
@@ -138,7 +143,8 @@ def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None =
 
 
 def _cell(tag: str, value: Any, is_number: bool, form: str = "") -> str:
-    side = ' class="number"' if is_number else ""
+    is_prose = isinstance(value, str) and len(value) > PROSE
+    side = ' class="number"' if is_number else ' class="prose"' if is_prose else ""
     return f"<{tag}{side}>{html.escape(_shown(value, form), quote=False)}</{tag}>"
 
 

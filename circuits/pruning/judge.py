@@ -9,12 +9,16 @@ from torch import Tensor
 from circuits.ablation import run_masked
 from circuits.circuit import WEIGHTS, Edge, Node, Site
 from circuits.model import SparseTransformer
-from circuits.score import Score, fitted_scale, margins, score_margins
+from circuits.score import Score, fitted_scale, margins, score_against, score_margins
 from tasks import Batch
 
 
 class Judge:
-    """Prompts, ablation values and targets; runs the model with some nodes and edges kept, and says if that will do."""
+    """Prompts, ablation values and targets; runs the model with some nodes and edges kept, and says if that will do.
+
+    reference: the whole model's margins on the prompts, clean ones first, where it is the model that counts and not
+    the right answers.
+    """
 
     def __init__(
         self,
@@ -25,11 +29,15 @@ class Judge:
         target_loss: float,
         target_accuracy: float,
         calibrate: bool,
+        reference: Tensor | None = None,
     ) -> None:
         self.model, self.values = model, values
         self.target_loss, self.target_accuracy, self.calibrate = target_loss, target_accuracy, calibrate
-        self.n_pairs = len(batch)
-        self.parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(len(batch))]
+        self.n_pairs = n = len(batch)
+        self.parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(n)]
+        # Parts hold their clean prompts, then their corrupted ones; so must what they are compared with.
+        order = torch.cat([torch.arange(a, b) + half for a, b in _slices(n) for half in (0, n)])
+        self.reference = None if reference is None else reference[order]
 
     def score(self, nodes: Sequence[Node], edges: Sequence[Edge] | None = None) -> Score:
         """Validation score of `margins`, after calibration if the config asks for it."""
@@ -56,6 +64,9 @@ class Judge:
         return score.loss * share > self.target_loss or wrong > 1 - self.target_accuracy + 1e-9
 
     def _score(self, margin: Tensor) -> Score:
+        """Of the first margins, as many as there are: against the right answers, or against the model's."""
+        if self.reference is not None:
+            return score_against(margin, self.reference[: len(margin)])
         return score_margins(margin * self.scale(margin))
 
     def meets(self, score: Score) -> bool:
@@ -76,18 +87,19 @@ class Judge:
         Weights that lead out of the circuit are cut as well: what is left out must not steer what is kept,
         not even by competing with it in AbsTopK.
         """
-        masks = {site: torch.zeros_like(value) for site, value in self.values.items()}
+        masks = {site: value.new_zeros(value.shape[-1]) for site, value in self.values.items()}
         for node in nodes:
             masks[node.at][node.index] = 1
         edge_masks = (
-            _all_between(masks, self.model.config.n_layers) if edges is None else self._edge_masks(edges)
+            _all_between(masks, self.model.config.n_layers) if edges is None else self.edge_masks(edges)
         )
         for part in self.parts:
             with torch.no_grad():
                 logits = run_masked(self.model, part.tokens, masks, self.values, edge_masks)
             yield margins(logits, part)
 
-    def _edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
+    def edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
+        """1 = keep, for these edges, in every weight matrix."""
         masks = {
             (layer, name): torch.zeros_like(self.model.linear(layer, name).weight)
             for layer in range(self.model.config.n_layers)

@@ -1,0 +1,121 @@
+"""Tables and figures of docs/explanation/faithfulness.md, from the results files that there are.
+
+python -m circuits.experiments.trust_page
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from circuits.plots import frontier_figure, ground_truth_figure, sparse_vs_dense_figure, write_page
+from circuits.plots.style import UNMEASURED
+
+DOCS = Path("docs")
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run() -> None:
+    """Rewrite what stands between the marks of the page, and the pages of figures beside the results."""
+    page = DOCS / "explanation" / "faithfulness.md"
+    text = page.read_text()
+    for name, table in TABLES.items():
+        source = DOCS / "results" / f"{name}.json"
+        if source.exists():
+            report = json.loads(source.read_text())
+            text = between(text, name, table(report))
+            if name in FIGURES:
+                write_page(source.with_suffix(".html"), title=name, blocks=[FIGURES[name](report)])
+        Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
+    page.write_text(text)
+
+
+def between(text: str, name: str, new: str) -> str:
+    """The text with what stands between the marks of `name` replaced. Raises ValueError where a mark is missing."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(begin)
+    if not found or end not in rest:
+        raise ValueError(
+            f"faithfulness.md: expected {begin!r} and {end!r}, between which the table goes. Put them back."
+        )
+    return f"{before}{begin}\n{new}\n{end}{rest.partition(end)[2]}"
+
+
+def ground_truth_table(report: Mapping[str, Any]) -> str:
+    """Recovered circuits a model, and how well every method finds the true nodes."""
+    models = [
+        [name, one["n_nodes_model"], one["n_nodes"], one["n_edges"], f"{one['recovered']} of {one['total']}"]
+        for name, one in report["per_model"].items()
+    ]
+    methods = [
+        [name, *(f"{one[key]:.2f}" if key in one else UNMEASURED for key in ("precision", "recall", "auroc"))]
+        for name, one in report["methods"].items()
+    ]
+    first = rows(["model", "nodes of the model", "nodes", "edges", "recovered exactly"], models)
+    return f"{first}\n\n{rows(['method', 'precision', 'recall', 'AUROC'], methods)}"
+
+
+def controls_table(report: Mapping[str, Any]) -> str:
+    """Losses of the true task and of each control, by model and budget, and how many items of the report fail."""
+    keys = ("true_loss", "swapped_loss", "unrelated_loss", "random_model_loss")
+    body = [
+        [name, *(f"{one[key]:.3f}" for key in keys), ", ".join(one["failed"]) or "none"]
+        for name, one in report["cases"].items()
+    ]
+    return rows(
+        ["model, budget", "true task", "swapped", "unrelated", "random model", "items that fail"], body
+    )
+
+
+def sparse_vs_dense_table(report: Mapping[str, Any]) -> str:
+    """Edges on both sides, and their ratio, task by task."""
+    body = [
+        [
+            task,
+            one["n_seeds"],
+            f"{one['sparse_n_edges']:g}",
+            f"{one['dense_n_edges']:g}",
+            f"{report['tasks'][task]:.1f}",
+        ]
+        for task, one in report["sizes"].items()
+    ]
+    table = rows(["task", "seeds", "edges, sparse", "edges, dense", "ratio"], body)
+    return f"{table}\n\nGeometric mean of the ratios: **{report['geomean_edge_ratio']:.1f}**."
+
+
+def frontier_table(report: Mapping[str, Any]) -> str:
+    """Validation loss and circuit size for each width."""
+    body = [
+        [width, f"{nonzero:,.0f}", f"{loss:.3f}", UNMEASURED if edges is None else f"{edges:.1f}"]
+        for width, nonzero, loss, edges in zip(
+            report["widths"], report["n_nonzero"], report["val_loss"], report["n_edges"], strict=True
+        )
+    ]
+    return rows(["width", "nonzero weights", "validation loss (nats)", "edges of a circuit"], body)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "ground_truth": ground_truth_table,
+    "controls": controls_table,
+    "sparse_vs_dense": sparse_vs_dense_table,
+    "frontier": frontier_table,
+}
+FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "ground_truth": ground_truth_figure,
+    "sparse_vs_dense": sparse_vs_dense_figure,
+    "frontier": frontier_figure,
+}
+
+
+def rows(head: list[str], body: list[list[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+if __name__ == "__main__":
+    app()

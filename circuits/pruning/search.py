@@ -1,0 +1,220 @@
+"""The search for a circuit: learn gates, take what they leave, drop what can go."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from circuits.ablation import ablation_values, run_circuit, run_masked
+from circuits.circuit import WEIGHTS, Circuit, Edge, Node, NodeFacts, Site
+from circuits.model import SparseTransformer
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.judge import Judge
+from circuits.pruning.learn import learn_gates
+from circuits.pruning.minimal import minimal, thinned
+from circuits.pruning.parts import among, edges_between, io_edges, is_pair, without
+from circuits.score import Score, margins, score_against, score_margins, task_score
+from tasks import Batch, Corpus, Task
+from tasks.base import Targets
+
+
+class Search:
+    """One pruning run: the prompts it looks at, the values it ablates with, and its history."""
+
+    def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
+        self.model, self.task, self.config = model, task, config
+        generator = torch.Generator().manual_seed(config.seed)
+        text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
+        self.values = ablation_values(model, text, config.ablation)
+        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
+        self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
+        self.faithful = config.objective == "faithful"
+        self.reference = full_margins(model, self.pool) if self.faithful else None
+        self.judge = Judge(
+            model,
+            self.batch,
+            self.values,
+            target_loss=config.target_loss,
+            target_accuracy=config.target_accuracy,
+            calibrate=config.calibrate and not self.faithful,
+            reference=full_margins(model, self.batch) if self.faithful else None,
+        )
+        self.history: list[dict[str, float]] = []
+
+    def best(self, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
+        """The smallest 1-minimal nodes and edges over all starts.
+
+        A start whose gates stayed open in much greater numbers than another's is not followed further.
+        """
+        starts = [self.nodes_by_gates(start, show) for start in range(self.config.starts)]
+        fewest = min(map(len, starts))
+        found = [
+            self.drop(ranked, start, show) for start, ranked in enumerate(starts) if len(ranked) <= 3 * fewest
+        ]
+        return min(found, key=lambda parts: len(parts[0]) + len(parts[1]))
+
+    def drop(
+        self, ranked: list[Node], start: int, show: Callable[..., None]
+    ) -> tuple[list[Node], list[Edge]]:
+        """Drop nodes, then edges, until no single one can go: large groups of the lowest rank first."""
+        show(stage="discretise", nodes=len(ranked))
+        nodes = self.minimal_nodes(thinned(ranked, self.judge.solved), None, show)
+        edges = edges_between(self.model, nodes)
+        if not self.config.prune_edges:
+            return nodes, edges
+        if len(edges) > self.config.edge_gates:
+            edges = self.edges_by_gates(nodes, edges, start, show)
+        return self.minimal(nodes, edges, show)
+
+    def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
+        """Learn gates on nodes; the last open ones, along the way that they closed, that meet the target, best first."""
+        parts = {
+            site: [Node(site.layer, site.name, i) for i in range(value.shape[-1])]
+            for site, value in self.values.items()
+        }
+
+        def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
+            return run_masked(self.model, targets.tokens, masks, self.values)
+
+        way = self._learn(parts, forward, start, show, "nodes")
+        return _last(way, self.judge.solved) or [node for own in parts.values() for node in own]
+
+    def edges_by_gates(
+        self, nodes: list[Node], edges: list[Edge], start: int, show: Callable[..., None]
+    ) -> list[Edge]:
+        """Learn gates on weights between the nodes; the fewest open ones that meet the target, and all q-k pairs."""
+        names = {sites: name for name, sites in WEIGHTS.items()}
+        parts: dict[tuple[int, str], list[Edge]] = {}
+        for edge in edges:
+            if not is_pair(edge):
+                key = (edge.source.layer, names[edge.source.site, edge.target.site])
+                parts.setdefault(key, []).append(edge)
+        kept = {site: value.new_zeros(value.shape[-1]) for site, value in self.values.items()}
+        for node in nodes:
+            kept[node.at][node.index] = 1
+        places = {
+            key: (torch.tensor([e.source.index for e in own]), torch.tensor([e.target.index for e in own]))
+            for key, own in parts.items()
+        }
+        closed = self.judge.edge_masks([])
+
+        def forward(targets: Targets, masks: dict[tuple[int, str], Tensor]) -> Tensor:
+            cut = {k: m.index_put(places[k], masks[k]) if k in masks else m for k, m in closed.items()}
+            return run_masked(self.model, targets.tokens, kept, self.values, cut)
+
+        pairs = [edge for edge in edges if is_pair(edge)]
+        way = self._learn(parts, forward, start, show, "edges")
+        solved = partial(self.judge.solved, nodes)
+        found = _last(way, solved)
+        return [*thinned(found, solved), *pairs] if found else edges
+
+    def _learn(
+        self, parts: dict, forward: Callable, start: int, show: Callable[..., None], what: str
+    ) -> list:
+        config = self.config
+
+        def log(step: int, loss: float, n_open: int) -> None:
+            so_far = start * config.steps + step
+            if what == "nodes":
+                self.history.append({"step": so_far, "task_loss": loss, "n_open": n_open})
+            done = so_far / (config.steps * config.starts)
+            show(stage=f"{what[:-1]} gates", completed=done, loss=loss, **{what: n_open})
+
+        seed = config.seed + 1000 * start
+        return learn_gates(
+            parts, forward, self.pool, self.reference, config, seed=seed, like=self.model.W_E, log=log
+        )
+
+    def minimal_nodes(
+        self, nodes: list[Node], edges: list[Edge] | None, show: Callable[..., None]
+    ) -> list[Node]:
+        """Drop nodes, least needed first, until no single one can go."""
+
+        def solved(kept: list[Node]) -> Score | None:
+            return self.judge.solved(kept, None if edges is None else among(edges, kept))
+
+        return minimal(nodes, solved, lambda n: show(stage="nodes", nodes=n))
+
+    def minimal(
+        self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
+    ) -> tuple[list[Node], list[Edge]]:
+        """Drop edges and the nodes that lost their use, until no single node and no single edge can go."""
+        while True:
+            # A q-k pair has no weight that could be cut: it stands as long as both of its channels do.
+            pairs = [edge for edge in edges if is_pair(edge)]
+            weights = [edge for edge in edges if not is_pair(edge)]
+            solved = partial(self.judge.solved, nodes)
+            edges = sorted(minimal(weights, solved, lambda n: show(stage="edges", edges=n)) + pairs)
+            fewer = self.minimal_nodes(nodes, edges, show)
+            if fewer == nodes:
+                return nodes, edges
+            nodes, edges = fewer, among(edges, fewer)
+
+    def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
+        """The result with its score on test prompts and each node's effect."""
+        here = self.judge.score(nodes, edges)
+        alone = {node: self.judge.score(*without(node, nodes, edges)) for node in nodes}
+        facts = {
+            node: NodeFacts(
+                mean=float(self.values[node.at][..., node.index].mean()), effect=score.loss - here.loss
+            )
+            for node, score in alone.items()
+        }
+        spare = [
+            e for e in edges if not is_pair(e) and self.judge.solved(nodes, [x for x in edges if x != e])
+        ]
+        circuit = Circuit(
+            nodes=tuple(nodes),
+            edges=tuple(edges),
+            io_edges=tuple(io_edges(self.model, nodes, self.batch, self.task.tokenizer)),
+            widths=self.model.config.widths,
+            n_layers=self.model.config.n_layers,
+            d_head=self.model.config.d_head,
+            task=self.task.name,
+            model_hash=self.model.fingerprint(),
+            ablation=self.config.ablation,
+            values={site: value.cpu() for site, value in self.values.items()},
+            facts=facts,
+        )
+        return circuit.with_metrics(
+            **self._held_out(circuit, self.judge.scale(self.judge.margins(nodes, edges))),
+            val_task_loss=here.loss,
+            val_task_accuracy=here.accuracy,
+            one_minimal=not spare and not any(map(self.judge.meets, alone.values())),
+            target_loss=self.config.target_loss,
+            target_accuracy=self.config.target_accuracy,
+            history=self.history,
+            prune=self.config.to_json(),
+        )
+
+    def _held_out(self, circuit: Circuit, logit_scale: float) -> dict[str, float]:
+        """Scores on test prompts, of the circuit (the calibration is that of the validation prompts) and the model."""
+        test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
+        targets = test.tokens_and_targets()
+        with torch.no_grad():
+            margin = margins(run_circuit(self.model, circuit, targets.tokens), targets)
+        score, full = score_margins(margin * logit_scale), task_score(self.model, test)
+        same = score_against(margin, full_margins(self.model, test))
+        return {
+            "kl_to_model": same.loss,
+            "agreement_with_model": same.accuracy,
+            "task_loss": score.loss,
+            "task_accuracy": score.accuracy,
+            "uncalibrated_task_loss": score_margins(margin).loss,
+            "logit_scale": logit_scale,
+            "full_task_loss": full.loss,
+            "full_task_accuracy": full.accuracy,
+        }
+
+
+def full_margins(model: SparseTransformer, batch: Batch) -> Tensor:
+    """Margins of the whole model, clean prompts first."""
+    targets = batch.tokens_and_targets()
+    with torch.no_grad():
+        return margins(model(targets.tokens), targets)
+
+
+def _last(way: Sequence[list], solved: Callable[[list], Score | None]) -> list:
+    """The last set along the way that meets the target; empty where none does."""
+    return next((ranked for ranked in reversed(way) if ranked and solved(ranked)), [])
