@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 @app.command()
 def run(
     seed: Annotated[int, typer.Option(help="Decides models, gates and prompts.")] = 0,
-    steps: Annotated[int, typer.Option(help="Training steps of the demo model.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of the demo model.")] = 2000,
     results: Annotated[Path, typer.Option(help="File to write.")] = RESULTS,
     kept: Annotated[Path, typer.Option(help="Folder for models and circuits.")] = PAIRS,
 ) -> dict[str, Any]:

@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 @app.command()
 def run(
     seeds: Annotated[int, typer.Option(help="Pairs of models.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps of the sparse model.")] = 1000,
+    steps: Annotated[int, typer.Option(help="Training steps of the sparse model.")] = 2000,
     results: Annotated[Path, typer.Option(help="File to write.")] = RESULTS,
     kept: Annotated[Path, typer.Option(help="Folder for models and circuits.")] = PAIRS,
 ) -> dict[str, Any]:

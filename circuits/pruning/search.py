@@ -68,7 +68,7 @@ class Search:
         return self.minimal(nodes, edges, show)
 
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
-        """Learn gates on nodes; the last open ones, along the way that they closed, that meet the target, best first."""
+        """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
         parts = {
             site: [Node(site.layer, site.name, i) for i in range(value.shape[-1])]
             for site, value in self.values.items()
