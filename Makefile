@@ -19,8 +19,11 @@ setup: $(VENV)/.ready ## Make the virtual environment
 demo: setup ## Train a small sparse model, extract the quote circuit, write out/demo/
 	$(BIN)/circuits demo
 
-test: setup ## Run the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+test: setup ## Run the test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not notebook"
+
+notebooks: setup ## Run every notebook from the top
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m notebook
 
 lint: setup ## Check the style
 	$(BIN)/ruff check .
@@ -29,7 +32,7 @@ lint: setup ## Check the style
 types: setup ## Check the types of the package
 	$(BIN)/mypy
 
-check: test lint types ## Everything that CI runs
+check: test lint types notebooks ## Everything that CI runs
 
 clean: ## Remove the environment and all output
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache
