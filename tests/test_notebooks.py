@@ -1,5 +1,6 @@
 """Every notebook runs from the top, on a CPU, and is stored without outputs."""
 
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -26,5 +27,6 @@ def test_stored_without_outputs_and_short(path):
 def test_runs_from_the_top(path, tmp_path):
     work = tmp_path / "notebooks"
     work.mkdir()
+    shutil.copytree(FOLDER.parent / "docs" / "results", tmp_path / "docs" / "results")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(work)}}).execute()
