@@ -83,17 +83,21 @@ def test_the_default_has_no_composition_and_the_same_weights():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("which", ["branches", "maps", "weights"])
 def test_closed_compositions_are_plain_attention_exactly(kind, which):
-    plain, composed = model_of("none"), model_of(kind)
+    composed = model_of(kind)
+    # Composed heads write their pattern out; so do plain ones when someone looks at it. The fused kernel, which
+    # they use otherwise, sums in another order.
+    plain, _ = model_of("none").run_with_cache(TOKENS)
+    torch.testing.assert_close(plain, model_of("none")(TOKENS))
     if which == "weights":
         for name, parameter in composed.named_parameters():
             if "compose" in name:
                 parameter.data.zero_()
-        assert bool((composed(TOKENS) == plain(TOKENS)).all())
+        assert bool((composed(TOKENS) == plain).all())
         return
-    assert not torch.allclose(composed(TOKENS), plain(TOKENS))
+    assert not torch.allclose(composed(TOKENS), plain)
     level = {"branches": "branch", "maps": "edge"}[which]
     masks = {name: torch.zeros(shape) for name, shape in compose_gates(composed, level).items()}
-    assert bool((run_composed(composed, TOKENS, masks) == plain(TOKENS)).all())
+    assert bool((run_composed(composed, TOKENS, masks) == plain).all())
 
 
 def test_open_gates_change_nothing_and_have_gradients():

@@ -364,12 +364,15 @@ def test_induction_is_not_a_matter_of_which_letters_occur() -> None:
 
 
 def test_ov_rules_are_what_they_are_called() -> None:
-    things = [f"o{i}" for i in range(16)]
+    things = [f"o{i}" for i in range(9)]
     for thing in things:
         assert apply_ov("copy", thing) == thing
-        assert apply_ov("antonym", apply_ov("antonym", thing)) == thing != apply_ov("antonym", thing)
-    assert len({(apply_ov("class", thing), apply_ov("use", thing)) for thing in things}) == 16
+        assert apply_ov("antonym", apply_ov("antonym", thing)) == thing
+    assert [t for t in things if apply_ov("antonym", t) == t] == ["o4"], (
+        "only the middle one is its own antonym"
+    )
+    assert len({(apply_ov("class", thing), apply_ov("use", thing)) for thing in things}) == 9
     walk = [things[0]]
-    while len(walk) < 16:
+    while len(walk) < 9:
         walk.append(apply_ov("successor", walk[-1]))
     assert walk == things

@@ -45,7 +45,7 @@ from tasks.composition import foretold
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, OUT = Path("docs/results"), Path("out/heads")
-STEPS = 2500
+STEPS = 1200
 VARIANTS = ("plain", "plain_equal", "static", "gate", "qw", "kw", "full")
 """plain_equal: plain attention with the parameters that `full` adds given to the MLP."""
 CONTRASTS = (("full", "static"), ("full", "plain_equal"), ("qw", "gate"), ("qw", "kw"))
