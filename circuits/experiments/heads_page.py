@@ -68,7 +68,7 @@ def induction_table(report: Mapping[str, Any]) -> str:
 
 def dynamic_table(report: Mapping[str, Any]) -> str:
     """Accuracy by variant, then the contrasts, with 95 % intervals over seeds."""
-    head = ["heads", "seen cells", "held-out cells", "head-to-head edges needed", "seeds"]
+    head = ["heads", "seen cells", "held-out cells", "map entries needed", "seeds"]
     rows = [head]
     for name, v in report["variants"].items():
         accuracies = [_with_interval(v[which], v[f"{which}_ci"]) for which in ("seen", "held_out")]
