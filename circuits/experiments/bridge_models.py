@@ -107,7 +107,8 @@ def _fitted(
 
 def circuit_of(model: SparseTransformer, task: str, path: Path, *, seed: int, progress: bool) -> Circuit:
     """The circuit for a task: from `path` where the same model and settings made it, else pruned and kept there."""
-    config = PruneConfig(seed=seed)
+    # A sparse side that is trained together with its bridges solves the task a little less surely.
+    config = PruneConfig(seed=seed, target_accuracy=0.97)
     if path.exists():
         kept = Circuit.load(path)
         if kept.model_hash == model.fingerprint() and kept.metrics.get("prune") == config.to_json():
