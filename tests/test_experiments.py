@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from circuits.experiments import frontier, sparse_vs_dense, trust_page
+from circuits.experiments.markdown import around_marks
 from circuits.experiments.record import write_json
 from circuits.experiments.runs import kept_training, kept_twin, pruned, train_until
 from circuits.model import ModelConfig, SparseTransformer
@@ -113,14 +114,15 @@ def test_the_page_quotes_the_results(tmp_path, monkeypatch):
     assert text.count("\nold\n") == len(trust_page.TABLES) - 1
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
     assert "plotly" in (tmp_path / "docs" / "results" / "sparse_vs_dense.html").read_text()
+    page.write_text("no marks")
     with pytest.raises(ValueError, match="expected '<!-- frontier -->'"):
-        trust_page.between("no marks", "frontier", "new")
+        around_marks(page, *trust_page.marks("frontier"))
 
 
 def test_the_page_of_the_project_has_every_mark():
     page = Path(__file__).parent.parent / "docs" / "explanation" / "faithfulness.md"
     for name in trust_page.TABLES:
-        assert trust_page.between(page.read_text(), name, "new")
+        assert around_marks(page, *trust_page.marks(name))
 
 
 def test_figures_of_sizes():

@@ -11,6 +11,7 @@ import torch
 from circuits.bench.end_to_end import cases, growth, measure_step
 from circuits.bench.measure import Row, measure
 from circuits.bench.operations import NAMES, operation
+from circuits.experiments.markdown import around_marks, markdown_table
 from circuits.experiments.record import write_results
 
 BEGIN, END = "<!-- table of circuits bench: begin -->", "<!-- end -->"
@@ -109,9 +110,7 @@ def _spread(middle: float, ends: Sequence[float]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The table of a results file in Markdown, with the machine and the command that remake it."""
-    numeric = ["---", "---:", "---:", "---", "---:", "---:", "---:", "---:"]
-    lines = [COLUMNS, numeric, *(cells(row) for row in report["rows"])]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = markdown_table(COLUMNS, [cells(row) for row in report["rows"]], numeric=(1, 2, 4, 5, 6, 7))
     said = (
         f"Measured on {report['machine']} with {report['threads']} threads on {report['date']}, in "
         f"{report['minutes']:.0f} minutes; `{report['command']}` measures again and rewrites this table."
@@ -151,12 +150,7 @@ def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[st
         ValueError: benchmarks.md is missing, or lacks the two marks between which the table goes.
     """
     page = docs / "benchmarks.md"
-    text = page.read_text() if page.exists() else ""
-    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        raise ValueError(
-            f"{page}: expected a page with {BEGIN!r} and {END!r}, between which the table goes. "
-            "Run the command at the top of the repository."
-        )
+    before, after = around_marks(page, BEGIN, END)
     from circuits.plots import bench_figure, write_page
 
     kept = write_results(
@@ -166,8 +160,7 @@ def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[st
         seconds=report["seconds"],
         numbers={key: report[key] for key in ("rows", "growth", "settings", "threads")},
     )
-    before, _, rest = text.partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(kept)}\n\n{END}{rest.partition(END)[2]}")
+    page.write_text(f"{before}\n\n{markdown(kept)}\n\n{after}")
     write_page(
         docs / "results" / "bench.html",
         title="Benchmark",

@@ -1,10 +1,11 @@
 """The page about bridges: its tables and pictures, drawn from the results files."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from circuits.experiments.markdown import around_marks, markdown_table
 from circuits.plots import bridge_figure, dilution_figure, figure_to_png, steering_figure
 
 BEGIN, END = "<!-- results of the bridge experiments: begin -->", "<!-- end -->"
@@ -23,11 +24,8 @@ def write_bridge_page(docs: Path) -> Path:
     Raises ValueError when the page lacks the two marks between which the tables go.
     """
     page = docs / "explanation" / "bridges.md"
-    text = page.read_text()
-    if BEGIN not in text or END not in text.partition(BEGIN)[2]:
-        raise ValueError(f"{page}: expected {BEGIN!r} and {END!r} in it, between which the tables go.")
-    before, _, rest = text.partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(docs / 'results')}\n\n{END}{rest.partition(END)[2]}")
+    before, after = around_marks(page, BEGIN, END)
+    page.write_text(f"{before}\n\n{markdown(docs / 'results')}\n\n{after}")
     for name in NAMES:
         run = json.loads((docs / "results" / f"{name}.json").read_text())["runs"][0]
         figure = bridge_figure(run["locations"]) if name == "bridges" else _FIGURES[name](run)
@@ -43,11 +41,12 @@ _FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 def _section(name: str, report: Mapping[str, Any]) -> str:
     rows = [row for run in report["runs"] for row in _ROWS[name](run)]
+    table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
     said = (
         f"`{report['command']}` (seeds {', '.join(map(str, report['seeds']))}; {report['minutes']:.0f} minutes "
         f"on one core of: {report['machine']}; {report['date']})"
     )
-    return f"### {_TITLES[name]}\n\n{_table(rows)}\n\n{said}\n\n![{_TITLES[name]}](bridges-{name}.png)"
+    return f"### {_TITLES[name]}\n\n{table}\n\n{said}\n\n![{_TITLES[name]}](bridges-{name}.png)"
 
 
 _TITLES = {
@@ -106,8 +105,3 @@ _ROWS: Mapping[str, Callable[[Mapping[str, Any]], list[dict[str, str]]]] = {
     "steering": _steering_rows,
     "dilution": _dilution_rows,
 }
-
-
-def _table(rows: Sequence[Mapping[str, str]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

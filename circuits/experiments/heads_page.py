@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from circuits.experiments.markdown import around_marks, markdown_table
+
 NAMES = {
     "plain": "plain",
     "plain_equal": "plain, equal parameters",
@@ -27,16 +29,17 @@ def write_tables(docs: Path = Path("docs")) -> list[str]:
         results = docs / "results" / f"{name}.json"
         if results.exists():
             report = json.loads(results.read_text())
-            table = f"{render(report)}\n\n{_made(report)}"
-            page.write_text(_between(page.read_text(), name, table, page))
+            marks = [f"<!-- table of {name}: {place} -->" for place in ("begin", "end")]
+            before, after = around_marks(page, *marks)
+            page.write_text(f"{before}\n\n{render(report)}\n\n{_made(report)}\n\n{after}")
             written.append(name)
     return written
 
 
 def composition_table(report: Mapping[str, Any]) -> str:
     """The hand-made induction model among decoys, a line a null model."""
+    head = ["null model", "largest p of the true edge", "other pairs significant", "decoy seeds"]
     rows = [
-        ["null model", "largest p of the true edge", "other pairs significant", "decoy seeds"],
         ["redraw", _p(report["true_edge_p"]), str(report["false_positives"]), str(report["decoy_seeds"])],
         [
             "permute",
@@ -45,13 +48,13 @@ def composition_table(report: Mapping[str, Any]) -> str:
             str(report["decoy_seeds"]),
         ],
     ]
-    return _table(rows)
+    return markdown_table(head, rows)
 
 
 def induction_table(report: Mapping[str, Any]) -> str:
     """Trained models, a line a seed."""
     head = ["seed", "accuracy", "strongest head: weights", "patterns", "strongest path: weights", "patching"]
-    rows = [head]
+    rows = []
     for run in report["runs"]:
         strongest = [run["strongest_by_weights"], run["strongest_by_patterns"]]
         paths = [run["pair_by_weights"], run["pair_by_patching"]]
@@ -63,31 +66,27 @@ def induction_table(report: Mapping[str, Any]) -> str:
         f"{report['strongest_agree']}, the very same path in {report['pairs_agree']}. Rank correlation of weights and "
         f"patching over K-paths: {report['rank_correlation']:.2f} (mean)."
     )
-    return f"{_table(rows)}\n\n{same}"
+    return f"{markdown_table(head, rows)}\n\n{same}"
 
 
 def dynamic_table(report: Mapping[str, Any]) -> str:
     """Accuracy by variant, then the contrasts, with 95 % intervals over seeds."""
     head = ["heads", "seen cells", "held-out cells", "map entries needed", "seeds"]
-    rows = [head]
+    rows = []
     for name, v in report["variants"].items():
         accuracies = [_with_interval(v[which], v[f"{which}_ci"]) for which in ("seen", "held_out")]
         rows.append([NAMES[name], *accuracies, f"{v['n_compositions']:g}", str(v["n_seeds"])])
-    contrasts = [["difference", "mean (95 % interval)"]]
-    contrasts += [[name, _with_interval(c["mean"], c["ci"])] for name, c in report["contrasts"].items()]
-    return f"{_table(rows)}\n\n{_table(contrasts)}"
+    contrasts = [[name, _with_interval(c["mean"], c["ci"])] for name, c in report["contrasts"].items()]
+    gaps = markdown_table(["difference", "mean (95 % interval)"], contrasts)
+    return f"{markdown_table(head, rows)}\n\n{gaps}"
 
 
 def report_table(report: Mapping[str, Any]) -> str:
     """Time and memory of one head report."""
     head = ["layers", "heads", "d_model", "vocabulary", "seconds", "peak memory, GB", "threads"]
     values = [str(report[key]) for key in ("n_layers", "n_heads", "d_model", "d_vocab")]
-    return _table(
-        [
-            head,
-            [*values, f"{report['report_seconds']:.0f}", f"{report['peak_gb']:.1f}", str(report["threads"])],
-        ]
-    )
+    cost = [f"{report['report_seconds']:.0f}", f"{report['peak_gb']:.1f}", report["threads"]]
+    return markdown_table(head, [[*values, *cost]])
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -98,24 +97,11 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _between(text: str, name: str, table: str, page: Path) -> str:
-    begin, end = f"<!-- table of {name}: begin -->", f"<!-- table of {name}: end -->"
-    before, found, rest = text.partition(begin)
-    if not found or end not in rest:
-        raise ValueError(f"{page}: expected {begin!r} and {end!r}, between which the table goes; add both.")
-    return f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
-
-
 def _made(report: Mapping[str, Any]) -> str:
     return (
         f"Made by `{report['command']}` on {report['machine']} in {report['minutes']:.1f} minutes "
         f"({report['date']})."
     )
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _with_interval(value: float, ends: list[float]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from circuits.experiments.markdown import around_marks, markdown_table
 from circuits.plots import frontier_figure, ground_truth_figure, sparse_vs_dense_figure, write_page
 from circuits.plots.style import UNMEASURED
 
@@ -22,27 +23,20 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 def run() -> None:
     """Rewrite what stands between the marks of the page, and the pages of figures beside the results."""
     page = DOCS / "explanation" / "faithfulness.md"
-    text = page.read_text()
     for name, table in TABLES.items():
         source = DOCS / "results" / f"{name}.json"
         if source.exists():
             report = json.loads(source.read_text())
-            text = between(text, name, table(report))
+            before, after = around_marks(page, *marks(name))
+            page.write_text(f"{before}\n{table(report)}\n{after}")
             if name in FIGURES:
                 write_page(source.with_suffix(".html"), title=name, blocks=[FIGURES[name](report)])
         Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
-    page.write_text(text)
 
 
-def between(text: str, name: str, new: str) -> str:
-    """The text with what stands between the marks of `name` replaced. Raises ValueError where a mark is missing."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
-    if not found or end not in rest:
-        raise ValueError(
-            f"faithfulness.md: expected {begin!r} and {end!r}, between which the table goes. Put them back."
-        )
-    return f"{before}{begin}\n{new}\n{end}{rest.partition(end)[2]}"
+def marks(name: str) -> tuple[str, str]:
+    """The marks between which a table stands."""
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"
 
 
 def ground_truth_table(report: Mapping[str, Any]) -> str:
@@ -55,8 +49,8 @@ def ground_truth_table(report: Mapping[str, Any]) -> str:
         [name, *(f"{one[key]:.2f}" if key in one else UNMEASURED for key in ("precision", "recall", "auroc"))]
         for name, one in report["methods"].items()
     ]
-    first = rows(["model", "nodes of the model", "nodes", "edges", "recovered exactly"], models)
-    return f"{first}\n\n{rows(['method', 'precision', 'recall', 'AUROC'], methods)}"
+    first = markdown_table(["model", "nodes of the model", "nodes", "edges", "recovered exactly"], models)
+    return f"{first}\n\n{markdown_table(['method', 'precision', 'recall', 'AUROC'], methods)}"
 
 
 def controls_table(report: Mapping[str, Any]) -> str:
@@ -66,7 +60,7 @@ def controls_table(report: Mapping[str, Any]) -> str:
         [name, *(f"{one[key]:.3f}" for key in keys), ", ".join(one["failed"]) or "none"]
         for name, one in report["cases"].items()
     ]
-    return rows(
+    return markdown_table(
         ["model, budget", "true task", "swapped", "unrelated", "random model", "items that fail"], body
     )
 
@@ -83,7 +77,7 @@ def sparse_vs_dense_table(report: Mapping[str, Any]) -> str:
         ]
         for task, one in report["sizes"].items()
     ]
-    table = rows(["task", "seeds", "edges, sparse", "edges, dense", "ratio"], body)
+    table = markdown_table(["task", "seeds", "edges, sparse", "edges, dense", "ratio"], body)
     return f"{table}\n\nGeometric mean of the ratios: **{report['geomean_edge_ratio']:.1f}**."
 
 
@@ -95,7 +89,7 @@ def frontier_table(report: Mapping[str, Any]) -> str:
             report["widths"], report["n_nonzero"], report["val_loss"], report["n_edges"], strict=True
         )
     ]
-    return rows(["width", "nonzero weights", "validation loss (nats)", "edges of a circuit"], body)
+    return markdown_table(["width", "nonzero weights", "validation loss (nats)", "edges of a circuit"], body)
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -109,12 +103,6 @@ FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "sparse_vs_dense": sparse_vs_dense_figure,
     "frontier": frontier_figure,
 }
-
-
-def rows(head: list[str], body: list[list[Any]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 if __name__ == "__main__":
