@@ -4,11 +4,12 @@ from circuits.ablation import mean_values, run_circuit, run_masked
 from circuits.bridge import BridgeConfig, BridgeSet, fit_bridges, load_bridges
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.circuit import Circuit, Edge, Node, Site
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.config import ModelConfig, TrainConfig
+from circuits.model import SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.score import task_score
 from circuits.steer import steer
-from circuits.train import TrainConfig, Training, TrainingInterrupted, train
+from circuits.train import Training, TrainingInterrupted, train
 from circuits.zoo import load_pretrained
 
 __all__ = [

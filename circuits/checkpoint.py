@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.config import ModelConfig
+from circuits.model import SparseTransformer
 
 SCHEMA = "sparse-circuits/checkpoint/1"
 _VALUES, _POSITIONS = ".nonzero_values", ".nonzero_positions"

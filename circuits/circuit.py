@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import networkx as nx
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 SCHEMA = "sparse-circuits/circuit/1"
@@ -174,24 +174,11 @@ class Circuit:
 
     def to_mask(self) -> dict[Site, Bool[Tensor, " width"]]:
         """One mask a site: True = keep."""
-        masks = {site: torch.zeros(self.widths[site.name], dtype=torch.bool) for site in self.sites}
-        for node in self.nodes:
-            masks[node.at][node.index] = True
-        return masks
+        return node_masks(self.nodes, self.widths, self.n_layers, torch.empty(0, dtype=torch.bool))
 
     def to_edge_mask(self) -> dict[tuple[int, str], Bool[Tensor, "d_in d_out"]]:
         """One mask for each weight matrix, keyed by (layer, weight name): True = keep. Q-k pairs are not weights."""
-        masks = {
-            (layer, name): torch.zeros(self.widths[source], self.widths[target], dtype=torch.bool)
-            for layer in range(self.n_layers)
-            for name, (source, target) in WEIGHTS.items()
-        }
-        by_sites = {sites: name for name, sites in WEIGHTS.items()}
-        for edge in self.edges:
-            name = by_sites.get((edge.source.site, edge.target.site))
-            if name is not None:
-                masks[edge.source.layer, name][edge.source.index, edge.target.index] = True
-        return masks
+        return edge_masks(self.edges, self.widths, self.n_layers, torch.empty(0, dtype=torch.bool))
 
     def to_networkx(self) -> nx.DiGraph:
         """A directed graph: nodes carry layer, site, index, mean, effect; edges carry weight and kind.
@@ -340,6 +327,33 @@ class Circuit:
 def all_sites(n_layers: int) -> list[Site]:
     """Every site of a model of `n_layers` layers, in forward order."""
     return [Site(layer, name) for layer in range(n_layers) for name in SITES]
+
+
+def node_masks(
+    nodes: Iterable[Node], widths: Mapping[SiteName, int], n_layers: int, like: Tensor
+) -> dict[Site, Shaped[Tensor, " width"]]:
+    """A mask for each site, of the type and on the device of `like`: 1 (or True) at these nodes."""
+    masks = {site: like.new_zeros(widths[site.name]) for site in all_sites(n_layers)}
+    for node in nodes:
+        masks[node.at][node.index] = 1
+    return masks
+
+
+def edge_masks(
+    edges: Iterable[Edge], widths: Mapping[SiteName, int], n_layers: int, like: Tensor
+) -> dict[tuple[int, str], Shaped[Tensor, "d_in d_out"]]:
+    """A mask for each weight matrix, keyed by (layer, weight name): 1 at these edges. Q-k pairs are not weights."""
+    masks = {
+        (layer, name): like.new_zeros(widths[source], widths[target])
+        for layer in range(n_layers)
+        for name, (source, target) in WEIGHTS.items()
+    }
+    by_sites = {sites: name for name, sites in WEIGHTS.items()}
+    for edge in edges:
+        name = by_sites.get((edge.source.site, edge.target.site))
+        if name is not None:
+            masks[edge.source.layer, name][edge.source.index, edge.target.index] = 1
+    return masks
 
 
 def residual_links(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from circuits.config import TrainConfig
 from circuits.plots import demo_page, history_figure, pruning_figure
 from circuits.prune import PruneConfig, prune
-from circuits.train import TrainConfig, Training, train
+from circuits.train import Training, train
 from tasks import load_task
 
 

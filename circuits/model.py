@@ -13,8 +13,8 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, get_args
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -25,101 +25,11 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.config import TransformerLensConfig
 from transformer_lens.hook_points import HookPoint
 
-from circuits.attention import Compose, ComposeKind, sink_softmax
-from circuits.circuit import SITES, WEIGHTS, Site, SiteName, all_sites
+from circuits.attention import Compose, sink_softmax
+from circuits.circuit import WEIGHTS, Site, SiteName, all_sites
+from circuits.config import ModelConfig
 from circuits.kernels import SparseWeight, causal_attention, sparse_linear, trained_linear
 from circuits.topk import abs_topk
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape and options of a `SparseTransformer`; JSON in and out."""
-
-    d_vocab: int | None = None
-    "Number of tokens; None: `train` fills in the vocabulary of its corpus."
-    n_layers: int = 2
-    "Blocks of attention and MLP."
-    d_model: int = 128
-    "Width of the residual stream."
-    n_heads: int = 8
-    "Attention heads of a layer."
-    d_head: int = 16
-    "Channels of a head; small, so that a q-k product stays readable (published: 16)."
-    d_mlp: int = 512
-    "MLP neurons of a layer."
-    n_ctx: int = 64
-    "Longest sequence, in tokens."
-    topk_fraction: float | None = 0.25
-    "Fraction of each site that AbsTopK keeps, in (0, 1]; None switches AbsTopK off (a dense model)."
-    topk_sites: tuple[SiteName, ...] = SITES
-    "Sites that AbsTopK acts on."
-    sink: bool = True
-    "One learned sink logit per head."
-    bigram: bool = True
-    "A dense table B with `logits += B[token]`, so that sparse weights need not spend themselves on bigrams."
-    attention: Literal["softmax", "compose"] = "softmax"
-    "compose: heads are composed before and after the softmax, as `compose` says."
-    compose: ComposeKind = "none"
-    "How heads are composed (see `attention/compose.py`): none, static, gate, qw, kw or full."
-    compose_rank: int = 2
-    "Rank of the mixing part of a composition (published: 2)."
-    norm_eps: float = 1e-5
-    "Added to the mean square inside RMSNorm."
-
-    def __post_init__(self) -> None:
-        for name in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
-            value = getattr(self, name)
-            if (value is not None or name != "d_vocab") and not (isinstance(value, int) and value >= 1):
-                raise ValueError(f"{name}: got {value!r}; expected a whole number of at least 1.")
-        if self.topk_fraction is not None and not 0 < self.topk_fraction <= 1:
-            raise ValueError(
-                f"topk_fraction: got {self.topk_fraction}; expected a number in (0, 1], or None for a dense "
-                "model. A fraction of 0 would leave k = 0 and no activation at all."
-            )
-        unknown = set(self.topk_sites) - set(SITES)
-        if unknown:
-            raise ValueError(f"topk_sites: got {sorted(unknown)}; expected sites out of {SITES}.")
-        if self.compose not in get_args(ComposeKind) or self.compose_rank < 1:
-            raise ValueError(
-                f"compose, compose_rank: got {self.compose!r}, {self.compose_rank}; expected one of "
-                f"{get_args(ComposeKind)}, and a rank of at least 1."
-            )
-        if self.attention not in ("softmax", "compose") or (
-            self.compose != "none" and self.attention != "compose"
-        ):
-            raise ValueError(
-                f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
-                "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
-            )
-        if self.norm_eps <= 0:
-            raise ValueError(f"norm_eps: got {self.norm_eps}; expected a positive number such as 1e-5.")
-
-    @property
-    def widths(self) -> dict[SiteName, int]:
-        """Number of coordinates of each site (q, k and v: over all heads together)."""
-        d_attn = self.n_heads * self.d_head
-        return dict(
-            zip(
-                SITES,
-                (self.d_model, d_attn, d_attn, d_attn, self.d_model, self.d_model, self.d_mlp, self.d_model),
-                strict=True,
-            )
-        )
-
-    def topk(self, site: SiteName) -> int | None:
-        """How many coordinates AbsTopK keeps at a site: `max(1, int(fraction * width))`; None = all."""
-        if self.topk_fraction is None or site not in self.topk_sites:
-            return None
-        return max(1, int(self.topk_fraction * self.widths[site]))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "ModelConfig":
-        """The inverse of `to_json`. Raises ValueError on a key that is unknown or missing."""
-        return cls(**with_tuples(check_keys(cls, data), "topk_sites"))
 
 
 class Matrix(NamedTuple):
@@ -650,17 +560,3 @@ def _lens_config(config: ModelConfig) -> TransformerLensConfig:
     )
     lens.use_hook_mlp_in = lens.use_attn_in = lens.parallel_attn_mlp = False
     return lens
-
-
-def check_keys(config_class: type, data: dict[str, Any]) -> dict[str, Any]:
-    """Pass `data` on when its keys fit the dataclass. Raises ValueError naming the ones that do not."""
-    known = [f.name for f in fields(config_class)]
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise ValueError(f"{config_class.__name__}: unknown key {unknown}; expected keys out of {known}.")
-    return data
-
-
-def with_tuples(data: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """A copy of `data` in which the lists under `keys` are tuples: JSON knows no tuples, frozen configs no lists."""
-    return {key: tuple(value) if key in keys else value for key, value in data.items()}

@@ -25,6 +25,18 @@ class Score(NamedTuple):
     """Fraction of prompts whose answer has a higher logit than its foil."""
 
 
+class UnsolvedError(ValueError):
+    """The whole model misses the targets of a task, so that no part of it could be asked to meet them."""
+
+    def __init__(self, task: str, full: Score, target_loss: float, target_accuracy: float) -> None:
+        super().__init__(
+            f"task: the whole model's loss on {task!r} is {full.loss:.3f} nats (accuracy {full.accuracy:.3f}); "
+            f"expected at most target_loss = {target_loss} and at least target_accuracy = {target_accuracy}. "
+            "Train it longer, or relax the targets."
+        )
+        self.score = full
+
+
 def margins(logits: Float[Tensor, "rows pos d_vocab"], targets: Targets) -> Float[Tensor, " rows"]:
     """Logit of the answer minus logit of the foil, at each prompt's last token."""
     at_end = logits[torch.arange(len(logits)), targets.position]

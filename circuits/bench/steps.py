@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from circuits import kernels
 from circuits.ablation import run_masked
 from circuits.compute import sparse_compute
+from circuits.config import ModelConfig, TrainConfig
 from circuits.gates import Gates
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.train import TrainConfig, Updates, project
+from circuits.model import SparseTransformer
+from circuits.train import Updates, project
 
 STEP_NAMES = ("prune_step", "train_step_exact", "train_step_support", "toy_train_step")
 STEP_TOLERANCE = 1e-9

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from circuits.bridge.maps import Pair
-from circuits.model import check_keys, with_tuples
+from circuits.config import check_keys, require, with_tuples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +50,18 @@ class BridgeConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "betas", tuple(self.betas))
         if self.pairs is not None:
-            _require(
+            require(
                 self, "pairs", 0 < len(set(self.pairs)) == len(self.pairs), "distinct pairs, at least one"
             )
         for name in ("steps", "batch_size", "n_val", "log_every"):
-            _require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
+            require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
         for name in TERMS:
-            _require(self, name, getattr(self, name) >= 0, "a coefficient of at least 0")
-        _require(self, "lr", self.lr > 0, "a positive number")
+            require(self, name, getattr(self, name) >= 0, "a coefficient of at least 0")
+        require(self, "lr", self.lr > 0, "a positive number")
         fraction, some = self.topk_fraction, self.hybrids_per_step
-        _require(self, "topk_fraction", fraction is None or 0 < fraction <= 1, "a number in (0, 1], or None")
-        _require(self, "hybrids_per_step", some is None or some >= 1, "at least 1 location, or None for all")
-        _require(self, "init", self.init in ("regression", "random"), "'regression' or 'random'")
+        require(self, "topk_fraction", fraction is None or 0 < fraction <= 1, "a number in (0, 1], or None")
+        require(self, "hybrids_per_step", some is None or some >= 1, "at least 1 location, or None for all")
+        require(self, "init", self.init in ("regression", "random"), "'regression' or 'random'")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -85,8 +85,3 @@ TERMS = (
     "cross_entropy",
 )
 """Terms of the loss, each with a coefficient of the same name."""
-
-
-def _require(config: BridgeConfig, name: str, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name}: got {getattr(config, name)!r}; expected {expected}.")

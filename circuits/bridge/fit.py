@@ -27,8 +27,9 @@ from circuits.bridge.measure import bridge_metrics, kl_per_token, next_token_los
 from circuits.bridge.sides import Model, Side, still
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.compute import sparse_compute
+from circuits.config import TrainConfig
 from circuits.model import SparseTransformer
-from circuits.train import TrainConfig, TrainingInterrupted, Updates, check_budgets, new_model
+from circuits.train import TrainingInterrupted, Updates, check_budgets, new_model
 from tasks import Corpus
 
 

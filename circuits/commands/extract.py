@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train a weight-sparse transformer and save it. Ctrl-C leaves a checkpoint that --resume takes up."""
     with clear_errors():
-        from circuits.train import TrainConfig
+        from circuits.config import TrainConfig
         from circuits.train import train as run
 
         presets: dict[str, Callable[..., TrainConfig]] = {

@@ -9,11 +9,11 @@ import torch
 
 from circuits.bridge import BridgeConfig, bridge_metrics, chain_losses, fit_bridges, load_bridges
 from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.config import TrainConfig
 from circuits.experiments.record import write_json
 from circuits.model import SparseTransformer
 from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
 from circuits.steer import channel_effects, steer
-from circuits.train import TrainConfig
 from tasks import Corpus, load_corpus, load_task
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from circuits.bridge import BridgeConfig, BridgeSet, fit_bridges, load_bridges
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.circuit import Circuit
+from circuits.config import TrainConfig
 from circuits.model import SparseTransformer
 from circuits.prune import PruneConfig, prune
-from circuits.train import TrainConfig, Training, train, with_vocabulary
+from circuits.train import Training, train, with_vocabulary
 from tasks import Corpus, load_corpus, load_task
 
 

@@ -8,7 +8,8 @@ that it finds. Every other head is a decoy: as many nonzeros, at random places, 
 import torch
 from torch import Tensor
 
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.config import ModelConfig
+from circuits.model import SparseTransformer
 
 D_VOCAB, N_CTX = 10, 12
 """Tokens, and positions."""

@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from circuits.config import TrainConfig
 from circuits.experiments.record import mean, write_results
 from circuits.experiments.runs import kept_training, pruned
 from circuits.prune import PruneConfig
-from circuits.train import TrainConfig
 
 RESULTS, KEPT = Path("docs/results/frontier.json"), Path("out/frontier")
 WIDTHS = (64, 128, 256)

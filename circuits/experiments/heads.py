@@ -33,13 +33,14 @@ from circuits.composition import (
     prune_compositions,
     run_composed,
 )
+from circuits.config import ModelConfig, TrainConfig
 from circuits.experiments.decoys import induction_model
 from circuits.experiments.heads_page import write_tables
 from circuits.experiments.record import mean, once, write_results
 from circuits.heads import head_report
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.model import SparseTransformer
 from circuits.prune import PruneConfig, prune
-from circuits.train import TrainConfig, Updates, new_model
+from circuits.train import Updates, new_model
 from tasks import Batch, Composition, Corpus, load_corpus
 from tasks.composition import foretold
 

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.composition import composition_on_data, rank_correlation
+from circuits.config import ModelConfig, TrainConfig
 from circuits.experiments.record import mean, once, write_results
 from circuits.heads import head_report, induction_scores, repeated_tokens
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.train import TrainConfig, Updates
+from circuits.model import SparseTransformer
+from circuits.train import Updates
 from tasks.tokenizer import LETTERS, WordTokenizer
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)

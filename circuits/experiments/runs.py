@@ -8,7 +8,7 @@ import torch
 
 from circuits.experiments.record import once
 from circuits.prune import PruneConfig, prune
-from circuits.score import task_score
+from circuits.score import UnsolvedError
 from circuits.train import (
     TrainConfig,
     Training,
@@ -91,11 +91,14 @@ def pruned(training: Training, task: str, config: PruneConfig, folder: Path) -> 
 
 
 def _prune(training: Training, name: str, config: PruneConfig, folder: Path) -> dict[str, Any]:
-    task = load_task(name)
-    full = task_score(training.model, task.batch(config.n_eval, split="val", seed=config.seed))
-    if full.loss > config.target_loss or full.accuracy < config.target_accuracy:
-        return {"solved": False, "full_task_loss": full.loss, "full_task_accuracy": full.accuracy}
-    circuit = prune(training.model, task, config, corpus=training.corpus, progress=False)
+    try:
+        circuit = prune(training.model, load_task(name), config, corpus=training.corpus, progress=False)
+    except UnsolvedError as error:
+        return {
+            "solved": False,
+            "full_task_loss": error.score.loss,
+            "full_task_accuracy": error.score.accuracy,
+        }
     circuit.save(folder / f"{name}.circuit.json")
     keys = ("task_loss", "task_accuracy", "full_task_loss", "one_minimal")
     return {

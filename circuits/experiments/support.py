@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from circuits.config import TrainConfig
 from circuits.experiments.record import mean, write_results
 from circuits.experiments.runs import kept_training
-from circuits.train import TrainConfig
 
 RESULTS, KEPT = Path("docs/results/support_gradients.json"), Path("out/support")
 WIDTHS = (128, 256)

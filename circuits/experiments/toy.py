@@ -15,11 +15,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from circuits.config import TrainConfig
 from circuits.demo import extract
 from circuits.experiments.record import once, write_results
 from circuits.experiments.runs import kept_training
 from circuits.prune import PruneConfig
-from circuits.train import TrainConfig, Training, train
+from circuits.train import Training, train
 from tasks import load_corpus, trigram_loss
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.ablation import run_masked
-from circuits.circuit import Circuit, Edge, Node, Site
+from circuits.circuit import Circuit, Edge, Node, Site, edge_masks, node_masks
 from circuits.model import SparseTransformer
 from circuits.score import Score, fitted_scale, margins, score_margins
 from tasks import Batch
@@ -108,10 +108,7 @@ class Bench:
 
     def masks(self, nodes: Iterable[Node]) -> dict[Site, Tensor]:
         """1 = keep, for these nodes."""
-        masks = {site: value.new_zeros(value.shape[-1]) for site, value in self.values.items()}
-        for node in nodes:
-            masks[node.at][node.index] = 1
-        return masks
+        return node_masks(nodes, self.circuit.widths, self.circuit.n_layers, self.model.W_E)
 
     def mask_gradients(self, masks: dict[Site, Tensor]) -> dict[Site, Tensor]:
         """d two-way loss / d mask, with these masks (which need gradients)."""
@@ -123,17 +120,7 @@ class Bench:
     def _edge_masks(self, edges: Sequence[Edge] | None) -> Mapping[tuple[int, str], Tensor] | None:
         if edges is None:
             return None
-        ends = {end for edge in edges for end in (edge.source, edge.target)}
-        kept = Circuit(
-            nodes=tuple(ends),
-            edges=tuple(edges),
-            widths=self.circuit.widths,
-            n_layers=self.circuit.n_layers,
-            task=self.circuit.task,
-            model_hash=self.circuit.model_hash,
-            values=self.circuit.values,
-        )
-        return {key: mask.to(self.model.W_E) for key, mask in kept.to_edge_mask().items()}
+        return edge_masks(edges, self.circuit.widths, self.circuit.n_layers, self.model.W_E)
 
 
 def greedy(candidates: Sequence[Node], gain: Callable[[list[Node]], float], steps: int) -> list[Node]:

@@ -9,11 +9,12 @@ from typing import Any
 from circuits.ablation import check_belongs
 from circuits.circuit import Circuit
 from circuits.compute import frozen
+from circuits.config import check_keys
 from circuits.faithfulness import checks, yardsticks
 from circuits.faithfulness.bench import Bench
 from circuits.faithfulness.controls import control_entries, overlap_entry
 from circuits.faithfulness.report import Entry, Report
-from circuits.model import SparseTransformer, check_keys
+from circuits.model import SparseTransformer
 from circuits.prune import PruneConfig, prune
 from circuits.score import check_task, task_score
 from tasks import Batch, Corpus, Task

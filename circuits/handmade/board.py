@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from circuits.circuit import WEIGHTS, Edge, Node, Site, SiteName
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.config import ModelConfig
+from circuits.model import SparseTransformer
 from tasks import Tokenizer
 
 SCALE = 6.0

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from circuits.circuit import Ablation
-from circuits.model import check_keys, with_tuples
+from circuits.config import check_keys, require, with_tuples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,10 @@ class PruneConfig:
 
     def __post_init__(self) -> None:
         for name in ("starts", "steps", "batch_size", "n_mean", "n_eval", "n_test"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name}: got {getattr(self, name)!r}; expected a whole number of at least 1."
-                )
-        if self.objective not in ("task", "faithful"):
-            raise ValueError(f"objective: got {self.objective!r}; expected 'task' or 'faithful'.")
+            require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
+        require(self, "objective", self.objective in ("task", "faithful"), "'task' or 'faithful'")
         for name in ("target_loss", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected a positive number.")
+            require(self, name, getattr(self, name) > 0, "a positive number")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

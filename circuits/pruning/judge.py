@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import run_masked
-from circuits.circuit import WEIGHTS, Edge, Node, Site
+from circuits.circuit import WEIGHTS, Edge, Node, Site, edge_masks, node_masks
 from circuits.model import SparseTransformer
 from circuits.score import Score, fitted_scale, margins, score_against, score_margins
 from tasks import Batch
@@ -87,30 +87,22 @@ class Judge:
         Weights that lead out of the circuit are cut as well: what is left out must not steer what is kept,
         not even by competing with it in AbsTopK.
         """
-        masks = {site: value.new_zeros(value.shape[-1]) for site, value in self.values.items()}
-        for node in nodes:
-            masks[node.at][node.index] = 1
-        edge_masks = (
-            _all_between(masks, self.model.config.n_layers) if edges is None else self.edge_masks(edges)
-        )
+        masks = self.node_masks(nodes)
+        cut = _all_between(masks, self.model.config.n_layers) if edges is None else self.edge_masks(edges)
         for part in self.parts:
             with torch.no_grad():
-                logits = run_masked(self.model, part.tokens, masks, self.values, edge_masks)
+                logits = run_masked(self.model, part.tokens, masks, self.values, cut)
             yield margins(logits, part)
+
+    def node_masks(self, nodes: Sequence[Node]) -> dict[Site, Tensor]:
+        """1 = keep, for these nodes, at every site."""
+        config = self.model.config
+        return node_masks(nodes, config.widths, config.n_layers, self.model.W_E)
 
     def edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
         """1 = keep, for these edges, in every weight matrix."""
-        masks = {
-            (layer, name): torch.zeros_like(self.model.linear(layer, name).weight)
-            for layer in range(self.model.config.n_layers)
-            for name in WEIGHTS
-        }
-        by_sites = {sites: name for name, sites in WEIGHTS.items()}
-        for edge in edges:
-            name = by_sites.get((edge.source.site, edge.target.site))
-            if name is not None:
-                masks[edge.source.layer, name][edge.source.index, edge.target.index] = 1
-        return masks
+        config = self.model.config
+        return edge_masks(edges, config.widths, config.n_layers, self.model.W_E)
 
 
 def _slices(n: int, first: int = 16, most: int = 64) -> list[tuple[int, int]]:

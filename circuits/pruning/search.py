@@ -14,7 +14,7 @@ from circuits.pruning.judge import Judge
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import minimal, thinned
 from circuits.pruning.parts import among, edges_between, io_edges, is_pair, without
-from circuits.score import Score, margins, score_against, score_margins, task_score
+from circuits.score import Score, UnsolvedError, margins, score_against, score_margins, task_score
 from tasks import Batch, Corpus, Task
 from tasks.base import Targets
 
@@ -24,12 +24,14 @@ class Search:
 
     def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
         self.model, self.task, self.config = model, task, config
+        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
+        self.faithful = config.objective == "faithful"
+        if not self.faithful:  # a faithful circuit is one for what the model does, whatever that is
+            _check_solved(model, task, self.batch, config)
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
-        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
-        self.faithful = config.objective == "faithful"
         self.reference = full_margins(model, self.pool) if self.faithful else None
         self.judge = Judge(
             model,
@@ -90,9 +92,7 @@ class Search:
             if not is_pair(edge):
                 key = (edge.source.layer, names[edge.source.site, edge.target.site])
                 parts.setdefault(key, []).append(edge)
-        kept = {site: value.new_zeros(value.shape[-1]) for site, value in self.values.items()}
-        for node in nodes:
-            kept[node.at][node.index] = 1
+        kept = self.judge.node_masks(nodes)
         places = {
             key: (torch.tensor([e.source.index for e in own]), torch.tensor([e.target.index for e in own]))
             for key, own in parts.items()
@@ -213,6 +213,12 @@ def full_margins(model: SparseTransformer, batch: Batch) -> Tensor:
     targets = batch.tokens_and_targets()
     with torch.no_grad():
         return margins(model(targets.tokens), targets)
+
+
+def _check_solved(model: SparseTransformer, task: Task, batch: Batch, config: PruneConfig) -> None:
+    full = task_score(model, batch)
+    if full.loss > config.target_loss or full.accuracy < config.target_accuracy:
+        raise UnsolvedError(task.name, full, config.target_loss, config.target_accuracy)
 
 
 def _last(way: Sequence[list], solved: Callable[[list], Score | None]) -> list:
