@@ -156,7 +156,7 @@ def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Ite
     try:
         for (layer, name), mask in edge_masks.items():
             linear, value = model.linear(layer, name), values[Site(layer, WEIGHTS[name][0])]
-            if linear.sparse is None or linear.weight.requires_grad or _reads_weights(model):
+            if linear.sparse is None or linear.trains or (_reads_weights(model) and not linear.is_compact):
                 linear.sparse = None
                 replaced[names[id(linear.weight)]] = linear.weight * mask
                 passed = value @ (linear.weight * (1 - mask))

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file, JSON in its header, written in one step.
 
 A weight matrix with many zeros is stored as its nonzeros (values, and their flat positions as uint32: 8 bytes
-each); anything else is stored whole. Loading builds one matrix at a time.
+each); anything else is stored whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
 """
 
 import json
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from circuits.affine import AffineMap
+from circuits.compute import runs_on_nonzeros
 from circuits.config import ModelConfig
+from circuits.kernels import SparseWeight
 from circuits.model import SparseTransformer
 
 SCHEMA = "sparse-circuits/checkpoint/1"
@@ -43,8 +46,8 @@ def save_checkpoint(
     """Write the model, `meta` (JSON types) and `extra` tensors to one file; a reader never sees half of it."""
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
-    for name, parameter in model.named_parameters():
-        value = parameter.detach().cpu().contiguous()
+    for name in model.weight_names():
+        value = model.weight_named(name).cpu().contiguous()
         if 2 * int(value.count_nonzero()) < value.numel() < 2**32:
             positions = value.flatten().nonzero().squeeze(-1)
             tensors[name + _VALUES] = value.flatten()[positions]
@@ -63,26 +66,27 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(path: str | Path, *, tokenizer: Any = None) -> Checkpoint:
+def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:
     """Read what `save_checkpoint` wrote: the same bits. Raises ValueError on any other file.
 
-    `tokenizer` is attached to the model; checkpoints hold weights, not vocabularies.
+    tokenizer: attached to the model; checkpoints hold weights, not vocabularies. compact: for looking at and not for
+    training; a matrix that runs on its nonzeros is never made dense (see `circuits.compute.compact`).
     """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("sparse-circuits", "{}"))
             if header.get("schema") != SCHEMA:
                 raise ValueError(f"path: {path} has schema {header.get('schema')!r}; expected {SCHEMA!r}.")
-            model = SparseTransformer(ModelConfig.from_json(header["config"]), tokenizer=tokenizer)
-            for name, parameter in model.named_parameters():
-                _fill(parameter.data, name, file, header["shapes"])
+            model = _empty_model(ModelConfig.from_json(header["config"]), tokenizer)
+            for name in model.weight_names():
+                _fill(model, name, file, header["shapes"].get(name), compact)
             extra = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("extra.")}  # noqa: SIM118
     except (SafetensorError, FileNotFoundError) as error:
         raise ValueError(
             f"path: {path} cannot be read as a checkpoint ({error}); expected a file that save_checkpoint or "
             "`circuits train` wrote."
         ) from None
-    return Checkpoint(model=model, meta=header["meta"], extra=extra)
+    return Checkpoint(model=model.eval() if compact else model, meta=header["meta"], extra=extra)
 
 
 def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
@@ -105,10 +109,27 @@ def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
     )
 
 
-def _fill(parameter: Tensor, name: str, file: Any, shapes: dict[str, list[int]]) -> None:
-    if name not in shapes:
-        parameter.copy_(file.get_tensor(name))
-        return
-    positions = file.get_tensor(name + _POSITIONS).to(torch.int64)
-    parameter.zero_()
-    parameter.view(-1)[positions] = file.get_tensor(name + _VALUES)
+def _empty_model(config: ModelConfig, tokenizer: Any) -> SparseTransformer:
+    """A model whose weights take no memory yet."""
+    with torch.device("meta"):
+        return SparseTransformer(config, tokenizer=tokenizer)
+
+
+def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | None, compact: bool) -> None:
+    """Read one weight into the model. shape: given for a weight that is stored as nonzeros."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    if shape is None:
+        weight = file.get_tensor(name)
+    else:
+        values = file.get_tensor(name + _VALUES)
+        positions = file.get_tensor(name + _POSITIONS).to(torch.int64)
+        if compact and isinstance(module, AffineMap) and own == module.MATRIX:
+            rows, columns = positions // shape[1], positions % shape[1]
+            sparse = SparseWeight.from_entries(rows, columns, values, (shape[0], shape[1]))
+            if runs_on_nonzeros(values, sparse.density):
+                module.hold_nonzeros(sparse)
+                return
+        weight = values.new_zeros(shape)
+        weight.view(-1)[positions] = values
+    setattr(module, own, nn.Parameter(weight, requires_grad=not compact))

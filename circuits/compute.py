@@ -57,13 +57,32 @@ def frozen(model: SparseTransformer) -> Iterator[None]:
             parameter.requires_grad_(need)
 
 
+def compact(model: SparseTransformer) -> SparseTransformer:
+    """The same model, changed in place, for looking at and not for training: no dense copy of sparse matrices.
+
+    Every map that is faster on its nonzeros holds nothing else from here on, and no weight asks for a gradient.
+    Outputs, `fingerprint` and checkpoints stay what they were. There is no way back but loading the checkpoint.
+    """
+    model.eval().requires_grad_(False)
+    for _, linear in model.linears():
+        sparse = linear.sparse or _compressed(linear.weight)
+        if sparse is not None:
+            linear.hold_nonzeros(sparse)
+    keep_pages()
+    return model
+
+
+def runs_on_nonzeros(like: Float[Tensor, "*shape"], density: float) -> bool:
+    """Whether a matrix of this density, of the type and on the device of `like`, is faster on its nonzeros."""
+    impl = chosen_impl(like)
+    return impl != "naive" and density < kernels.DENSE_FROM[impl]
+
+
 def _compressed(weight: Float[Tensor, "d_in d_out"]) -> SparseWeight | None:
     """The nonzeros, where using them is faster than the matrix."""
     weight = weight.detach()
-    impl = chosen_impl(weight)
     density = int(torch.count_nonzero(weight)) / max(1, weight.numel())
-    fast = impl != "naive" and density < kernels.DENSE_FROM[impl]
-    return SparseWeight.from_dense(weight) if fast else None
+    return SparseWeight.from_dense(weight) if runs_on_nonzeros(weight, density) else None
 
 
 def _said(sparse: SparseWeight | None) -> str:

@@ -25,10 +25,11 @@ from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.config import TransformerLensConfig
 from transformer_lens.hook_points import HookPoint
 
+from circuits.affine import AffineMap
 from circuits.attention import Compose, sink_softmax
 from circuits.circuit import WEIGHTS, Site, SiteName, all_sites
 from circuits.config import ModelConfig
-from circuits.kernels import SparseWeight, causal_attention, sparse_linear, trained_linear
+from circuits.kernels import causal_attention
 from circuits.topk import abs_topk
 
 
@@ -36,7 +37,8 @@ class Matrix(NamedTuple):
     """One tensor that training projects onto its top-k, and how."""
 
     name: str
-    parameter: nn.Parameter
+    parameter: Tensor
+    """In a compact map, made from its nonzeros."""
     group: Literal["block", "embed"]
     unit_axis: int | None
     """Axis that enumerates the units that must each keep `min_alive` weights; None where there are none."""
@@ -58,39 +60,15 @@ class AbsTopK(nn.Module):
         return f"k={self.k}"
 
 
-class AffineMap(nn.Module):
-    """What `Linear` and `Unembed` share: while `sparse_compute` is on, they run on their nonzeros."""
-
-    sparse: SparseWeight | None = None
-    "The nonzeros, while the map runs on them; else None."
-    on_support: bool = False
-    "Whether the gradient to the weight is taken at the nonzeros only."
-
-    def affine(
-        self, x: Float[Tensor, "... d_in"], weight: Float[Tensor, "d_in d_out"], bias: Float[Tensor, " d_out"]
-    ) -> Float[Tensor, "... d_out"]:
-        """`x @ weight + bias`. On the nonzeros, activations lie feature-major in memory, whatever their shape says."""
-        if self.sparse is None:
-            return F.linear(x, weight.T, bias)
-        flat = x.flatten(0, -2).t()
-        if weight.requires_grad:
-            y = trained_linear(flat, weight, self.sparse, bias, on_support=self.on_support)
-        else:
-            y = sparse_linear(flat, self.sparse, bias=bias)
-        return y.t().unflatten(0, x.shape[:-1])
-
-
 class Linear(AffineMap):
     """`x @ weight + bias` with weight [d_in, d_out]: the right-multiplying convention of TransformerLens."""
+
+    weight: Float[Tensor, "d_in d_out"]
 
     def __init__(self, d_in: int, d_out: int, std: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(d_in, d_out) * std)
         self.bias = nn.Parameter(torch.zeros(d_out))
-
-    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """A plain affine map."""
-        return self.affine(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -111,8 +89,6 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Causal multi-head attention with a sink logit per head and AbsTopK at q, k, v and out."""
 
-    mask: Tensor
-
     def __init__(self, config: ModelConfig, lens: TransformerLensConfig) -> None:
         super().__init__()
         self.cfg = lens
@@ -129,9 +105,6 @@ class Attention(nn.Module):
             AbsTopK(config.topk(s)) for s in ("attn_q", "attn_k", "attn_v")
         )
         self.compose_pre, self.compose_post = (_compose(config), _compose(config))
-        self.register_buffer(
-            "mask", torch.ones(config.n_ctx, config.n_ctx, dtype=torch.bool).triu(1), persistent=False
-        )
         self.hook_in = HookPoint()  # site attn_in [batch, pos, d_model]
         self.hook_q = HookPoint()  # site attn_q [batch, pos, head, d_head]
         self.hook_k = HookPoint()  # site attn_k
@@ -188,7 +161,8 @@ class Attention(nn.Module):
         scores = scores / math.sqrt(self.d_head)
         if self.compose_pre is not None:
             scores = self.compose_pre(scores, x)
-        scores = scores.masked_fill(self.mask[:n_pos, :n_pos], -torch.inf)
+        later = torch.ones(n_pos, n_pos, dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
         pattern = self.hook_pattern(sink_softmax(self.hook_attn_scores(scores), self.sink))
         if self.compose_post is not None:
             pattern = self.compose_post(pattern, x)
@@ -292,6 +266,9 @@ class Block(nn.Module):
 class Unembed(AffineMap):
     """`x W_U + b_U`."""
 
+    MATRIX, BIAS = "W_U", "b_U"
+    W_U: Float[Tensor, "d_model d_vocab"]
+
     def __init__(self, d_model: int, d_vocab: int) -> None:
         super().__init__()
         self.W_U = nn.Parameter(torch.randn(d_model, d_vocab) * 0.02)
@@ -299,7 +276,7 @@ class Unembed(AffineMap):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, without the bigram term."""
-        return self.affine(x, self.W_U, self.b_U).contiguous()
+        return super().forward(x).contiguous()
 
     @property
     def weight(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -412,6 +389,18 @@ class SparseTransformer(HookedRootModule):
         yield Matrix("W_U", self.unembed.W_U, "embed", None)
         yield Matrix("b_U", self.unembed.b_U, "embed", None)
 
+    def weight_names(self) -> list[str]:
+        """Names of all parameters, and of the matrices of compact maps, sorted."""
+        maps = [(path, map) for path, map in self.named_modules() if isinstance(map, AffineMap)]
+        compact = [f"{path}.{map.MATRIX}" for path, map in maps if map.is_compact]
+        return sorted([name for name, _ in self.named_parameters()] + compact)
+
+    def weight_named(self, name: str) -> Tensor:
+        """A weight by its name; in a compact map, made from the nonzeros and not kept."""
+        path, _, own = name.rpartition(".")
+        weight: Tensor = getattr(self.get_submodule(path), own)
+        return weight.detach()
+
     def n_nonzero(self) -> int:
         """Nonzeros over everything in `matrices`."""
         return sum(int(m.parameter.count_nonzero()) for m in self.matrices())
@@ -436,9 +425,9 @@ class SparseTransformer(HookedRootModule):
             f.name: config[f.name] for f in fields(ModelConfig) if getattr(self.config, f.name) != f.default
         }
         digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
-        for name, parameter in sorted(self.named_parameters()):
+        for name in self.weight_names():
             digest.update(name.encode())
-            digest.update((parameter.detach().cpu() + 0.0).contiguous().numpy().tobytes())
+            digest.update((self.weight_named(name).cpu() + 0.0).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     # The rest of the contract that TransformerLens's tools rely on.

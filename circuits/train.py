@@ -124,6 +124,11 @@ class Updates:
     """One optimiser step under the projection, for this loop and for any other loss of the same model."""
 
     def __init__(self, model: SparseTransformer, config: TrainConfig) -> None:
+        if any(linear.is_compact for _, linear in model.linears()):
+            raise ValueError(
+                "model: it is compact, its matrices cannot train; expected one with all its weights. Load its "
+                "checkpoint with load_checkpoint(path), without compact=True."
+            )
         self.model, self.config = model, config
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True

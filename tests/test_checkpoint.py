@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from circuits.checkpoint import load_checkpoint, save_checkpoint
+from circuits.kernels import SparseWeight
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.topk import project_topk
 
@@ -48,3 +49,19 @@ def test_other_files_are_refused(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "other")
     with pytest.raises(ValueError, match="has schema None; expected 'sparse-circuits/checkpoint/1'"):
         load_checkpoint(tmp_path / "other")
+
+
+def test_a_compact_model_never_holds_a_sparse_matrix_whole(tmp_path, monkeypatch):
+    model = sparse_model()
+    path = save_checkpoint(tmp_path / "m.safetensors", model)
+    monkeypatch.setattr(SparseWeight, "to_dense", lambda self: pytest.fail("made a dense copy"))
+    back = load_checkpoint(path, compact=True).model
+    tokens = torch.randint(0, 11, (3, 8))
+    ours = back(tokens)
+    monkeypatch.undo()
+    assert all(linear.is_compact for _, linear in back.linears())
+    assert sum(p.numel() for p in back.parameters()) < sum(p.numel() for p in model.parameters()) / 5
+    torch.testing.assert_close(ours, model(tokens), atol=1e-6, rtol=1e-5)
+    assert back.fingerprint() == model.fingerprint()
+    again = save_checkpoint(tmp_path / "again.safetensors", back)
+    assert again.read_bytes() == path.read_bytes()

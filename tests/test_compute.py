@@ -9,11 +9,11 @@ import torch
 from circuits import kernels
 from circuits.ablation import mean_values, run_masked
 from circuits.circuit import WEIGHTS
-from circuits.compute import sparse_compute
+from circuits.compute import compact, sparse_compute
 from circuits.kernels import causal_attention
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.topk import project_topk
-from circuits.train import TrainConfig, train
+from circuits.train import TrainConfig, Updates, train
 
 CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=24, n_heads=3, d_head=5, d_mlp=37, n_ctx=9)
 
@@ -213,3 +213,44 @@ def test_support_gradients_let_dropped_weights_return():
     exact = train(TrainConfig(**QUICK), progress=False).model
     assert always.fingerprint() == exact.fingerprint()
     assert never.fingerprint() != exact.fingerprint()
+
+
+def test_a_compact_model_is_the_same_model_without_dense_matrices(model, tokens):
+    plain, hash_before = model(tokens), model.fingerprint()
+    names = {name for name, _ in model.named_parameters()}
+    dense = {name: value.clone() for name, value in model.state_dict().items()}
+    n_nonzero = model.n_nonzero()
+    assert compact(model) is model
+    assert {name.rpartition(".")[2] for name in names - {n for n, _ in model.named_parameters()}} == {
+        "weight",
+        "W_U",
+    }
+    assert all(linear.is_compact for _, linear in model.linears())
+    torch.testing.assert_close(model(tokens), plain, atol=1e-12, rtol=1e-12)
+    assert model.fingerprint() == hash_before
+    assert model.n_nonzero() == n_nonzero
+    assert all(torch.equal(value, dense[name]) for name, value in model.state_dict().items())
+    assert torch.equal(model.float().W_U, dense["unembed.W_U"].float())
+    with pytest.raises(ValueError, match="it is compact, its matrices cannot train"):
+        Updates(model, TrainConfig())
+
+
+@pytest.mark.parametrize("per_head", [False, True])
+def test_a_compact_model_is_masked_and_cut_like_any_other(model, tokens, per_head):
+    model.requires_grad_(False).set_use_attn_result(per_head)
+    values = mean_values(model, tokens)
+    masks = {site: torch.rand_like(value).round().requires_grad_() for site, value in values.items()}
+    edges = {
+        (layer, name): torch.rand_like(model.linear(layer, name).weight)
+        for layer in range(2)
+        for name in WEIGHTS
+    }
+
+    def outcome():
+        logits = run_masked(model, tokens, masks, values, edges)
+        return logits.detach(), torch.autograd.grad(logits.square().sum(), list(masks.values()))
+
+    (expected, gradients), (ours, our_gradients) = outcome(), (compact(model), outcome())[1]
+    torch.testing.assert_close(ours, expected, atol=1e-11, rtol=1e-11)
+    for one, other in zip(our_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)

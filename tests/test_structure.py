@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"circuit", "kernels", "topk"},
-    {"attention", "config", "model", "compute", "gates", "score", "checkpoint", "ablation"},
+    {"affine", "attention", "config", "model", "compute", "gates", "score", "checkpoint", "ablation"},
     {"train", "prune", "pruning", "faithfulness", "bridge", "steer", "heads", "composition", "decompile"}
     | {"handmade", "compare", "dilution"},
     {"plots", "interop", "sweep", "zoo", "bench", "demo", "experiments"},

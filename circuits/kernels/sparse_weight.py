@@ -1,6 +1,8 @@
 """A sparse weight matrix: where its nonzeros are, in the two orders the products need, and their values."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
@@ -75,8 +77,12 @@ class SparseWeight:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> "SparseWeight":
         """On another device, or with values of another type."""
-        tensors = {name: getattr(self, name).to(device) for name in _TENSORS}
-        return replace(self, **tensors | {"values": tensors["values"].to(dtype=dtype)})
+        return self.map(lambda t: t.to(device, dtype if t.is_floating_point() else None))
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> "SparseWeight":
+        """With `fn` applied to the values and to every index array, as `nn.Module.to` does to parameters."""
+        mapped: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
+        return replace(self, **mapped)
 
     @classmethod
     def from_entries(
