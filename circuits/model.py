@@ -29,7 +29,7 @@ from circuits.affine import AffineMap
 from circuits.attention import Compose, sink_softmax
 from circuits.circuit import WEIGHTS, Site, SiteName, all_sites
 from circuits.config import ModelConfig
-from circuits.kernels import causal_attention
+from circuits.kernels import causal_attention, token_major
 from circuits.topk import abs_topk
 
 
@@ -71,6 +71,20 @@ class Linear(AffineMap):
         self.bias = nn.Parameter(torch.zeros(d_out))
 
 
+class _MeanSquare(torch.autograd.Function):
+    """`x.square().mean(-1, keepdim=True)`, the very bits; backward in the memory layout of x, whatever it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean(dim=-1, keepdim=True)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return x * (2 * (grads[0] / x.shape[-1]))
+
+
 class RMSNorm(nn.Module):
     """`x / sqrt(mean(x^2) + eps)`, without weights."""
 
@@ -82,7 +96,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Root mean square 1 along the last axis."""
-        scale = self.hook_scale((x.square().mean(dim=-1, keepdim=True) + self.eps).sqrt())
+        scale = self.hook_scale((_MeanSquare.apply(x) + self.eps).sqrt())
         return self.hook_normalized(x / scale)
 
 
@@ -276,7 +290,7 @@ class Unembed(AffineMap):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits, without the bigram term."""
-        return super().forward(x).contiguous()
+        return token_major(super().forward(x))
 
     @property
     def weight(self) -> Float[Tensor, "d_model d_vocab"]:

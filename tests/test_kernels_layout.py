@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from circuits.kernels.cpu_layout import contiguous, transposed
+from circuits.kernels.layout import token_major
 from circuits.kernels.masking import replace_features
 
 
@@ -49,3 +50,15 @@ def test_open_and_closed_masks_give_the_value_itself():
     value, ones = torch.randn(6), torch.ones(6)
     assert torch.equal(replace_features(x, ones, value), x)
     assert torch.equal(replace_features(x, 0 * ones, value), value.expand_as(x))
+
+
+@pytest.mark.parametrize("width", [(6,), (2, 3)])
+def test_token_major_is_the_same_tensor_laid_anew_with_its_gradient(width):
+    x = torch.randn(6, 3, 7, dtype=torch.float64).movedim(0, -1).unflatten(-1, width).requires_grad_()
+    y = token_major(x)
+    assert y.is_contiguous()
+    assert torch.equal(y, x)
+    upstream = torch.randn_like(y)
+    assert torch.equal(torch.autograd.grad(y, x, upstream)[0], upstream)
+    assert token_major(y) is y
+    assert token_major(torch.zeros(0, 4, 3)[:, ::2]).shape == (0, 2, 3)

@@ -178,3 +178,18 @@ def test_small_parts():
     linear = Linear(7, 3, 1.0)
     torch.testing.assert_close(linear(x), x @ linear.weight + linear.bias)
     assert Site(0, "attn_in").name in SITES
+
+
+@pytest.mark.parametrize("feature_major", [False, True])
+def test_rms_norm_has_the_gradients_of_its_formula_in_its_inputs_layout(feature_major):
+    x = torch.randn(2, 3, 5, dtype=torch.float64)
+    if feature_major:
+        x = x.movedim(-1, 0).contiguous().movedim(0, -1)
+    x.requires_grad_()
+    ours, plain = RMSNorm(1e-5)(x), x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    assert torch.equal(ours, plain)
+    upstream = torch.randn_like(x)
+    (gradient,), (expected,) = (torch.autograd.grad(y, x, upstream) for y in (ours, plain))
+    torch.testing.assert_close(gradient, expected, atol=1e-14, rtol=1e-13)
+    assert gradient.stride() == x.stride()
+    assert torch.autograd.gradgradcheck(RMSNorm(1e-5), (x,))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from circuits import kernels
 from circuits.ablation import run_masked
-from circuits.compute import sparse_compute
+from circuits.compute import compact, sparse_compute
 from circuits.config import ModelConfig, TrainConfig
 from circuits.gates import Gates
 from circuits.model import SparseTransformer
@@ -93,16 +93,15 @@ def step(config: StepConfig, way: Literal["fast", "plain"], *, dtype: torch.dtyp
 
 
 def _prune_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, way: str) -> Step:
-    """A step of gate training on frozen weights; the nonzeros are read once, as in a pruning run."""
+    """A step of gate training on frozen weights; the fast way holds nothing but their nonzeros."""
     model.requires_grad_(False).eval()
+    if way == "fast":
+        compact(model)
     widths = model.config.widths
     gates = Gates({site: (widths[site.name],) for site in model.sites()}, seed=0, like=model.W_E)
     parameters = [*gates.parameters.values()]
     values = {site: torch.full_like(gate, 0.01) for site, gate in gates.parameters.items()}
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
-    kept = sparse_compute(model) if way == "fast" else None
-    if kept is not None:
-        kept.__enter__()  # for as long as this step lives: its model is its own
 
     def run() -> Tensor:
         with nullcontext() if way == "fast" else masked_dense():

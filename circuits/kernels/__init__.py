@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from circuits.kernels.attention import causal_attention
+from circuits.kernels.layout import token_major
 from circuits.kernels.sparse_weight import SparseWeight
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "sparse_linear",
     "spmm",
     "spmm_t",
+    "token_major",
     "topk_mask",
     "topk_threshold",
     "trained_linear",

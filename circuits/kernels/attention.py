@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from circuits.kernels.layout import laid_by_token
+
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -59,7 +61,7 @@ class _Flash(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None) -> Tensor:
         # torch's kernel reads whole rows [d_head]; what comes feature-major goes back feature-major.
         ctx.feature_major = not q.is_contiguous() and _features(q).is_contiguous()
-        q, k, v = (_token_major(x).transpose(1, 2) for x in (q, k, v))
+        q, k, v = (laid_by_token(x).transpose(1, 2) for x in (q, k, v))
         z, log_total = _forward(
             q, k, v, 0.0, True
         )  # log_total: of each softmax's denominator [batch, head, pos]
@@ -74,7 +76,7 @@ class _Flash(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dz: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, sink, z, log_total = ctx.saved_tensors
-        dz = _token_major(dz).transpose(1, 2)
+        dz = laid_by_token(dz).transpose(1, 2)
         gradients = _backward(dz, q, k, v, z, log_total, 0.0, True)
         dq, dk, dv = (_laid(dx.transpose(1, 2), ctx.feature_major) for dx in gradients)
         dsink = None
@@ -87,13 +89,6 @@ class _Flash(torch.autograd.Function):
 def _features(x: Tensor) -> Tensor:
     """[batch, pos, head, d_head] as [head * d_head, batch * pos]."""
     return x.flatten(2).flatten(0, 1).t()
-
-
-def _token_major(x: Tensor) -> Tensor:
-    """x, contiguous."""
-    from circuits.kernels.cpu_layout import contiguous  # compiles: only when it is needed
-
-    return contiguous(x.flatten(2).flatten(0, 1)).view(x.shape)
 
 
 def _laid(x: Tensor, feature_major: bool) -> Tensor:
