@@ -10,7 +10,7 @@ from circuits.prune import PruneConfig, prune
 from circuits.score import task_score
 from circuits.steer import steer
 from circuits.train import Training, TrainingInterrupted, train
-from circuits.zoo import load_pretrained
+from circuits.zoo import load_pretrained, load_pretrained_bridges
 
 __all__ = [
     "BridgeConfig",
@@ -29,6 +29,7 @@ __all__ = [
     "load_bridges",
     "load_checkpoint",
     "load_pretrained",
+    "load_pretrained_bridges",
     "mean_values",
     "prune",
     "run_circuit",

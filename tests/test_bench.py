@@ -27,14 +27,21 @@ from circuits.bench import (
 )
 from circuits.bench import table as bench_table
 from circuits.bench.cost import PRODUCTS, product_cost
-from circuits.bench.end_to_end import exponent, growth, measure_step
+from circuits.bench.end_to_end import exponent, growth, measure_step, projection_share
 from circuits.bench.measure import interleaved, quartiles
-from circuits.bench.steps import STEP_NAMES, StepConfig, step
+from circuits.bench.steps import STEP_NAMES, StepConfig, projection, step, toy
 from circuits.bench.table import BEGIN, END
 from circuits.plots import bench_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
 TINY = BenchConfig(steps="none", widths=(8, 16), densities=(1 / 4,), tokens=5, repeats=3, warmup=1)
+MADE = {
+    "machine": "a machine",
+    "threads": 2,
+    "date": "2026-01-02",
+    "minutes": 1.0,
+    "command": "circuits bench",
+}
 KEYS = {"name", "d_model", "density", "ratio", "parity", "bytes_per_memcpy"}
 
 
@@ -115,7 +122,9 @@ def test_rounds_interleave_and_rotate():
     assert quartiles([7.0]) == (7.0, 7.0)
 
 
-def test_pages_quote_the_results(report, tmp_path):
+def test_pages_quote_the_results(report, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("circuits.plots.figure_to_png", lambda figure, path, **_: drawn.append(path.name))
     (tmp_path / "benchmarks.md").write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nAfter\n")
     for _ in range(2):  # twice: the page can be rewritten
         kept = write_pages(report, tmp_path)
@@ -127,7 +136,7 @@ def test_pages_quote_the_results(report, tmp_path):
     assert (
         json.loads((tmp_path / "results" / "bench.json").read_text())["command"] == "circuits bench --write"
     )
-    assert (tmp_path / "results" / "bench.html").exists()
+    assert drawn == ["benchmarks.png", "benchmarks.png"]
 
 
 def test_pages_refuse_a_place_without_marks(report, tmp_path):
@@ -247,6 +256,20 @@ def test_a_step_that_disagrees_gets_no_ratio(monkeypatch):
     row = measure_step(config, repeats=1)
     assert not row.parity
     assert row.ratio is row.fast_ms is row.plain_ms is None
+
+
+def test_the_projection_is_a_part_of_the_step_and_starts_anew_each_time():
+    config = toy(d_model=32, batch=2, pos=8, density=1 / 8)
+    project, prepare = projection(config)
+    for _ in range(2):
+        prepare()
+        assert project().count_nonzero() <= 50 * 32 // 16
+    found = projection_share(config, repeats=2)
+    assert found["ms"] > 0
+    assert found["share"] > 0
+    assert "The projection is 3.4% of the toy training step (1.2 ms)." in markdown(
+        {**MADE, "rows": [], "growth": None, "projection": {"share": 0.034, "ms": 1.23}}
+    )
 
 
 def test_exponents_are_those_of_a_power_law():

@@ -102,18 +102,23 @@ def stored_sizes():
 
 def test_the_page_quotes_the_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    drawn = []
+    monkeypatch.setattr(trust_page, "figure_to_png", lambda figure, path: drawn.append(path.name))
     (tmp_path / "docs" / "explanation").mkdir(parents=True)
     marks = "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in trust_page.TABLES)
     page = tmp_path / "docs" / "explanation" / "faithfulness.md"
     page.write_text(f"before\n{marks}after\n")
-    write_json("docs/results/sparse_vs_dense.json", stored_sizes())
+    command = "python -m circuits.experiments.sparse_vs_dense --seeds 1"
+    made = {"command": command, "seeds": [0], "minutes": 1.5, "machine": "a machine", "date": "2026-01-02"}
+    write_json("docs/results/sparse_vs_dense.json", {**made, **stored_sizes()})
     trust_page.run()
     text = page.read_text()
     assert "| quotes | 1 | 8 | 160 | 20.0 |" in text
     assert "Geometric mean of the ratios: **12.2**" in text
     assert text.count("\nold\n") == len(trust_page.TABLES) - 1
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
-    assert "plotly" in (tmp_path / "docs" / "results" / "sparse_vs_dense.html").read_text()
+    assert "![](faithfulness-sparse_vs_dense.png)\n\n`python -m circuits.experiments.sparse_vs_dense" in text
+    assert drawn == ["faithfulness-sparse_vs_dense.png"]
     page.write_text("no marks")
     with pytest.raises(ValueError, match="expected '<!-- frontier -->'"):
         around_marks(page, *trust_page.marks("frontier"))

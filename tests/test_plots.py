@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from circuits.circuit import SITES, WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, all_sites
-from circuits.plots import circuit_figure, history_figure, pruning_figure
+from circuits.plots import circuit_figure, controls_figure, history_figure, pruning_figure
 from circuits.plots.frame import curve
 from circuits.plots.layout import circuit_layout, residual_wires
 from circuits.plots.marks import COLOURS, FIXED_WIDTHS
@@ -431,3 +431,17 @@ def test_a_history_that_lacks_something_is_refused(draw):
         draw([])
     with pytest.raises(ValueError, match=r"history: row 1 lacks \['step'\]"):
         draw([HISTORY[0] | PRUNING[0], {k: v for k, v in (HISTORY[1] | PRUNING[1]).items() if k != "step"}])
+
+
+def test_controls_figure_has_a_mark_for_every_loss():
+    keys = ("true_loss", "swapped_loss", "unrelated_loss", "random_model_loss")
+    cases = {name: dict.fromkeys(keys, loss) for name, loss in (("sparse", 0.1), ("dense", 0.2))}
+    figure = controls_figure({"cases": cases})
+    assert [trace.name for trace in figure.data] == [
+        "true task",
+        "swapped answers",
+        "unrelated answers",
+        "random model",
+    ]
+    assert all(list(trace.x) == [0.2, 0.1] for trace in figure.data)
+    assert list(figure.data[0].y) == ["dense", "sparse"]

@@ -4,7 +4,13 @@ import pytest
 
 from circuits.score import task_score
 from circuits.train import TrainConfig, with_vocabulary
-from circuits.zoo import FOLDER, PRETRAINED, load_pretrained
+from circuits.zoo import (
+    FOLDER,
+    PRETRAINED,
+    PRETRAINED_BRIDGES,
+    load_pretrained,
+    load_pretrained_bridges,
+)
 from tasks import load_task
 
 
@@ -23,3 +29,22 @@ def test_mini_python_is_the_toy_recipe_and_solves_both_tasks():
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"name: got 'gpt-5'; expected one of \['mini-python'\]"):
         load_pretrained("gpt-5")
+
+
+def test_every_set_of_bridges_is_described_and_every_description_has_one():
+    assert {path.name for path in (FOLDER / "bridges").iterdir()} == set(PRETRAINED_BRIDGES)
+
+
+@pytest.mark.parametrize("name", sorted(PRETRAINED_BRIDGES))
+def test_bridges_come_with_models_that_solve_the_tasks_and_recover_the_loss(name):
+    bridges = load_pretrained_bridges(name)
+    assert bridges.sparse.density() < 0.02 < bridges.dense.density()
+    for model in (bridges.dense, bridges.sparse):
+        for task in ("quotes", "brackets"):
+            prompts = load_task(task).batch(200, split="test", seed=0)
+            assert task_score(model, prompts).accuracy > 0.93
+    summary = bridges.summary()
+    assert summary["min_recovered_dense_to_sparse"] > 0.9
+    assert summary["min_recovered_sparse_to_dense"] > (0.9 if name == "mini-python" else 0.85)
+    with pytest.raises(ValueError, match="name: got 'gpt-5'; expected one of"):
+        load_pretrained_bridges("gpt-5")

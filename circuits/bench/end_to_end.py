@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from circuits.bench.measure import Row, interleaved, quartiles
-from circuits.bench.steps import STEP_TOLERANCE, StepConfig, gradients, step, toy
+from circuits.bench.steps import STEP_TOLERANCE, StepConfig, gradients, projection, step, toy
 from circuits.kernels.memory import release
 
 REPEATS = 7
@@ -140,6 +140,14 @@ def growth(*, quick: bool, repeats: int = 5) -> dict[str, Any]:
             "exponent": exponent(widths, times[1]),
         },
     }
+
+
+def projection_share(config: StepConfig, *, repeats: int = REPEATS) -> dict[str, float]:
+    """How much of a whole training step its projection takes."""
+    project, prepare = projection(config)
+    whole, part = interleaved([step(config, "fast"), project], prepare, repeats=repeats)
+    shares = [b / a for a, b in zip(whole, part, strict=True)]
+    return {"share": statistics.median(shares), "ms": statistics.median(part)}
 
 
 def exponent(sizes: Sequence[int | float], times: Sequence[float]) -> float:

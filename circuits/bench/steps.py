@@ -131,6 +131,24 @@ def _train_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, wa
     return run
 
 
+def projection(config: StepConfig) -> tuple[Step, Callable[[], None]]:
+    """The projection of a training step, and what to call before it: it puts weights back of which none is zero."""
+    train = config.train()
+    model = SparseTransformer(train.model, seed=config.seed)
+    generator = torch.Generator().manual_seed(config.seed)
+    weights = [torch.randn(m.parameter.shape, generator=generator) for m in model.matrices()]
+
+    def prepare() -> None:
+        for matrix, weight in zip(model.matrices(), weights, strict=True):
+            matrix.parameter.data.copy_(weight)
+
+    def run() -> Tensor:
+        project(model, train, 1.0)
+        return model.W_E
+
+    return run, prepare
+
+
 def gradients(config: StepConfig, way: Literal["fast", "plain"]) -> Tensor:
     """Loss and gradients of the small step in float64, before any update, for the parity check.
 

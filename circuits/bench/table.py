@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from circuits.bench.end_to_end import cases, growth, measure_step
+from circuits.bench.end_to_end import cases, growth, measure_step, projection_share
 from circuits.bench.measure import Row, measure
 from circuits.bench.operations import NAMES, operation
 from circuits.experiments.markdown import around_marks, markdown_table
@@ -76,6 +76,7 @@ def run_bench(
     return {
         "rows": [asdict(row) for row in rows],
         "growth": growth(quick=quick) if config.steps != "none" else None,
+        "projection": projection_share(cases(quick=quick)[-1]) if config.steps != "none" else None,
         "settings": asdict(config),
         "threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - started,
@@ -115,7 +116,17 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Measured on {report['machine']} with {report['threads']} threads on {report['date']}, in "
         f"{report['minutes']:.0f} minutes; `{report['command']}` measures again and rewrites this table."
     )
-    return "\n\n".join([said, table, *_memory(report["rows"]), *_growth(report["growth"])])
+    picture = "![Time of plain PyTorch over ours, over width](benchmarks.png)"
+    return "\n\n".join(
+        [
+            said,
+            picture,
+            table,
+            *_memory(report["rows"]),
+            *_growth(report["growth"]),
+            *_share(report["projection"]),
+        ]
+    )
 
 
 def _memory(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -143,27 +154,32 @@ def _growth(growth: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
+def _share(projection: Mapping[str, float] | None) -> list[str]:
+    if projection is None:
+        return []
+    share, ms = projection["share"], projection["ms"]
+    return [f"The projection is {share:.1%} of the toy training step ({ms:.1f} ms)."]
+
+
 def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[str, Any]:
-    """Write results/bench.json and results/bench.html, and the table inside benchmarks.md; returns the results.
+    """Write results/bench.json, the table inside benchmarks.md and its picture; returns the results.
 
     Raises:
-        ValueError: benchmarks.md is missing, or lacks the two marks between which the table goes.
+        ValueError: benchmarks.md is missing, lacks the two marks between which the table goes, or (after everything
+            else is written) there is no browser to draw the picture.
     """
     page = docs / "benchmarks.md"
     before, after = around_marks(page, BEGIN, END)
-    from circuits.plots import bench_figure, write_page
+    from circuits.plots import bench_figure, figure_to_png
 
     kept = write_results(
         docs / "results" / "bench.json",
         command="circuits bench --write",
         seeds=[report["settings"]["seed"]],
         seconds=report["seconds"],
-        numbers={key: report[key] for key in ("rows", "growth", "settings", "threads")},
+        numbers={key: report[key] for key in ("rows", "growth", "projection", "settings", "threads")},
     )
     page.write_text(f"{before}\n\n{markdown(kept)}\n\n{after}")
-    write_page(
-        docs / "results" / "bench.html",
-        title="Benchmark",
-        blocks=[bench_figure([row for row in kept["rows"] if row["name"] in NAMES])],
-    )
+    figure = bench_figure([row for row in kept["rows"] if row["name"] in NAMES])
+    figure_to_png(figure, docs / "benchmarks.png", width=1100)
     return kept

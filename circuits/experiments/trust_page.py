@@ -1,4 +1,4 @@
-"""Tables and figures of docs/explanation/faithfulness.md, from the results files that there are.
+"""The page about faithfulness: its tables and pictures, from the results files that there are.
 
 python -m circuits.experiments.trust_page
 """
@@ -12,7 +12,13 @@ import typer
 from rich.console import Console
 
 from circuits.experiments.markdown import around_marks, markdown_table
-from circuits.plots import frontier_figure, ground_truth_figure, sparse_vs_dense_figure, write_page
+from circuits.plots import (
+    controls_figure,
+    figure_to_png,
+    frontier_figure,
+    ground_truth_figure,
+    sparse_vs_dense_figure,
+)
 from circuits.plots.style import UNMEASURED
 
 DOCS = Path("docs")
@@ -21,17 +27,24 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 
 @app.command()
 def run() -> None:
-    """Rewrite what stands between the marks of the page, and the pages of figures beside the results."""
+    """Rewrite what stands between the marks of the page, and the pictures beside it."""
     page = DOCS / "explanation" / "faithfulness.md"
     for name, table in TABLES.items():
         source = DOCS / "results" / f"{name}.json"
         if source.exists():
             report = json.loads(source.read_text())
             before, after = around_marks(page, *marks(name))
-            page.write_text(f"{before}\n{table(report)}\n{after}")
-            if name in FIGURES:
-                write_page(source.with_suffix(".html"), title=name, blocks=[FIGURES[name](report)])
+            picture = page.with_name(f"faithfulness-{name}.png")
+            figure_to_png(FIGURES[name](report), picture)
+            page.write_text(f"{before}\n{table(report)}\n\n![]({picture.name})\n\n{_made(report)}\n{after}")
         Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
+
+
+def _made(report: Mapping[str, Any]) -> str:
+    return (
+        f"`{report['command']}` (seeds {', '.join(map(str, report['seeds']))}; {report['minutes']:.0f} minutes on one "
+        f"core of: {report['machine']}; {report['date']})"
+    )
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -100,6 +113,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 FIGURES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "ground_truth": ground_truth_figure,
+    "controls": controls_figure,
     "sparse_vs_dense": sparse_vs_dense_figure,
     "frontier": frontier_figure,
 }

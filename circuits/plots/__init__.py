@@ -9,7 +9,7 @@ from circuits.plots.faithfulness import faithfulness_figure, trust_page
 from circuits.plots.heads import head_report_figure, pattern_figure, token_map_figure
 from circuits.plots.history import history_figure, pruning_figure
 from circuits.plots.page import Html, heading, headline, table, write_page
-from circuits.plots.recovery import ground_truth_figure, transplant_figure
+from circuits.plots.recovery import controls_figure, ground_truth_figure, transplant_figure
 from circuits.plots.sizes import frontier_figure, sparse_vs_dense_figure
 from circuits.plots.snapshot import figure_to_png
 
@@ -21,6 +21,7 @@ __all__ = [
     "circuit_figure",
     "composition_figure",
     "composition_maps_figure",
+    "controls_figure",
     "demo_page",
     "dilution_figure",
     "faithfulness_figure",

@@ -1,4 +1,4 @@
-"""Figures of recovery and transplants: methods on circuits that are known, circuits on other tasks."""
+"""Figures of recovery, controls and transplants: circuits that are known, that should not exist, on other tasks."""
 
 import math
 from collections.abc import Mapping
@@ -7,9 +7,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.compare import TransplantTable
-from circuits.plots.style import BAND, INK, POSITIVE, base_layout
+from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, SCORE, base_layout
 
 CHANCE = math.log(2)
+TARGET = 0.15
+"""Loss in nats that a circuit is asked for."""
 
 
 def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
@@ -32,6 +34,47 @@ def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
     )
     title = "Known circuits: share of true nodes found"
     figure.update_layout(**base_layout(title=title, subtitle=said, height=150 + 46 * len(methods)))
+    return figure
+
+
+def controls_figure(report: Mapping[str, Any]) -> go.Figure:
+    """Loss of the true task and of each nonsense control, a row for each model and budget of gate training.
+
+    report: the content of docs/results/controls.json. Where a control reaches the true task's side of the line, a
+    circuit for that task proves nothing.
+    """
+    kinds = {
+        "true_loss": ("true task", POSITIVE, "circle"),
+        "swapped_loss": ("swapped answers", NEGATIVE, "diamond"),
+        "unrelated_loss": ("unrelated answers", SCORE, "square"),
+        "random_model_loss": ("random model", FAINT, "x-thin-open"),
+    }
+    cases = list(report["cases"])[::-1]
+    figure = go.Figure()
+    for key, (name, colour, symbol) in kinds.items():
+        figure.add_scatter(
+            x=[report["cases"][case][key] for case in cases],
+            y=cases,
+            mode="markers",
+            name=name,
+            marker={"size": 13, "color": colour, "symbol": symbol, "line": {"width": 2, "color": colour}},
+            hovertemplate=f"%{{y}}, {name}: %{{x:.3f}} nats<extra></extra>",
+        )
+    for value, said in ((TARGET, "target"), (CHANCE, "chance")):
+        figure.add_vline(x=value, line={"color": FAINT, "width": 1, "dash": "dot"})
+        figure.add_annotation(
+            x=value, y=1, yref="paper", text=said, showarrow=False, yanchor="bottom", font={"color": FAINT}
+        )
+    said = "Two-way loss that gates alone reach, in nats: nonsense should stay right of the target"
+    figure.update_layout(
+        **base_layout(
+            title="Can gates make a circuit for nonsense?", subtitle=said, height=220 + 44 * len(cases)
+        ),
+        xaxis={"title": {"text": "loss (nats)"}, "gridcolor": BAND, "zeroline": False},
+        yaxis={"type": "category", "showgrid": False, "automargin": True},
+        legend={"orientation": "h", "x": 0, "y": -0.32, "yanchor": "top"},
+        margin={"l": 130, "r": 40, "t": 104, "b": 100},
+    )
     return figure
 
 
