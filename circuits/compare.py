@@ -157,7 +157,8 @@ def overlap_matrix(circuits: Sequence[Circuit]) -> tuple[tuple[float, ...], ...]
 def _combined(first: Circuit, second: Circuit, *, sign: str, **parts: Any) -> Circuit:
     _check_pair(first, second)
     facts = {node: fact for node, fact in first.facts.items() if node in set(parts["nodes"])}
-    return replace(first, task=f"{first.task} {sign} {second.task}", facts=facts, metrics={}, **parts)
+    task = first.task if first.task == second.task else f"{first.task} {sign} {second.task}"
+    return replace(first, task=task, facts=facts, metrics={}, **parts)
 
 
 def _check_pair(first: Circuit, second: Circuit) -> None:

@@ -19,6 +19,9 @@ from circuits.prune import PruneConfig, prune
 from circuits.train import Training, train, with_vocabulary
 from tasks import Corpus, load_corpus, load_task
 
+MIN_ACCURACY = 0.94
+"""Asked of circuits: a sparse side that is trained together with its bridges solves a task a little less surely."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeSetup:
@@ -106,10 +109,24 @@ def _fitted(
     return bridges, time.perf_counter() - started
 
 
-def circuit_of(model: SparseTransformer, task: str, path: Path, *, seed: int, progress: bool) -> Circuit:
-    """The circuit for a task: from `path` where the same model and settings made it, else pruned and kept there."""
-    # A sparse side that is trained together with its bridges solves the task a little less surely.
-    config = PruneConfig(seed=seed, target_accuracy=0.97)
+def circuits_of(
+    model: SparseTransformer, task: str, folder: Path, *, seed: int, n: int, progress: bool
+) -> list[Circuit]:
+    """Circuits for a task from n pruning seeds: each from `folder` where the same model and settings made it."""
+    # One start each where there are several circuits: together they look at as many as one circuit usually does.
+    starts = 1 if n > 1 else PruneConfig().starts
+    settings = PruneConfig(target_accuracy=MIN_ACCURACY, starts=starts)
+    return [
+        _circuit_of(
+            model, task, folder / f"{task}-{k}.json", replace(settings, seed=seed + 100 * k), progress
+        )
+        for k in range(n)
+    ]
+
+
+def _circuit_of(
+    model: SparseTransformer, task: str, path: Path, config: PruneConfig, progress: bool
+) -> Circuit:
     if path.exists():
         kept = Circuit.load(path)
         if kept.model_hash == model.fingerprint() and kept.metrics.get("prune") == config.to_json():

@@ -9,6 +9,7 @@ The dense model is trained first; then the sparse one, together with the bridges
 `out` folder and is taken up again as long as the settings are the same.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ import typer
 
 from circuits.bridge import BridgeSet
 from circuits.circuit import Circuit
+from circuits.compare import union
 from circuits.dilution import attack, dilution_sweep
-from circuits.experiments.bridge_models import BridgeSetup, circuit_of, prepare
+from circuits.experiments.bridge_models import BridgeSetup, circuits_of, prepare
 from circuits.experiments.bridge_page import write_bridge_page
 from circuits.experiments.record import mean, once, write_results
 from circuits.steer import channel_effects, circuit_channels, steer
@@ -27,6 +29,8 @@ from tasks import Batch, load_task
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 OUT, RESULTS = Path("out/bridges"), Path("docs/results")
+N_CIRCUITS = 4
+"""Circuits whose channels are steered together."""
 LONG = 96
 """Context of the models that are asked for the depth of long lists."""
 ATTACKED = (8, 10, 12, 14, 16)
@@ -68,10 +72,11 @@ def run_steering(
 ) -> dict[str, Any]:
     """Steer the closing quote for each seed, and write the results file; returns its content.
 
-    The channels are those of the sparse model's quote circuit, ranked by what they do in the sparse model. Location
-    and number of channels are chosen on validation prompts; what is reported is measured on test prompts.
+    A model may hold the quote more than once, and a smallest circuit keeps one copy. So the channels are those of
+    the union of several circuits of the sparse model, ranked by what they do in it. Location and number of channels
+    are chosen on validation prompts; what is reported is measured on test prompts.
     """
-    runs = _each_seed("quotes", steer_task, seeds, steps, out, progress)
+    runs = _each_seed("quotes", steer_task, seeds, steps, out, progress, n_circuits=N_CIRCUITS)
     keys = ("p_foil_before", "p_foil_after", "control_change")
     numbers: dict[str, Any] = {key: mean([run[key] for run in runs]) for key in keys}
     numbers |= {
@@ -164,23 +169,28 @@ def _each_seed(
     steps: int,
     out: Path,
     progress: bool,
+    n_circuits: int = 1,
     **shape: int,
 ) -> list[dict[str, Any]]:
-    """For each seed: models and circuit, then what `measure` finds of them, kept in `out`."""
+    """For each seed: models and the union of their circuits, then what `measure` finds of them, kept in `out`."""
     runs = []
     for seed in seeds:
         setup, folder = BridgeSetup.toy(seed=seed, steps=steps, **shape), out / f"{seed}"
         bridges = prepare(setup, folder, progress=progress)
-        circuit = circuit_of(bridges.sparse, task, folder / f"{task}.json", seed=seed, progress=progress)
+        found = circuits_of(bridges.sparse, task, folder, seed=seed, n=n_circuits, progress=progress)
+        circuit = functools.reduce(union, found)
         settings = {
             "setup": setup.to_json(),
             "models": bridges.fingerprints(),
             "nodes": [str(node) for node in circuit.nodes],
         }
         kept = folder / f"{measure.__name__}.json"
-        found = once(kept, settings, partial(measure, bridges, circuit, seed=seed))
-        before = {"seconds_models": bridges.metrics["seconds"], "seconds_circuit": circuit.metrics["seconds"]}
-        runs.append({"seed": seed, **found, **before})
+        result = once(kept, settings, partial(measure, bridges, circuit, seed=seed))
+        seconds = {
+            "seconds_models": bridges.metrics["seconds"],
+            "seconds_circuit": sum(one.metrics["seconds"] for one in found),
+        }
+        runs.append({"seed": seed, **result, **seconds})
     return runs
 
 
