@@ -42,7 +42,7 @@ Steps = Annotated[int, typer.Option(help="Optimiser steps of the sparse model.")
 def run_bridges(
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 1500,
+    steps: int = 2500,
     out: Path = OUT,
     results: Path = RESULTS / "bridges.json",
     progress: bool = True,
@@ -65,7 +65,7 @@ def run_bridges(
 def run_steering(
     *,
     seeds: Sequence[int] = (0, 1, 2),
-    steps: int = 1500,
+    steps: int = 2500,
     out: Path = OUT,
     results: Path = RESULTS / "steering.json",
     progress: bool = True,
@@ -120,7 +120,7 @@ def steer_task(
 def run_dilution(
     *,
     seeds: Sequence[int] = (0,),
-    steps: int = 1500,
+    steps: int = 2500,
     n_ctx: int = LONG,
     out: Path = OUT,
     results: Path = RESULTS / "dilution.json",
@@ -222,19 +222,19 @@ def _write(
 
 
 @app.command(name="bridges")
-def bridges_command(seeds: Seeds = 3, steps: Steps = 1500) -> None:
+def bridges_command(seeds: Seeds = 3, steps: Steps = 2500) -> None:
     """Loss that hybrid passes recover at every location."""
     run_bridges(seeds=range(seeds), steps=steps)
 
 
 @app.command(name="steering")
-def steering_command(seeds: Seeds = 3, steps: Steps = 1500) -> None:
+def steering_command(seeds: Seeds = 3, steps: Steps = 2500) -> None:
     """The closing quote of the dense model, moved through channels of the sparse model's circuit."""
     run_steering(seeds=range(seeds), steps=steps)
 
 
 @app.command(name="dilution")
-def dilution_command(seeds: Seeds = 1, steps: Steps = 1500) -> None:
+def dilution_command(seeds: Seeds = 1, steps: Steps = 2500) -> None:
     """Where the dense model loses count of brackets, as the sparse circuit foretells it."""
     run_dilution(seeds=range(seeds), steps=steps)
 
