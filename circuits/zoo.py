@@ -14,7 +14,7 @@ PRETRAINED = {
 """What `load_pretrained` finds, and how each was made."""
 PRETRAINED_BRIDGES = {
     "mini-python": "python -m circuits.experiments.bridges bridges --steps 2500, seed 0: windows of 40 tokens",
-    "mini-python-long": "python -m circuits.experiments.bridges dilution --steps 2500, seed 0: windows of 96 tokens",
+    "mini-python-long": "python -m circuits.experiments.bridges dilution --steps 1500, seed 0: windows of 96 tokens",
 }
 """What `load_pretrained_bridges` finds, and how each was made."""
 

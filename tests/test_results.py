@@ -26,6 +26,7 @@ HEADLINES = {
     "ground_truth": {"recovered", "total", "per_model"},
     "controls": {"true_loss", "swapped_loss", "unrelated_loss"},
     "sparse_vs_dense": {"geomean_edge_ratio", "tasks"},
+    "objectives": {"model", "tasks"},
     "frontier": {"widths", "val_loss", "n_edges"},
     "bridges": {"min_recovered_dense_to_sparse", "min_recovered_sparse_to_dense"},
     "steering": {"p_foil_before", "p_foil_after", "control_change", "strength"},

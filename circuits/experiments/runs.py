@@ -100,7 +100,14 @@ def _prune(training: Training, name: str, config: PruneConfig, folder: Path) -> 
             "full_task_accuracy": error.score.accuracy,
         }
     circuit.save(folder / f"{name}.circuit.json")
-    keys = ("task_loss", "task_accuracy", "full_task_loss", "one_minimal")
+    keys = (
+        "task_loss",
+        "task_accuracy",
+        "full_task_loss",
+        "one_minimal",
+        "kl_to_model",
+        "agreement_with_model",
+    )
     return {
         "solved": True,
         "n_nodes": circuit.n_nodes,

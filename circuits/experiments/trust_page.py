@@ -34,9 +34,12 @@ def run() -> None:
         if source.exists():
             report = json.loads(source.read_text())
             before, after = around_marks(page, *marks(name))
-            picture = page.with_name(f"faithfulness-{name}.png")
-            figure_to_png(FIGURES[name](report), picture)
-            page.write_text(f"{before}\n{table(report)}\n\n![]({picture.name})\n\n{_made(report)}\n{after}")
+            parts = [table(report), _made(report)]
+            if name in FIGURES:
+                picture = page.with_name(f"faithfulness-{name}.png")
+                figure_to_png(FIGURES[name](report), picture)
+                parts.insert(1, f"![]({picture.name})")
+            page.write_text("\n".join([before, "\n\n".join(parts), after]))
         Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
 
 
@@ -105,9 +108,24 @@ def frontier_table(report: Mapping[str, Any]) -> str:
     return markdown_table(["width", "nonzero weights", "validation loss (nats)", "edges of a circuit"], body)
 
 
+def objectives_table(report: Mapping[str, Any]) -> str:
+    """Nodes and edges for each task, under each objective and ablation."""
+    tasks = report["tasks"]
+    cases = list(dict.fromkeys(case for cases in tasks.values() for case in cases))
+    body = [[case, *(_size(tasks[task].get(case, {"solved": False})) for task in tasks)] for case in cases]
+    return markdown_table(["objective, ablation", *(f"{task}: nodes / edges" for task in tasks)], body)
+
+
+def _size(one: Mapping[str, Any]) -> str:
+    if not one["solved"]:
+        return UNMEASURED
+    return f"{one['n_nodes']} / {one['n_edges']} (KL from the model {one['kl_to_model']:.2f} nats)"
+
+
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "ground_truth": ground_truth_table,
     "controls": controls_table,
+    "objectives": objectives_table,
     "sparse_vs_dense": sparse_vs_dense_table,
     "frontier": frontier_table,
 }
