@@ -3,9 +3,10 @@
 from circuits.ablation import mean_values, run_circuit, run_masked
 from circuits.bridge import BridgeConfig, BridgeSet, fit_bridges, load_bridges
 from circuits.checkpoint import load_checkpoint, save_checkpoint
-from circuits.circuit import Circuit, Edge, Node, Site
+from circuits.circuit import Circuit
 from circuits.config import ModelConfig, TrainConfig
 from circuits.model import SparseTransformer
+from circuits.nodes import Edge, Node, Site
 from circuits.prune import PruneConfig, prune
 from circuits.score import task_score
 from circuits.steer import steer

@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.circuit import WEIGHTS, Ablation, Circuit, Site
+from circuits.circuit import Circuit
 from circuits.kernels import sparse_linear
 from circuits.kernels.masking import replace_features
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Ablation, Site
 
 Masks = Mapping[Site, Tensor]
 """A tensor [width] for each masked site: 1 = keep."""

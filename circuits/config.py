@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 from circuits.attention import ComposeKind
-from circuits.circuit import SITES, SiteName
+from circuits.nodes import SITES, SiteName
 
 
 @dataclass(frozen=True, kw_only=True)

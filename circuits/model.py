@@ -27,9 +27,9 @@ from transformer_lens.hook_points import HookPoint
 
 from circuits.affine import AffineMap
 from circuits.attention import Compose, sink_softmax
-from circuits.circuit import WEIGHTS, Site, SiteName, all_sites
 from circuits.config import ModelConfig
 from circuits.kernels import causal_attention, token_major
+from circuits.nodes import WEIGHTS, Site, SiteName, all_sites
 from circuits.topk import abs_topk
 
 

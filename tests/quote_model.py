@@ -1,7 +1,7 @@
 """A one-layer model that closes quotes, made by hand, whose circuit is known."""
 
-from circuits.circuit import Node
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import Node
 from tasks import load_corpus
 
 CORPUS = load_corpus("mini")

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from circuits.ablation import ablation_values, check_belongs, mean_values, run_circuit, run_masked
-from circuits.circuit import WEIGHTS, Circuit, Site
+from circuits.circuit import Circuit
 from circuits.gates import Gates, hard_mask
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import WEIGHTS, Site
 from circuits.prune import edges_between
 
 CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=9)
@@ -90,7 +91,7 @@ def test_a_cut_weight_passes_its_sources_mean(model, tokens):
 
 
 def whole_circuit(model, tokens):
-    from circuits.circuit import Node
+    from circuits.nodes import Node
 
     nodes = tuple(
         Node(site.layer, site.name, i) for site in model.sites() for i in range(CONFIG.widths[site.name])

@@ -7,18 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits.circuit import (
-    SITES,
-    WEIGHTS,
-    Circuit,
-    Edge,
-    IOEdge,
-    Node,
-    NodeFacts,
-    Site,
-    all_sites,
-    residual_links,
-)
+from circuits.circuit import Circuit
+from circuits.nodes import SITES, WEIGHTS, Edge, IOEdge, Node, NodeFacts, Site, all_sites, residual_links
 
 WIDTHS = dict.fromkeys(SITES, 6)
 

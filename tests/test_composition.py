@@ -7,7 +7,6 @@ import torch
 from induction_model import bridge, induction_model
 from transformer_lens.utilities import composition_scores as lens_scores
 
-from circuits.circuit import Node
 from circuits.composition import (
     Reader,
     Writer,
@@ -23,6 +22,7 @@ from circuits.composition import (
 from circuits.heads import repeated_tokens
 from circuits.heads.weights import ov_circuit, qk_circuit
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import Node
 
 
 def small(seed: int = 0, *, density: float = 1.0, n_layers: int = 3) -> SparseTransformer:

@@ -8,10 +8,10 @@ import torch
 
 from circuits import kernels
 from circuits.ablation import mean_values, run_masked
-from circuits.circuit import WEIGHTS
 from circuits.compute import compact, sparse_compute
 from circuits.kernels import causal_attention
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import WEIGHTS
 from circuits.topk import project_topk
 from circuits.train import TrainConfig, Updates, train
 

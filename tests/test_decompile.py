@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from circuits.ablation import mean_values, run_circuit
-from circuits.circuit import Circuit, Edge, Node
+from circuits.circuit import Circuit
 from circuits.decompile import describe, function_name, to_python
 from circuits.handmade import Handmade, build, quotes
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import Edge, Node
 from circuits.prune import edges_between
 from tasks import Task, load_task
 

@@ -9,10 +9,11 @@ import torch
 
 from circuits.ablation import ablation_values
 from circuits.bridge import Side
-from circuits.circuit import SITES, Circuit, Node
+from circuits.circuit import Circuit
 from circuits.dilution import attack, dilution_sweep, mutated, spearman
 from circuits.dilution.margins import circuit_margins, model_margins
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import SITES, Node
 from circuits.plots import dilution_figure
 from tasks.brackets import Brackets
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from circuits.attention import sink_softmax
-from circuits.circuit import SITES, Site
 from circuits.model import AbsTopK, Linear, ModelConfig, RMSNorm, SparseTransformer
+from circuits.nodes import SITES, Site
 
 TINY = ModelConfig(d_vocab=11, n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, n_ctx=10)
 

@@ -8,7 +8,8 @@ import plotly.io as pio
 import pytest
 import torch
 
-from circuits.circuit import SITES, WEIGHTS, Circuit, Edge, IOEdge, Node, NodeFacts, all_sites
+from circuits.circuit import Circuit
+from circuits.nodes import SITES, WEIGHTS, Edge, IOEdge, Node, NodeFacts, all_sites
 from circuits.plots import circuit_figure, controls_figure, history_figure, pruning_figure
 from circuits.plots.frame import curve
 from circuits.plots.layout import circuit_layout, residual_wires

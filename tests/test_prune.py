@@ -8,8 +8,9 @@ import torch
 from quote_model import CORPUS, TRUE_NODES, quote_closer
 
 from circuits.ablation import run_circuit
-from circuits.circuit import Circuit, Edge, IOEdge, Node
+from circuits.circuit import Circuit
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import Edge, IOEdge, Node
 from circuits.prune import PruneConfig, edges_between, io_edges, prune
 from circuits.pruning.minimal import FINEST, minimal, thinned
 from circuits.score import (

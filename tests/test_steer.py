@@ -7,8 +7,9 @@ import torch
 
 from circuits.bridge import identity_bridges
 from circuits.bridge.sides import Side
-from circuits.circuit import Circuit, Node, Site
+from circuits.circuit import Circuit
 from circuits.model import ModelConfig, SparseTransformer
+from circuits.nodes import Node, Site
 from circuits.plots import steering_figure
 from circuits.steer import _like, channel_effects, circuit_channels, steer
 from tasks.quotes import Quotes

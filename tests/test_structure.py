@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"circuit", "kernels", "topk"},
+    {"circuit", "kernels", "nodes", "topk"},
     {"affine", "attention", "config", "model", "compute", "gates", "score", "checkpoint", "ablation"},
     {"train", "prune", "pruning", "faithfulness", "bridge", "steer", "heads", "composition", "decompile"}
     | {"handmade", "compare", "dilution"},

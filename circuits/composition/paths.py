@@ -9,10 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from circuits.circuit import WEIGHTS, Node, SiteName
 from circuits.composition.parts import Port, Reader, Writer, divided, parts_of, product_norms
 from circuits.heads.weights import head_weights
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Node, SiteName
 
 
 class HeadPath(NamedTuple):

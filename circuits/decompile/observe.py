@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import run_masked
-from circuits.circuit import Circuit, Node, Site
+from circuits.circuit import Circuit
 from circuits.model import SparseTransformer
+from circuits.nodes import Node, Site
 from circuits.score import margins, score_margins
 from tasks import Task
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import check_belongs
-from circuits.circuit import SITES, WEIGHTS, Circuit, Edge, Node, Site, SiteName
+from circuits.circuit import Circuit
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
 from circuits.model import SparseTransformer
+from circuits.nodes import SITES, WEIGHTS, Edge, Node, Site, SiteName
 from circuits.score import check_task
 from tasks import Task
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.ablation import run_masked
-from circuits.circuit import Circuit, Edge, Node, Site, edge_masks, node_masks
+from circuits.circuit import Circuit
 from circuits.model import SparseTransformer
+from circuits.nodes import Edge, Node, Site, edge_masks, node_masks
 from circuits.score import Score, fitted_scale, margins, score_margins
 from tasks import Batch
 from tasks.base import Targets

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.circuit import Node, Site
 from circuits.faithfulness.bench import Bench, greedy
 from circuits.faithfulness.report import Entry
+from circuits.nodes import Node, Site
 
 
 def sufficiency(bench: Bench, target: float) -> Entry:

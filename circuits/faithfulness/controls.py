@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import mean_values, run_masked
-from circuits.circuit import Circuit, Site
+from circuits.circuit import Circuit
 from circuits.compute import frozen
 from circuits.faithfulness.report import Entry
 from circuits.gates import Gates
 from circuits.model import SparseTransformer
+from circuits.nodes import Site
 from circuits.score import margins, two_way_loss
 from tasks import Batch, Task
 

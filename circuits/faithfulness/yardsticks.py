@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.circuit import Node
 from circuits.faithfulness.bench import Bench
 from circuits.faithfulness.report import Entry
+from circuits.nodes import Node
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Circuit sizes as shares of all nodes, as the Mechanistic Interpretability Benchmark sets them."""

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from circuits.circuit import WEIGHTS, Edge, Node, Site, SiteName
 from circuits.config import ModelConfig
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Edge, Node, Site, SiteName
 from tasks import Tokenizer
 
 SCALE = 6.0

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 import torch
 
 from circuits.ablation import mean_values, run_circuit
-from circuits.circuit import Circuit, Edge
+from circuits.circuit import Circuit
 from circuits.config import ModelConfig
 from circuits.handmade import models, rules
 from circuits.handmade.board import Board, add_decoys, nodes_of
 from circuits.model import SparseTransformer
+from circuits.nodes import Edge
 from circuits.prune import io_edges
 from circuits.score import margins, score_margins
 from tasks import Corpus, Task, load_corpus

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.circuit import WEIGHTS, Node, Site
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Node, Site
 from circuits.score import margins, two_way_loss
 from tasks import Task
 from tasks.base import Targets

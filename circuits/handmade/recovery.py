@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from circuits.circuit import Circuit, Node
+from circuits.circuit import Circuit
 from circuits.handmade.handmade import Handmade
+from circuits.nodes import Node
 from circuits.prune import PruneConfig, prune
 
 

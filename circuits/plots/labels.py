@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from circuits.circuit import Circuit, Node
+from circuits.circuit import Circuit
+from circuits.nodes import Node
 from circuits.plots.layout import Key, Link
 from circuits.plots.style import escaped, number, printable
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import Literal, NamedTuple, TypeGuard
 
-from circuits.circuit import SITES, Circuit, Node, residual_links
+from circuits.circuit import Circuit
+from circuits.nodes import SITES, Node, residual_links
 from circuits.plots.order import Joint, order, straighten
 
 Key = Node | str

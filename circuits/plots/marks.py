@@ -7,7 +7,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from circuits.circuit import Circuit, Node
+from circuits.circuit import Circuit
+from circuits.nodes import Node
 from circuits.plots.frame import Frame, curve
 from circuits.plots.labels import link_hover
 from circuits.plots.layout import Key, Layout, Link, Point

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import run_masked
-from circuits.circuit import WEIGHTS, Edge, Node, Site, edge_masks, node_masks
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Edge, Node, Site, edge_masks, node_masks
 from circuits.score import Score, fitted_scale, margins, score_against, score_margins
 from tasks import Batch
 

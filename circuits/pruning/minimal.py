@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from circuits.circuit import Edge, Node
+from circuits.nodes import Edge, Node
 from circuits.score import Score
 
 Part = TypeVar("Part", Node, Edge)

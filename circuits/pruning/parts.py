@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from circuits.circuit import WEIGHTS, Edge, IOEdge, Node, Site
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Edge, IOEdge, Node, Site
 from tasks import Batch, Tokenizer
 
 

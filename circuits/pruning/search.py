@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from circuits.ablation import ablation_values, run_circuit, run_masked
-from circuits.circuit import WEIGHTS, Circuit, Edge, Node, NodeFacts, Site
+from circuits.circuit import Circuit
 from circuits.model import SparseTransformer
+from circuits.nodes import WEIGHTS, Edge, Node, NodeFacts, Site
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.judge import Judge
 from circuits.pruning.learn import learn_gates
