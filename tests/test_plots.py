@@ -446,3 +446,12 @@ def test_controls_figure_has_a_mark_for_every_loss():
     ]
     assert all(list(trace.x) == [0.2, 0.1] for trace in figure.data)
     assert list(figure.data[0].y) == ["dense", "sparse"]
+
+
+def test_white_marks_are_explained_where_there_are_any():
+    measured = {node: NodeFacts(0.0, 0.1) for node in NODES}
+    said = [note.text for note in circuit_figure(make_circuit(facts=measured)).layout.annotations]
+    assert not any("not measured" in text for text in said)
+    measured.pop(QUOTE)
+    said = [note.text for note in circuit_figure(make_circuit(facts=measured)).layout.annotations]
+    assert any("White: not measured." in text for text in said)

@@ -143,7 +143,8 @@ def _scales(circuit: Circuit, links: Sequence[Link], frame: Frame) -> dict[str, 
     widths = [f"Line width: |weight|, at most {' and '.join(said)}."] if said else []
     effects = [effect for effect in (effect_of(circuit, node) for node in circuit.nodes) if effect == effect]
     area = "Mark area: rise of the task loss when that node alone is ablated, at most"
-    areas = [f"{area} {max(effects):.2f} nats."] if effects else []
+    some = " White: not measured." if len(effects) < len(circuit.nodes) else ""
+    areas = [f"{area} {max(effects):.2f} nats.{some}"] if effects else []
     return {
         "text": "<br>".join(widths + areas),
         "align": "left",
