@@ -19,7 +19,6 @@ def test_the_ratio_is_the_worst_width_of_means_over_seeds():
         ]
     )  # fmt: skip
     assert found["loss_ratio"] == pytest.approx(1.05)
-    assert found["by_width"]["128"]["seconds_ratio"] == pytest.approx(0.7)
     assert found["by_width"]["256"]["loss_ratio"] == pytest.approx(0.5)
 
 

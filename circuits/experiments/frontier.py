@@ -20,7 +20,7 @@ from circuits.experiments.runs import kept_training, pruned
 from circuits.prune import PruneConfig
 
 RESULTS, KEPT = Path("docs/results/frontier.json"), Path("out/frontier")
-WIDTHS = (32, 64, 128, 256)
+WIDTHS = (64, 128, 256)
 TASKS = ("quotes", "brackets")
 REFERENCE = 128
 """Width at which the densities are those of the toy recipe."""

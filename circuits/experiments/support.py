@@ -67,7 +67,7 @@ def at_width(width: int) -> TrainConfig:
 
 
 def numbers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Support over exact, of loss and of time: a mean over seeds for each width, and the worst of the widths."""
+    """Loss, support over exact: a mean over seeds for each width, and the worst of the widths."""
     by_width = {}
     for width in sorted({one["width"] for one in runs}):
         exact, support = (
@@ -76,7 +76,6 @@ def numbers(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         pairs = list(zip(exact, support, strict=True))
         by_width[str(width)] = {
             "loss_ratio": mean([b["val_loss"] / a["val_loss"] for a, b in pairs]),
-            "seconds_ratio": mean([b["seconds"] / a["seconds"] for a, b in pairs]),
             **{f"val_loss_{grad}": mean([one["val_loss"] for one in part])
                for grad, part in zip(GRADS, (exact, support), strict=True)},
         }  # fmt: skip
