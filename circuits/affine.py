@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from circuits.kernels import SparseWeight, sparse_linear, trained_linear
+from circuits.kernels.memory import keep_pages
 
 
 class AffineMap(nn.Module):
@@ -36,6 +37,7 @@ class AffineMap(nn.Module):
 
     def hold_nonzeros(self, sparse: SparseWeight) -> None:
         """Make the map compact: from here on these nonzeros are its matrix."""
+        keep_pages()
         self._parameters.pop(self.MATRIX, None)
         self.sparse = sparse
 

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from circuits import compute
 from circuits.affine import AffineMap
-from circuits.compute import runs_on_nonzeros
 from circuits.config import ModelConfig
 from circuits.kernels import SparseWeight
 from circuits.model import SparseTransformer
@@ -86,7 +86,7 @@ def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = 
             f"path: {path} cannot be read as a checkpoint ({error}); expected a file that save_checkpoint or "
             "`circuits train` wrote."
         ) from None
-    return Checkpoint(model=model.eval() if compact else model, meta=header["meta"], extra=extra)
+    return Checkpoint(model=compute.compact(model) if compact else model, meta=header["meta"], extra=extra)
 
 
 def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
@@ -119,6 +119,10 @@ def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | Non
     """Read one weight into the model. shape: given for a weight that is stored as nonzeros."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
+    expected = list(getattr(module, own).shape)
+    stored = file.get_slice(name).get_shape() if shape is None else shape
+    if stored != expected:
+        raise ValueError(f"path: its {name} has shape {stored}; expected {expected}, as its own config says.")
     if shape is None:
         weight = file.get_tensor(name)
     else:
@@ -127,9 +131,9 @@ def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | Non
         if compact and isinstance(module, AffineMap) and own == module.MATRIX:
             rows, columns = positions // shape[1], positions % shape[1]
             sparse = SparseWeight.from_entries(rows, columns, values, (shape[0], shape[1]))
-            if runs_on_nonzeros(values, sparse.density):
+            if compute.runs_on_nonzeros(values, sparse.density):
                 module.hold_nonzeros(sparse)
                 return
         weight = values.new_zeros(shape)
         weight.view(-1)[positions] = values
-    setattr(module, own, nn.Parameter(weight, requires_grad=not compact))
+    setattr(module, own, nn.Parameter(weight))

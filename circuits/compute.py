@@ -68,7 +68,6 @@ def compact(model: SparseTransformer) -> SparseTransformer:
         sparse = linear.sparse or _compressed(linear.weight)
         if sparse is not None:
             linear.hold_nonzeros(sparse)
-    keep_pages()
     return model
 
 

@@ -1,5 +1,7 @@
 """Checkpoints: the same bits back, small on disk, nothing half-written."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -65,3 +67,13 @@ def test_a_compact_model_never_holds_a_sparse_matrix_whole(tmp_path, monkeypatch
     assert back.fingerprint() == model.fingerprint()
     again = save_checkpoint(tmp_path / "again.safetensors", back)
     assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("dense", [False, True])
+def test_weights_of_another_shape_are_refused(tmp_path, monkeypatch, compact, dense):
+    model = SparseTransformer(CONFIG) if dense else sparse_model()
+    monkeypatch.setattr(model, "config", replace(CONFIG, d_mlp=65))
+    path = save_checkpoint(tmp_path / "m.safetensors", model)
+    with pytest.raises(ValueError, match="has shape .*; expected .*65.*, as its own config says"):
+        load_checkpoint(path, compact=compact)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from circuits.experiments.markdown import around_marks, markdown_table
+from circuits.experiments.markdown import around_marks, made_by, markdown_table
 from circuits.plots import bridge_figure, dilution_figure, figure_to_png, steering_figure
 
 BEGIN, END = "<!-- results of the bridge experiments: begin -->", "<!-- end -->"
@@ -42,11 +42,7 @@ _FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 def _section(name: str, report: Mapping[str, Any]) -> str:
     rows = [row for run in report["runs"] for row in _ROWS[name](run)]
     table = markdown_table(list(rows[0]), [list(row.values()) for row in rows])
-    said = (
-        f"`{report['command']}` (seeds {', '.join(map(str, report['seeds']))}; {report['minutes']:.0f} minutes "
-        f"on one core of: {report['machine']}; {report['date']})"
-    )
-    return f"### {_TITLES[name]}\n\n{table}\n\n{said}\n\n![{_TITLES[name]}](bridges-{name}.png)"
+    return f"### {_TITLES[name]}\n\n{table}\n\n{made_by(report)}\n\n![{_TITLES[name]}](bridges-{name}.png)"
 
 
 _TITLES = {

@@ -9,9 +9,8 @@ The dense model is trained first; then the sparse one, together with the bridges
 `out` folder and is taken up again as long as the settings are the same.
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -178,7 +177,7 @@ def _each_seed(
         setup, folder = BridgeSetup.toy(seed=seed, steps=steps, **shape), out / f"{seed}"
         bridges = prepare(setup, folder, progress=progress)
         found = circuits_of(bridges.sparse, task, folder, seed=seed, n=n_circuits, progress=progress)
-        circuit = functools.reduce(union, found)
+        circuit = reduce(union, found)
         settings = {
             "setup": setup.to_json(),
             "models": bridges.fingerprints(),

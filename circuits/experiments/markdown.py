@@ -1,6 +1,6 @@
 """Tables in Markdown, and their places in the pages of docs/, between two marks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +24,11 @@ def around_marks(page: Path, begin: str, end: str) -> tuple[str, str]:
             "command at the top of the repository."
         )
     return before + begin, end + rest.partition(end)[2]
+
+
+def made_by(report: Mapping[str, Any]) -> str:
+    """How the numbers of a results file came about, in one line."""
+    return (
+        f"`{report['command']}` (seeds {', '.join(map(str, report['seeds']))}; {report['minutes']:.0f} minutes on one "
+        f"core of: {report['machine']}; {report['date']})"
+    )

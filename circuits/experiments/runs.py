@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from circuits.config import TrainConfig
 from circuits.experiments.record import once
 from circuits.prune import PruneConfig, prune
 from circuits.score import UnsolvedError
 from circuits.train import (
-    TrainConfig,
     Training,
     Updates,
     check_budgets,

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from circuits.experiments.markdown import around_marks, markdown_table
+from circuits.experiments.markdown import around_marks, made_by, markdown_table
 from circuits.plots import (
     controls_figure,
     figure_to_png,
@@ -34,20 +34,13 @@ def run() -> None:
         if source.exists():
             report = json.loads(source.read_text())
             before, after = around_marks(page, *marks(name))
-            parts = [table(report), _made(report)]
+            parts = [table(report), made_by(report)]
             if name in FIGURES:
                 picture = page.with_name(f"faithfulness-{name}.png")
                 figure_to_png(FIGURES[name](report), picture)
                 parts.insert(1, f"![]({picture.name})")
             page.write_text("\n".join([before, "\n\n".join(parts), after]))
         Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
-
-
-def _made(report: Mapping[str, Any]) -> str:
-    return (
-        f"`{report['command']}` (seeds {', '.join(map(str, report['seeds']))}; {report['minutes']:.0f} minutes on one "
-        f"core of: {report['machine']}; {report['date']})"
-    )
 
 
 def marks(name: str) -> tuple[str, str]:
