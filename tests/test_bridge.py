@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.bridge import (
+from circuits.bridges import (
     BridgeConfig,
     Pair,
     Side,
@@ -19,15 +19,17 @@ from circuits.bridge import (
     load_bridges,
     locations,
 )
-from circuits.bridge.fit import least_squares
-from circuits.bridge.measure import kl_per_token, nmse
-from circuits.checkpoint import load_checkpoint
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.train import TrainConfig, TrainingInterrupted, train
+from circuits.bridges.fit import least_squares
+from circuits.bridges.measure import kl_per_token, nmse
+from circuits.model.checkpoint import load_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig
+from circuits.training.loop import TrainingInterrupted, train
 from tasks.corpus import mini_corpus
 from tasks.tokenizer import CharTokenizer
 
-fit_module = importlib.import_module("circuits.bridge.fit")
+fit_module = importlib.import_module("circuits.bridges.fit")
 SMALL = ModelConfig(d_vocab=50, d_model=16, n_layers=2, n_heads=2, d_head=8, d_mlp=32, n_ctx=24)
 QUICK = TrainConfig(
     model=SMALL, steps=16, batch_size=8, n_val=16, density=0.3, val_every=60, lr=1e-2, weight_decay=0.01
@@ -354,7 +356,7 @@ def test_a_hugging_face_model_as_the_dense_side(sparse, text, tmp_path):
 
 
 def test_the_experiments_make_their_models_once(tmp_path):
-    from circuits.experiments.bridge_models import BridgeSetup, prepare
+    from docs.experiments.bridge_models import BridgeSetup, prepare
 
     shape = replace(SMALL, n_layers=1)
     setup = BridgeSetup(
@@ -372,8 +374,8 @@ def test_the_experiments_make_their_models_once(tmp_path):
 
 
 def test_the_commands_from_files_to_files(text, tmp_path):
-    from circuits.checkpoint import save_checkpoint
-    from circuits.experiments.bridge_files import bridge_files, steer_files
+    from circuits.commands.bridge_files import bridge_files, steer_files
+    from circuits.model.checkpoint import save_checkpoint
 
     shape = replace(SMALL, n_layers=1)
     dense, sparse = tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors"

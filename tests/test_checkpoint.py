@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.kernels import SparseWeight
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.topk import project_topk
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.training.projection import project_topk
 
 CONFIG = ModelConfig(d_vocab=11, d_model=32, n_heads=2, d_mlp=64, n_ctx=8, bigram=False)
 

@@ -7,12 +7,12 @@ from quote_model import CORPUS, TRUE_NODES, quote_closer
 from typer.testing import CliRunner
 
 from circuits.__main__ import app
-from circuits.ablation import mean_values
-from circuits.checkpoint import save_checkpoint
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import mean_values
+from circuits.circuit.parts import edges_between
 from circuits.handmade import Recovery
-from circuits.model import SparseTransformer
-from circuits.prune import edges_between
+from circuits.model.checkpoint import save_checkpoint
+from circuits.model.transformer import SparseTransformer
 
 RUN = CliRunner()
 TINY = {
@@ -125,7 +125,7 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
             exact=seed == 0, missing=[] if seed == 0 else [str(made.circuit.nodes[0])], extra=[], seconds=1.0
         )
 
-    monkeypatch.setattr("circuits.experiments.ground_truth.recover", recovered)
+    monkeypatch.setattr("circuits.handmade.proof.recover", recovered)
     done = invoke("verify", "--seeds", 2, "--models", "copying", "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
@@ -175,7 +175,7 @@ def test_unknown_config_keys_are_named(tmp_path):
 def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
     import importlib
 
-    module = importlib.import_module("circuits.train")
+    module = importlib.import_module("circuits.training.loop")
     one_step = module._Run.one_step
 
     def interrupted(run):

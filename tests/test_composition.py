@@ -7,6 +7,7 @@ import torch
 from induction_model import bridge, induction_model
 from transformer_lens.utilities import composition_scores as lens_scores
 
+from circuits.circuit.nodes import Node
 from circuits.composition import (
     Reader,
     Writer,
@@ -21,8 +22,8 @@ from circuits.composition import (
 )
 from circuits.heads import repeated_tokens
 from circuits.heads.weights import ov_circuit, qk_circuit
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Node
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 
 
 def small(seed: int = 0, *, density: float = 1.0, n_layers: int = 3) -> SparseTransformer:

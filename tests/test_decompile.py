@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.ablation import mean_values, run_circuit
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import mean_values, run_circuit
+from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.parts import edges_between
 from circuits.decompile import describe, function_name, to_python
 from circuits.handmade import Handmade, build, quotes
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Edge, Node
-from circuits.prune import edges_between
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from tasks import Task, load_task
 
 RUNNER = """
@@ -115,7 +116,7 @@ def random_circuit(model: SparseTransformer, generator: torch.Generator, task: T
     nodes = [
         Node(site.layer, site.name, i)
         for site in model.sites()
-        for i in range(model.config.widths[site.name])
+        for i in range(model.config.widths[site])
         if torch.rand((), generator=generator) < 0.3
     ]
     edges: list[Edge] = [e for e in edges_between(model, nodes) if torch.rand((), generator=generator) < 0.7]

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.ablation import ablation_values
-from circuits.bridge import Side
-from circuits.circuit import Circuit
-from circuits.dilution import attack, dilution_sweep, mutated, spearman
-from circuits.dilution.margins import circuit_margins, model_margins
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import SITES, Node
+from circuits.bridges import Side
+from circuits.bridges.dilution import attack, dilution_sweep, mutated, spearman
+from circuits.bridges.dilution.margins import circuit_margins, model_margins
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import ablation_values
+from circuits.circuit.nodes import all_nodes
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from circuits.plots import dilution_figure
 from tasks.brackets import Brackets
 
@@ -50,8 +51,8 @@ def averaging(threshold: float) -> SparseTransformer:
 
 def whole(model: SparseTransformer, task: str = "brackets") -> Circuit:
     """The circuit that leaves nothing out."""
-    nodes = [Node(0, site, i) for site in SITES for i in range(model.config.widths[site])]
-    from circuits.prune import edges_between
+    nodes = all_nodes(model.config.widths)
+    from circuits.circuit.parts import edges_between
 
     return Circuit(
         nodes=tuple(sorted(nodes)),
@@ -144,8 +145,8 @@ def test_bad_input_is_refused(sparse, circuit):
 
 
 def test_the_experiment_sweeps_and_attacks(sparse, circuit):
-    from circuits.bridge import identity_bridges
-    from circuits.experiments.bridges import dilution_of
+    from circuits.bridges import identity_bridges
+    from docs.experiments.bridges import dilution_of
 
     found = dilution_of(identity_bridges(sparse), circuit, n=4, rounds=2)
     assert found["spearman"] == spearman(

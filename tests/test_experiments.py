@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from circuits.experiments import frontier, sparse_vs_dense, trust_page
-from circuits.experiments.markdown import around_marks
-from circuits.experiments.record import write_json
-from circuits.experiments.runs import kept_training, kept_twin, pruned, train_until
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.files import write_json
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from circuits.plots import sparse_vs_dense_figure
-from circuits.prune import PruneConfig
-from circuits.train import TrainConfig, check_budgets, project, with_vocabulary
+from circuits.plots.markdown import around_marks
+from circuits.pruning.config import PruneConfig
+from circuits.training.config import TrainConfig
+from circuits.training.loop import check_budgets, project, with_vocabulary
+from docs.experiments import frontier, sparse_vs_dense, trust_page
+from docs.experiments.runs import kept_training, kept_twin, pruned, train_until
 from tasks import load_corpus
 
 SMALL = ModelConfig(n_layers=1, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=16)
@@ -108,7 +110,7 @@ def test_the_page_quotes_the_results(tmp_path, monkeypatch):
     marks = "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in trust_page.TABLES)
     page = tmp_path / "docs" / "explanation" / "faithfulness.md"
     page.write_text(f"before\n{marks}after\n")
-    command = "python -m circuits.experiments.sparse_vs_dense --seeds 1"
+    command = "python -m docs.experiments.sparse_vs_dense --seeds 1"
     made = {"command": command, "seeds": [0], "minutes": 1.5, "machine": "a machine", "date": "2026-01-02"}
     write_json("docs/results/sparse_vs_dense.json", {**made, **stored_sizes()})
     trust_page.run()
@@ -117,7 +119,7 @@ def test_the_page_quotes_the_results(tmp_path, monkeypatch):
     assert "Geometric mean of the ratios: **12.2**" in text
     assert text.count("\nold\n") == len(trust_page.TABLES) - 1
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
-    assert "![](faithfulness-sparse_vs_dense.png)\n\n`python -m circuits.experiments.sparse_vs_dense" in text
+    assert "![](faithfulness-sparse_vs_dense.png)\n\n`python -m docs.experiments.sparse_vs_dense" in text
     assert drawn == ["faithfulness-sparse_vs_dense.png"]
     page.write_text("no marks")
     with pytest.raises(ValueError, match="expected '<!-- frontier -->'"):

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.ablation import run_circuit
-from circuits.circuit import Circuit
-from circuits.faithfulness import Report, TrustConfig, evaluate
-from circuits.faithfulness.bench import Bench
-from circuits.faithfulness.yardsticks import _binomial_tail, _shuffled_within
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_circuit
+from circuits.circuit.nodes import Node
 from circuits.handmade import MODELS, Handmade, quotes
-from circuits.nodes import Node
+from circuits.trust import Report, TrustConfig
+from circuits.trust import evaluate
+from circuits.trust.bench import Bench
+from circuits.trust.yardsticks import _binomial_tail, _shuffled_within
 
 QUICK = TrustConfig(n_pairs=32, n_random=19, n_knockouts=4, n_greedy=1, control_steps=0)
 ITEMS = {

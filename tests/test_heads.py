@@ -21,7 +21,8 @@ from circuits.heads import (
     qk_circuit,
     repeated_tokens,
 )
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from circuits.attention import sink_softmax
-from circuits.model import AbsTopK, Linear, ModelConfig, RMSNorm, SparseTransformer
-from circuits.nodes import SITES, Site
+from circuits.model.config import ModelConfig
+from circuits.model.mixers import sink_softmax
+from circuits.model.sites import SITES, Site
+from circuits.model.transformer import AbsTopK, Linear, RMSNorm, SparseTransformer
 
 TINY = ModelConfig(d_vocab=11, n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, n_ctx=10)
 
@@ -30,7 +31,7 @@ def by_hand(model: SparseTransformer, tokens: torch.Tensor) -> torch.Tensor:
         return x / (x.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt()
 
     def topk(x, site):
-        k = config.topk(site)
+        k = config.topk(Site(0, site))
         if k is None:
             return x
         kept = torch.zeros_like(x)
@@ -119,8 +120,8 @@ def test_every_site_has_at_most_k_nonzeros(model, tokens):
     _, cache = model.run_with_cache(tokens)
     for site in model.sites():
         value = cache[model.hook_name(site)].flatten(2)
-        assert value.shape[-1] == TINY.widths[site.name]
-        assert int((value != 0).sum(-1).max()) <= TINY.topk(site.name)
+        assert value.shape[-1] == TINY.widths[site]
+        assert int((value != 0).sum(-1).max()) <= TINY.topk(site)
 
 
 def test_same_seed_same_bits_and_global_generator_untouched():

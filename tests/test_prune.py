@@ -7,13 +7,11 @@ import pytest
 import torch
 from quote_model import CORPUS, TRUE_NODES, quote_closer
 
-from circuits.ablation import run_circuit
-from circuits.circuit import Circuit
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Edge, IOEdge, Node
-from circuits.prune import PruneConfig, edges_between, io_edges, prune
-from circuits.pruning.minimal import FINEST, minimal, thinned
-from circuits.score import (
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_circuit
+from circuits.circuit.nodes import Edge, IOEdge, Node
+from circuits.circuit.parts import edges_between, io_edges
+from circuits.circuit.score import (
     Score,
     fitted_scale,
     margins,
@@ -23,6 +21,11 @@ from circuits.score import (
     two_way_kl,
     two_way_loss,
 )
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.minimal import FINEST, minimal, thinned
+from circuits.pruning.procedure import prune
 from tasks import load_task
 
 

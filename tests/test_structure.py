@@ -86,7 +86,7 @@ def state():
     torch_state = torch.get_default_dtype(), torch.get_num_threads(), torch.random.get_rng_state().sum()
     return torch_state, list(warnings.filters)
 before = state()
-import circuits, circuits.train, circuits.prune, circuits.plots, tasks
+import circuits, circuits.training, circuits.pruning.procedure, circuits.plots, tasks
 after = state()
 assert before == after, (before, after)
 assert plotly.io.templates.default == 'plotly'

@@ -5,10 +5,11 @@ import importlib
 import pytest
 import torch
 
-from circuits.checkpoint import load_checkpoint
-from circuits.model import ModelConfig
-from circuits.topk import budget
-from circuits.train import TrainConfig, Training, TrainingInterrupted, learning_rate, train
+from circuits.model.checkpoint import load_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.training.config import TrainConfig
+from circuits.training.loop import Training, TrainingInterrupted, learning_rate, train
+from circuits.training.projection import budget
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
 QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
@@ -52,7 +53,7 @@ def test_loss_falls():
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained):
-    module = importlib.import_module("circuits.train")
+    module = importlib.import_module("circuits.training.loop")
 
     steps = 0
     one_step = module._Run.one_step
@@ -86,7 +87,7 @@ def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
 
 
 def test_a_density_too_small_for_j_is_refused_before_any_work(monkeypatch):
-    module = importlib.import_module("circuits.train")
+    module = importlib.import_module("circuits.training.loop")
 
     monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
     config = TrainConfig(model=SMALL, density=0.01, min_alive=4)
@@ -119,8 +120,8 @@ def test_sharkfin_follows_the_density():
 
 
 def test_gradient_normalisation_is_over_all_parameters():
-    from circuits.model import SparseTransformer
-    from circuits.train import _scale_gradients
+    from circuits.model.transformer import SparseTransformer
+    from circuits.training.loop import _scale_gradients
 
     model = SparseTransformer(
         ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites})

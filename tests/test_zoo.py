@@ -2,9 +2,10 @@
 
 import pytest
 
-from circuits.score import task_score
-from circuits.train import TrainConfig, with_vocabulary
-from circuits.zoo import (
+from circuits.circuit.score import task_score
+from circuits.training.config import TrainConfig
+from circuits.training.loop import with_vocabulary
+from circuits.zoo.pretrained import (
     FOLDER,
     PRETRAINED,
     PRETRAINED_BRIDGES,

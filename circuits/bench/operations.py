@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circuits import kernels
 from circuits.kernels import SparseWeight
-from circuits.topk import budget
+from circuits.training.projection import budget
 
 NAMES = ("spmm_forward", "spmm_backward", "sddmm", "abs_topk", "project_topk")
 EXPANSION = 4

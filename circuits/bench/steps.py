@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuits import kernels
-from circuits.ablation import run_masked
-from circuits.compute import compact, sparse_compute
-from circuits.config import ModelConfig, TrainConfig
-from circuits.gates import Gates
-from circuits.model import SparseTransformer
-from circuits.train import Updates, project
+from circuits.circuit.masked import run_masked
+from circuits.model.compute import compact, sparse_compute
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.pruning.gates import Gates
+from circuits.training.config import TrainConfig
+from circuits.training.loop import Updates, project
 
 STEP_NAMES = ("prune_step", "train_step_exact", "train_step_support", "toy_train_step")
 STEP_TOLERANCE = 1e-9
@@ -98,7 +99,7 @@ def _prune_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, wa
     if way == "fast":
         compact(model)
     widths = model.config.widths
-    gates = Gates({site: (widths[site.name],) for site in model.sites()}, seed=0, like=model.W_E)
+    gates = Gates({site: (width,) for site, width in widths.items()}, seed=0, like=model.W_E)
     parameters = [*gates.parameters.values()]
     values = {site: torch.full_like(gate, 0.01) for site, gate in gates.parameters.items()}
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
@@ -188,10 +189,10 @@ def masked_dense(abs_topk: Callable[[Tensor, int], Tensor] | None = None) -> Ite
     """Everything the plain way: dense products, torch.topk, attention with its pattern in memory."""
     with (
         patch.dict(kernels.DENSE_FROM, {name: 0.0 for name in kernels.DENSE_FROM}),
-        patch("circuits.model.abs_topk", abs_topk or _plain_abs_topk),
-        patch("circuits.model.causal_attention", _plain_attention),
-        patch("circuits.topk.kernels.topk_mask", _plain_mask),
-        patch("circuits.topk.kernels.slice_topk_mask", _plain_slice_mask),
+        patch("circuits.model.transformer.abs_topk", abs_topk or _plain_abs_topk),
+        patch("circuits.model.transformer.causal_attention", _plain_attention),
+        patch("circuits.training.projection.kernels.topk_mask", _plain_mask),
+        patch("circuits.training.projection.kernels.slice_topk_mask", _plain_slice_mask),
     ):
         yield
 

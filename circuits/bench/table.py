@@ -11,8 +11,8 @@ import torch
 from circuits.bench.end_to_end import cases, growth, measure_step, projection_share
 from circuits.bench.measure import Row, measure
 from circuits.bench.operations import NAMES, operation
-from circuits.experiments.markdown import around_marks, markdown_table
-from circuits.experiments.record import write_results
+from circuits.files import write_results
+from circuits.plots.markdown import around_marks, markdown_table
 
 BEGIN, END = "<!-- table of circuits bench: begin -->", "<!-- end -->"
 COLUMNS = (

@@ -19,7 +19,7 @@ Seed = Annotated[int, typer.Option(help="Same seed, same bits.")]
 
 def load_model(path: Path) -> tuple[Any, Any]:
     """The model of a checkpoint, its tokenizer attached, and the corpus it was trained on."""
-    from circuits.checkpoint import load_checkpoint
+    from circuits.model.checkpoint import load_checkpoint
     from tasks import load_corpus
 
     saved = load_checkpoint(path)

@@ -28,10 +28,11 @@ def trust(
     """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict."""
     page = page or circuit.with_suffix(".trust.html")
     with clear_errors():
-        from circuits.checkpoint import find_checkpoint
-        from circuits.circuit import Circuit
-        from circuits.faithfulness import TrustConfig, evaluate
+        from circuits.circuit.circuit import Circuit
+        from circuits.model.checkpoint import find_checkpoint
         from circuits.plots import trust_page
+        from circuits.trust import TrustConfig
+        from circuits.trust import evaluate
         from tasks import load_task
 
         found = Circuit.load(circuit)
@@ -67,8 +68,8 @@ def verify(
 ) -> None:
     """Prove on this machine that pruning returns circuits that are known: models compiled by hand, among decoys."""
     with clear_errors():
-        from circuits.experiments.ground_truth import verify as run
         from circuits.handmade import MODELS
+        from circuits.handmade.proof import verify as run
 
         if write and models and set(models) != set(MODELS):
             raise ValueError("write: a part of the models is not the proof; leave out --models.")

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.attention import Compose
 from circuits.heads.weights import HeadWeights, head_weights
+from circuits.model.mixers import Compose
 
 Kind = Literal["head", "neuron"]
 Port = Literal["Q", "K", "V", "in", "gate"]

@@ -9,10 +9,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from circuits.circuit.nodes import Node
 from circuits.composition.parts import Port, Reader, Writer, divided, parts_of, product_norms
 from circuits.heads.weights import head_weights
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Node, SiteName
+from circuits.model.sites import SiteName, weights_among
+from circuits.model.transformer import SparseTransformer
 
 
 class HeadPath(NamedTuple):
@@ -135,13 +136,10 @@ class _WeightGraph:
     def __init__(self, model: SparseTransformer) -> None:
         self.d_head, self.n_layers = model.config.d_head, model.config.n_layers
         self.steps: dict[Node, list[tuple[Node, float]]] = defaultdict(list)
-        for layer in range(self.n_layers):
-            for name, (source, target) in WEIGHTS.items():
-                weight = model.linear(layer, name).weight.detach()
-                for (i, j), value in zip(
-                    weight.nonzero().tolist(), weight[weight != 0].tolist(), strict=True
-                ):
-                    self.steps[Node(layer, source, i)].append((Node(layer, target, j), value))
+        for at in weights_among(model.sites()):
+            weight = model.linear(*at).weight.detach()
+            for (i, j), value in zip(weight.nonzero().tolist(), weight[weight != 0].tolist(), strict=True):
+                self.steps[Node.of(at.source, i)].append((Node.of(at.target, j), value))
 
     def paths(self, hops: int, source: Writer | None, target: Reader | None) -> Iterator[WeightPath]:
         for node in sorted(self.steps):

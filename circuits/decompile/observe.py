@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.ablation import run_masked
-from circuits.circuit import Circuit
-from circuits.model import SparseTransformer
-from circuits.nodes import Node, Site
-from circuits.score import margins, score_margins
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_masked
+from circuits.circuit.nodes import Node
+from circuits.circuit.score import margins, score_margins
+from circuits.model.sites import Site
+from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
 _WORDS = {

@@ -17,19 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.ablation import check_belongs
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import check_belongs
+from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
-from circuits.model import SparseTransformer
-from circuits.nodes import SITES, WEIGHTS, Edge, Node, Site, SiteName
-from circuits.score import check_task
+from circuits.model.sites import SITES, WEIGHTS, Site, SiteName, WeightAt
+from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
 _SHORT: dict[SiteName, str] = dict(
     zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
 )
-_INTO: dict[SiteName, str] = {target: name for name, (_, target) in WEIGHTS.items()}
+_INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
 
 
 def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
@@ -142,7 +143,7 @@ class _Writer:
         self._flush()
         self.body.append(f"# {title}")
         nodes = self.by_site.get(site, [])
-        k = self.model.config.topk(site.name)
+        k = self.model.config.topk(site)
         if nodes:
             self.body.append("h = x / size(x)" if k is None else f"h = largest(x / size(x), {k})")
         self.body += [f"{self.names[node]} = h[:, {node.index}]" for node in nodes]
@@ -177,7 +178,7 @@ class _Writer:
 
         Where r nodes of the circuit are larger, k - r - 1 of the constant neighbours may be larger too.
         """
-        k = self.model.config.topk(site.name)
+        k = self.model.config.topk(site)
         if not nodes or k is None or k >= len(rest):
             return []
         rest = torch.nn.functional.gelu(rest) if gelu else rest
@@ -231,10 +232,10 @@ class _Writer:
 
     def _rest(self, site: Site) -> Tensor:
         """What each coordinate of a site gets from its bias and from everything that is cut."""
-        name = _INTO[site.name]
-        linear = self.model.linear(site.layer, name)
-        cut = linear.weight.detach() * ~self.circuit.to_edge_mask()[site.layer, name].to(linear.weight.device)
-        source = self.circuit.values[Site(site.layer, WEIGHTS[name][0])].to(cut)
+        at = WeightAt(site.layer, _INTO[site.name], site.stack)
+        linear = self.model.linear(*at)
+        cut = linear.weight.detach() * ~self.circuit.to_edge_mask()[at].to(linear.weight.device)
+        source = self.circuit.values[at.source].to(cut)
         return (linear.bias.detach() + source @ cut).cpu()
 
 

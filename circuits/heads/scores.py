@@ -16,14 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from circuits.attention import sink_softmax
-from circuits.heads.weights import (
-    EmbeddingWeights,
-    HeadWeights,
-    embedding_weights,
-    head_weights,
-    rms_normed,
-)
+from circuits.heads.weights import EmbeddingWeights, HeadWeights, embedding_weights, head_weights, rms_normed
+from circuits.model.mixers import sink_softmax
 
 MAX_POSITIONS = 64
 """Positions that the previous-token score from weights looks at."""

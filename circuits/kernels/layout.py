@@ -29,6 +29,6 @@ def laid_by_token(x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch 
     """x, contiguous; no gradient."""
     if x.device.type != "cpu" or not x.numel():
         return x.contiguous()
-    from circuits.kernels.cpu_layout import contiguous  # compiles: only when it is needed
+    from circuits.kernels.cpu_layout import contiguous
 
     return contiguous(x.flatten(2).flatten(0, 1)).view(x.shape)

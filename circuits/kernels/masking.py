@@ -27,7 +27,7 @@ def replace_features(
 class _Replace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-        from circuits.kernels.cpu_layout import replaced  # compiles: only when it is needed
+        from circuits.kernels.cpu_layout import replaced
 
         mask, value = mask.contiguous(), value.contiguous()
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, mask, value)

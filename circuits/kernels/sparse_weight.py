@@ -122,7 +122,7 @@ class SparseWeight:
         """
         w = w.detach()
         if w.device.type == "cpu" and w.dtype in (torch.float32, torch.float64):
-            from circuits.kernels.cpu import compress  # compiles: only when it is needed
+            from circuits.kernels.cpu import compress
 
             return compress(w, mask)
         support = (w != 0) if mask is None else mask

@@ -8,18 +8,8 @@ import plotly.graph_objects as go
 import torch
 
 from circuits.plots.grids import heat, limit_of, panels, token_labels
-from circuits.plots.order import Joint, order, straighten
-from circuits.plots.style import (
-    FAINT,
-    INK,
-    NEGATIVE,
-    PAPER,
-    POSITIVE,
-    SCORE,
-    base_layout,
-    escaped,
-    number,
-)
+from circuits.plots.picture.order import Joint, order, straighten
+from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, SCORE, base_layout, escaped, number
 
 if TYPE_CHECKING:
     from circuits.composition import Composition, CompositionEdge, CompositionMaps

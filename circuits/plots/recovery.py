@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from circuits.compare import TransplantTable
+from circuits.circuit.compare import TransplantTable
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, SCORE, base_layout
 
 CHANCE = math.log(2)

@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from circuits.config import check_keys, require, with_tuples
-from circuits.nodes import Ablation
+from circuits.circuit.nodes import Ablation
+from circuits.files import check_keys, require, with_tuples
 
 
 @dataclass(frozen=True, kw_only=True)

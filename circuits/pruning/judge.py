@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from circuits.ablation import run_masked
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Edge, Node, Site, edge_masks, node_masks
-from circuits.score import Score, fitted_scale, margins, score_against, score_margins
+from circuits.circuit.masked import run_masked
+from circuits.circuit.nodes import Edge, Node, edge_masks, node_masks
+from circuits.circuit.score import Score, fitted_scale, margins, score_against, score_margins
+from circuits.model.sites import Site, WeightAt, weights_among
+from circuits.model.transformer import SparseTransformer
 from tasks import Batch
 
 
@@ -88,7 +89,7 @@ class Judge:
         not even by competing with it in AbsTopK.
         """
         masks = self.node_masks(nodes)
-        cut = _all_between(masks, self.model.config.n_layers) if edges is None else self.edge_masks(edges)
+        cut = _all_between(masks) if edges is None else self.edge_masks(edges)
         for part in self.parts:
             with torch.no_grad():
                 logits = run_masked(self.model, part.tokens, masks, self.values, cut)
@@ -97,12 +98,12 @@ class Judge:
     def node_masks(self, nodes: Sequence[Node]) -> dict[Site, Tensor]:
         """1 = keep, for these nodes, at every site."""
         config = self.model.config
-        return node_masks(nodes, config.widths, config.n_layers, self.model.W_E)
+        return node_masks(nodes, config.widths, self.model.W_E)
 
-    def edge_masks(self, edges: Sequence[Edge]) -> dict[tuple[int, str], Tensor]:
+    def edge_masks(self, edges: Sequence[Edge]) -> dict[WeightAt, Tensor]:
         """1 = keep, for these edges, in every weight matrix."""
         config = self.model.config
-        return edge_masks(edges, config.widths, config.n_layers, self.model.W_E)
+        return edge_masks(edges, config.widths, self.model.W_E)
 
 
 def _slices(n: int, first: int = 16, most: int = 64) -> list[tuple[int, int]]:
@@ -111,9 +112,5 @@ def _slices(n: int, first: int = 16, most: int = 64) -> list[tuple[int, int]]:
     return list(itertools.pairwise(bounds))
 
 
-def _all_between(masks: dict[Site, Tensor], n_layers: int) -> dict[tuple[int, str], Tensor]:
-    return {
-        (layer, name): torch.outer(masks[Site(layer, source)], masks[Site(layer, target)])
-        for layer in range(n_layers)
-        for name, (source, target) in WEIGHTS.items()
-    }
+def _all_between(masks: dict[Site, Tensor]) -> dict[WeightAt, Tensor]:
+    return {at: torch.outer(masks[at.source], masks[at.target]) for at in weights_among(masks)}

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.gates import Gates
+from circuits.circuit.score import margins, two_way_kl
 from circuits.pruning.config import PruneConfig
-from circuits.score import margins, two_way_kl
+from circuits.pruning.gates import Gates
 from tasks import Batch
 from tasks.base import Targets
 

@@ -6,16 +6,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from circuits.ablation import ablation_values, run_circuit, run_masked
-from circuits.circuit import Circuit
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Edge, Node, NodeFacts, Site
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import ablation_values, run_circuit, run_masked
+from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
+from circuits.circuit.parts import edges_between, io_edges
+from circuits.circuit.score import Score, UnsolvedError, margins, score_against, score_margins, task_score
+from circuits.model.sites import Site, WeightAt
+from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.judge import Judge
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import minimal, thinned
-from circuits.pruning.parts import among, edges_between, io_edges, is_pair, without
-from circuits.score import Score, UnsolvedError, margins, score_against, score_margins, task_score
 from tasks import Batch, Corpus, Task
 from tasks.base import Targets
 
@@ -73,8 +74,7 @@ class Search:
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
         """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
         parts = {
-            site: [Node(site.layer, site.name, i) for i in range(value.shape[-1])]
-            for site, value in self.values.items()
+            site: [Node.of(site, i) for i in range(value.shape[-1])] for site, value in self.values.items()
         }
 
         def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
@@ -87,12 +87,10 @@ class Search:
         self, nodes: list[Node], edges: list[Edge], start: int, show: Callable[..., None]
     ) -> list[Edge]:
         """Learn gates on weights between the nodes; the fewest open ones that meet the target, and all q-k pairs."""
-        names = {sites: name for name, sites in WEIGHTS.items()}
-        parts: dict[tuple[int, str], list[Edge]] = {}
+        parts: dict[WeightAt, list[Edge]] = {}
         for edge in edges:
             if not is_pair(edge):
-                key = (edge.source.layer, names[edge.source.site, edge.target.site])
-                parts.setdefault(key, []).append(edge)
+                parts.setdefault(weight_of(edge), []).append(edge)
         kept = self.judge.node_masks(nodes)
         places = {
             key: (torch.tensor([e.source.index for e in own]), torch.tensor([e.target.index for e in own]))
@@ -100,7 +98,7 @@ class Search:
         }
         closed = self.judge.edge_masks([])
 
-        def forward(targets: Targets, masks: dict[tuple[int, str], Tensor]) -> Tensor:
+        def forward(targets: Targets, masks: dict[WeightAt, Tensor]) -> Tensor:
             cut = {k: m.index_put(places[k], masks[k]) if k in masks else m for k, m in closed.items()}
             return run_masked(self.model, targets.tokens, kept, self.values, cut)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import optuna
 
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
 from circuits.pruning.config import PruneConfig
 
 LR, PENALTY = (5e-3, 1e-1), (1e-3, 1e-1)
