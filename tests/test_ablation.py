@@ -71,7 +71,7 @@ def test_means_are_those_of_an_explicit_hook_run(model, tokens):
 def test_a_cut_weight_passes_its_sources_mean(model, tokens):
     values = mean_values(model, tokens)
     edges = edge_masks_of(model, 1.0)
-    edges[0, "W_in"][3, 5] = 0
+    edges[WeightAt(0, "W_in")][3, 5] = 0
     out = run_masked(model, tokens, masks_of(model, 1.0), values, edges)
     weight = model.linear(0, "W_in").weight
     kept = float(weight[3, 5].detach())
