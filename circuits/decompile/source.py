@@ -23,6 +23,7 @@ from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
+from circuits.model.options import Says
 from circuits.model.sites import SITES, WEIGHTS, Site, SiteName, WeightAt
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
@@ -31,20 +32,30 @@ _SHORT: dict[SiteName, str] = dict(
     zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
 )
 _INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
+SAYS = Says(act=("gelu", "relu"))
+"""Heads that are not composed: a pattern is written out as one softmax of one product."""
 
 
 def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
     """Source of a module with one function, named after the task: token ids in, logits of the answers out.
 
     It needs numpy alone and agrees with `run_circuit` at the last token. `n_pairs` prompt pairs decide what
-    each node is named after. Raises ValueError when the circuit is of another model, or the task does not fit.
+    each node is named after. Raises ValueError when the circuit is of another model, leaves a site alone or was found
+    under an ablation of many values, when the task does not fit, and for a model with composed heads.
     """
+    SAYS.check(model, "to_python", instead="Ask describe for words, or run the circuit itself with run_circuit.")
     check_belongs(model, circuit)
     check_task(model, task)
     if circuit.ablation not in ("mean", "zero"):
         raise ValueError(
             f"circuit: found under {circuit.ablation!r} ablation, whose values differ from place to place; expected "
             "'mean' or 'zero', which make everything outside the circuit a constant. Prune again with one of them."
+        )
+    left = [str(site) for site in model.sites() if site not in circuit.widths]
+    if left:
+        raise ValueError(
+            f"circuit: it says nothing of site {left[0]}, which stays as it is in the model; expected a circuit of all "
+            f"{len(model.sites())} sites, so that what it leaves out is a constant. Prune over all sites."
         )
     return _Writer(model, circuit, task, n_pairs).source()
 
@@ -60,6 +71,7 @@ class _Writer:
 
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
+        self.act: str = getattr(model.config, "act", "gelu")
         seen = Observed(model, circuit, task, n_pairs)
         self.names = {n: f"{seen.word(n)}_{_SHORT[n.site]}{n.layer}_{n.index}" for n in circuit.nodes}
         self.by_site: dict[Site, list[Node]] = {}
@@ -135,7 +147,7 @@ class _Writer:
     def _mlp(self, layer: int) -> None:
         if any(Site(layer, name) in self.by_site for name in ("mlp_in", "mlp_neuron")):
             self._read(Site(layer, "mlp_in"), f"layer {layer}, MLP")
-            self._computed(Site(layer, "mlp_neuron"), {}, around="gelu({})")
+            self._computed(Site(layer, "mlp_neuron"), {}, around=f"{self.act}({{}})")
         self._write(Site(layer, "mlp_out"), {})
 
     def _read(self, site: Site, title: str) -> None:
@@ -151,7 +163,7 @@ class _Writer:
     def _computed(self, site: Site, mixed: dict[Node, str], around: str = "{}", onto: str = "") -> None:
         """Nodes that are a weighted sum of other nodes and a constant; `onto`: added to it straight away."""
         nodes, rest = self.by_site.get(site, []), self._rest(site)
-        bars = self._bars(site, nodes, rest, gelu=around != "{}")
+        bars = self._bars(site, nodes, rest, active=around != "{}")
         for node in nodes:
             terms = [f"{_number(e.weight)} * {self._term(e.source, mixed)}" for e in self.into[node]]
             terms.append(_number(float(rest[node.index])))
@@ -173,7 +185,7 @@ class _Writer:
     def _term(self, node: Node, mixed: dict[Node, str]) -> str:
         return f"({mixed[node]})" if node in mixed else self.names[node]
 
-    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, gelu: bool) -> list[str]:
+    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, active: bool) -> list[str]:
         """AbsTopK: what a node has to exceed, by its rank among the circuit's nodes; none if it always does.
 
         Where r nodes of the circuit are larger, k - r - 1 of the constant neighbours may be larger too.
@@ -181,7 +193,7 @@ class _Writer:
         k = self.model.config.topk(site)
         if not nodes or k is None or k >= len(rest):
             return []
-        rest = torch.nn.functional.gelu(rest) if gelu else rest
+        rest = getattr(torch.nn.functional, self.act)(rest) if active else rest
         own = {node.index for node in nodes}
         others = sorted((abs(float(c)) for i, c in enumerate(rest) if i not in own), reverse=True)
         bars = [self._bar(others, k - rank - 1) for rank in range(len(nodes))]
