@@ -47,7 +47,9 @@ class Naive:
     @classmethod
     def of(cls, model: SparseTransformer) -> "Naive":
         """The weights of a model as they are now."""
-        return cls(config=model.config, weights={k: v.double().clone() for k, v in model.state_dict().items()})
+        return cls(
+            config=model.config, weights={k: v.double().clone() for k, v in model.state_dict().items()}
+        )
 
     def of_circuit(self, circuit: Circuit, *, gone: tuple = (), inverse: bool = False) -> "Naive":
         """Only the circuit kept, less some nodes; inverse: everything but the circuit, no weight cut."""
@@ -64,7 +66,11 @@ class Naive:
         cut = {at: torch.zeros(self.weight(at).shape) for at in there}
         for edge in circuit.edges:
             for at, row in there.items():
-                if (edge.source.site, edge.target.site, edge.source.layer) == (row.source, row.target, at.layer):
+                if (edge.source.site, edge.target.site, edge.source.layer) == (
+                    row.source,
+                    row.target,
+                    at.layer,
+                ):
                     cut[at][edge.source.index, edge.target.index] = 1
         values = {site: value.double() for site, value in circuit.values.items()}
         return Naive(
@@ -137,14 +143,16 @@ class Naive:
         return x @ kept + self._value(at.source, x) @ (weight - kept) + bias
 
     def _attention(self, layer: int, normed: Tensor, found: Any) -> Tensor:
-        config, (batch, pos) = self.config, normed.shape[:2]
+        config, pos = self.config, normed.shape[1]
         x = self._site(layer, "attn_in", normed, found)
         q, k, v = (
             self._site(layer, f"attn_{name.lower()}", self._linear(layer, f"W_{name}", x), found)
             for name in "QKV"
         )
         d, later = config.d_head, torch.ones(pos, pos).triu(1).bool()
-        scores = torch.stack([q[..., h * d : (h + 1) * d] @ k[..., h * d : (h + 1) * d].mT for h in self._heads], 1)
+        scores = torch.stack(
+            [q[..., h * d : (h + 1) * d] @ k[..., h * d : (h + 1) * d].mT for h in self._heads], 1
+        )
         scores = self._composed(layer, "pre", scores / math.sqrt(d), x, found).masked_fill(later, -math.inf)
         weights = scores.exp()
         total = weights.sum(-1, keepdim=True)
@@ -155,11 +163,7 @@ class Naive:
         found.carried[layer] = pattern
         z = torch.cat([pattern[:, h] @ v[..., h * d : (h + 1) * d] for h in self._heads], dim=-1)
         # What a cut weight passes is its source's value, not what attention makes of it.
-        weight, bias = self.weight(WeightAt(layer, "W_O")), self.weights[f"blocks.{layer}.attn.o.bias"]
-        out = z @ weight + bias
-        if WeightAt(layer, "W_O") in self.cut:
-            out = self._linear(layer, "W_O", z)
-        return self._site(layer, "attn_out", out, found)
+        return self._site(layer, "attn_out", self._linear(layer, "W_O", z), found)
 
     @property
     def _heads(self) -> range:
@@ -193,7 +197,12 @@ class Naive:
         x = self._site(layer, "mlp_in", normed, found)
         pre = self._linear(layer, "W_in", x)
         post = pre.clamp_min(0) if getattr(self.config, "act", "gelu") == "relu" else gelu(pre)
-        return self._site(layer, "mlp_out", self._linear(layer, "W_out", self._site(layer, "mlp_neuron", post, found)), found)
+        return self._site(
+            layer,
+            "mlp_out",
+            self._linear(layer, "W_out", self._site(layer, "mlp_neuron", post, found)),
+            found,
+        )
 
 
 def gelu(x: Tensor) -> Tensor:

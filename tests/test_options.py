@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import circuits
-from circuits import bridges, composition, decompile, handmade, heads, trust
+from circuits import bridges, composition, decompile, heads, trust
 from circuits.bridges import dilution, steering
 from circuits.bridges.sides import still
 from circuits.circuit import compare, masked, parts, score
@@ -75,12 +75,10 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "dense": {"topk_fraction": None},
     "two sites": {"topk_sites": ("attn_in", "mlp_neuron")},
-    "no sink": {"sink": False},
-    "no bigram": {"bigram": False},
+    "no sink or bigram": {"sink": False, "bigram": False},
     "one layer": {"n_layers": 1},
     "no compose": {"attention": "compose", "compose": "none"},
     "static": {"attention": "compose", "compose": "static"},
-    "gate": {"attention": "compose", "compose": "gate"},
     "full": {"attention": "compose", "compose": "full"},
     "compact": {},
     "sparse compute": {},
@@ -88,7 +86,7 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
 if any(option.name == "act" for option in fields(ModelConfig)):
     MODEL_OPTIONS["relu"] = {"act": "relu"}
 CIRCUIT_OPTIONS = ("zero", "position", "resample", "some sites")
-DYNAMIC = {"gate": "compose='gate'", "full": "compose='full'"}
+DYNAMIC = {"full": "compose='full'"}
 COMPOSED = {"static": "compose='static'", **DYNAMIC}
 
 
@@ -161,7 +159,9 @@ def circuit_of(model: SparseTransformer, naive: Naive, option: str, n_words: int
         values = {site: value.mean(over) * (kind != "zero") for site, value in values.items()}
     widths = model.config.widths
     if option == "some sites":
-        widths = {site: width for site, width in widths.items() if site.name in ("attn_v", "attn_out", "mlp_out")}
+        widths = {
+            site: width for site, width in widths.items() if site.name in ("attn_v", "attn_out", "mlp_out")
+        }
     nodes = [
         Node(site.layer, site.name, i)
         for site, width in widths.items()
@@ -184,7 +184,7 @@ def circuit_of(model: SparseTransformer, naive: Naive, option: str, n_words: int
 def loop_edges(naive: Naive, nodes: list[Node]) -> list[Edge]:
     found = []
     for a, b in product(nodes, nodes):
-        for name, row in WEIGHTS.items():
+        for row in WEIGHTS.values():
             if a.layer == b.layer and (a.site, b.site) == (row.source, row.target):
                 weight = float(naive.weights[f"blocks.{a.layer}.{row.path}.weight"][a.index, b.index])
                 found += [Edge(a, b, weight)] if weight else []
@@ -285,24 +285,32 @@ def check_to_python(s: Subject) -> None:
 
 
 def check_describe(s: Subject) -> None:
-    text = decompile.describe(s.model, s.circuit, TASK, n_pairs=8)
+    few = replace(s.circuit, nodes=s.circuit.nodes[::6], edges=())
+    text = decompile.describe(s.model, few, TASK, n_pairs=8)
     targets = TASK.batch(8, split="test", seed=0).tokens_and_targets()
     said = re.findall(r"^(\S+)\n(?:  .*\n)*?  without it: loss (\S+) -> (\S+) nats", text, re.M)
-    assert [name for name, _, _ in said] == [str(node) for node in s.circuit.nodes]
-    for node, (_, whole, rest) in list(zip(s.circuit.nodes, said, strict=True))[::5]:
-        same(float(whole), loss_of(s.naive.of_circuit(s.circuit), targets), atol=1e-3)
-        same(float(rest), loss_of(s.naive.of_circuit(s.circuit, gone=(node,)), targets), atol=1e-3)
+    assert [name for name, _, _ in said] == [str(node) for node in few.nodes]
+    for node, (_, whole, rest) in list(zip(few.nodes, said, strict=True))[::4]:
+        same(float(whole), loss_of(s.naive.of_circuit(few), targets), atol=1e-3)
+        same(float(rest), loss_of(s.naive.of_circuit(few, gone=(node,)), targets), atol=1e-3)
 
 
 def check_prune(s: Subject) -> None:
-    few = dict(starts=1, steps=4, batch_size=4, n_mean=4, n_eval=4, n_test=8, target_loss=0.5, target_accuracy=0.5)
+    few = dict(
+        starts=1, steps=4, batch_size=4, n_mean=4, n_eval=2, n_test=8, target_loss=0.5, target_accuracy=0.5
+    )
     kind = s.option if s.option in CIRCUIT_OPTIONS[:3] else "mean"
     found = prune(
-        s.model, TASK, PruneConfig(objective="faithful", ablation=kind, **few), corpus=CORPUS, progress=False  # type: ignore[arg-type]
+        s.model,
+        TASK,
+        PruneConfig(objective="faithful", ablation=kind, **few),
+        corpus=CORPUS,
+        progress=False,  # type: ignore[arg-type]
     )
     targets = TASK.batch(8, split="test", seed=0).tokens_and_targets()
     assert found.ablation == kind
-    assert set(found.edges) <= {Edge(a, b, pytest.approx(w)) for a, b, w in ()} | set(found.edges)
+    there = {(edge.source, edge.target) for edge in loop_edges(s.naive, list(found.nodes))}
+    assert {(edge.source, edge.target) for edge in found.edges} <= there
     p, q = (
         torch.sigmoid(margins_of(n.run(targets.tokens).logits, targets))
         for n in (s.naive, s.naive.of_circuit(found))
@@ -315,14 +323,17 @@ def check_evaluate(s: Subject) -> None:
     config = trust.TrustConfig(
         n_pairs=4, n_random=1, n_knockouts=1, n_greedy=0, control_steps=2, target_loss=100.0
     )
-    few = replace(s.circuit, nodes=s.circuit.nodes[::4], edges=())
+    few = replace(s.circuit, nodes=s.circuit.nodes[::9], edges=())
     report = trust.evaluate(s.model, few, TASK, config)
     targets = TASK.batch(4, split="test", seed=0).tokens_and_targets()
     same(report["sufficiency"].value, loss_of(s.naive.of_circuit(few), targets))
     full, without = loss_of(s.naive, targets), loss_of(s.naive.of_circuit(few, inverse=True), targets)
     same(report["necessity"].value, without - full)
     node = few.nodes[0]
-    same(report["1-minimality"].details["loss_without"][str(node)], loss_of(s.naive.of_circuit(few, gone=(node,)), targets))
+    same(
+        report["1-minimality"].details["loss_without"][str(node)],
+        loss_of(s.naive.of_circuit(few, gone=(node,)), targets),
+    )
     assert math.isfinite(report["CPR"].value)
     assert 0 < report["swapped answers"].value < 20
 
@@ -337,10 +348,13 @@ def check_gate_floor(s: Subject) -> None:
 
 
 def check_rankings(s: Subject) -> None:
-    """By finite differences: the derivative of the loss along the way to a node's corrupted value, on single prompts."""
+    """By finite differences: the derivative of the loss along the way to a node's corrupted value, on one prompt."""
     one = OnePair()
     batch = one.batch(64, split="train", seed=0)
-    ranked = {name: rankings.METHODS[name](s.model, one) for name in ("attribution patching", "integrated gradients")}
+    ranked = {
+        name: rankings.METHODS[name](s.model, one)
+        for name in ("attribution patching", "integrated gradients")
+    }
     assert all(sorted(found) == sorted(ranked["attribution patching"]) for found in ranked.values())
     clean, corrupt = (s.naive.run(tokens).sites for tokens in (batch.clean[:1], batch.corrupt[:1]))
     targets = Targets(batch.clean[:1], batch.answer[:1], batch.foil[:1], batch.position[:1])
@@ -360,8 +374,13 @@ class OnePair(FirstWord):
 
     def batch(self, n: int, *, split: str, seed: int) -> Batch:
         whole = super().batch(1, split=split, seed=seed)
-        return Batch(**{f.name: getattr(whole, f.name).repeat_interleave(n, 0) for f in fields(whole)
-                        if getattr(whole, f.name) is not None})
+        return Batch(
+            **{
+                f.name: getattr(whole, f.name).repeat_interleave(n, 0)
+                for f in fields(whole)
+                if getattr(whole, f.name) is not None
+            }
+        )
 
 
 def shifted(naive: Naive, site: Site, value: Tensor) -> Naive:
@@ -371,7 +390,9 @@ def shifted(naive: Naive, site: Site, value: Tensor) -> Naive:
 
 
 def check_weight_magnitude(s: Subject) -> None:
-    total = {Node(site.layer, site.name, i): 0.0 for site, w in s.naive.config.widths.items() for i in range(w)}
+    total = {
+        Node(site.layer, site.name, i): 0.0 for site, w in s.naive.config.widths.items() for i in range(w)
+    }
     for layer, row in product(range(s.naive.config.n_layers), WEIGHTS.values()):
         for i, j in s.naive.weights[f"blocks.{layer}.{row.path}.weight"].nonzero().tolist():
             size = abs(float(s.naive.weights[f"blocks.{layer}.{row.path}.weight"][i, j]))
@@ -395,12 +416,10 @@ def check_qk_and_ov(s: Subject) -> None:
 
 def check_full_qk(s: Subject) -> None:
     """In the first layer without positions and biases it is the score itself; AbsTopK is not in it."""
-    bare = bare_model(s.naive)
-    lone = dense_first_layer(s)
-    tokens = torch.arange(N_WORDS)
-    found = heads.full_qk(lone, tokens, layer=0, head=1).AB
-    p = bare.run(torch.stack([torch.tensor([a, b]) for a, b in product(range(4), range(4))])).patterns[0][:, 1]
-    for row, (a, b) in enumerate(product(range(4), range(4))):
+    found = heads.full_qk(s.model, torch.arange(N_WORDS), layer=0, head=1).AB
+    pairs = list(product(range(4), range(4)))
+    p = bare_model(s.naive).run(torch.tensor(pairs)).patterns[0][:, 1]
+    for row, (a, b) in enumerate(pairs):
         # The two keys that the second position sees: the share of the pattern between them is their scores' difference.
         same((p[row, 1, 0] / p[row, 1, 1]).log(), found[b, a] - found[b, b])
 
@@ -412,10 +431,6 @@ def bare_model(naive: Naive) -> Naive:
         if name == "W_pos" or name.endswith((".q.bias", ".k.bias", ".v.bias", ".o.bias")):
             weights[name] = torch.zeros_like(weights[name])
     return Naive(config=replace(naive.config, topk_fraction=None), weights=weights)
-
-
-def dense_first_layer(s: Subject) -> Any:
-    return s.model
 
 
 def check_full_ov(s: Subject) -> None:
@@ -509,7 +524,8 @@ def folded(naive: Naive, layer: int, h: int, which: str) -> Tensor:
     W_Q, W_K, W_V, W_O = naive.heads(layer)
     eye = torch.eye(2).double()
     pre, post = (
-        eye + naive.weights.get(f"blocks.{layer}.attn.compose_{stage}.static", 0 * eye) for stage in ("pre", "post")
+        eye + naive.weights.get(f"blocks.{layer}.attn.compose_{stage}.static", 0 * eye)
+        for stage in ("pre", "post")
     )
     if which == "QK":
         return sum(pre[n, h] * W_Q[n] @ W_K[n].T for n in range(2))
@@ -556,7 +572,11 @@ def check_head_paths(s: Subject) -> None:
         assert not found
         return
     same(found["L0H1 -> L1H0.K"].strength, score_between(deep.naive, "K"))
-    first, second, last = folded(deep.naive, 0, 1, "OV"), folded(deep.naive, 1, 0, "OV"), folded(deep.naive, 2, 1, "QK").T
+    first, second, last = (
+        folded(deep.naive, 0, 1, "OV"),
+        folded(deep.naive, 1, 0, "OV"),
+        folded(deep.naive, 2, 1, "QK").T,
+    )
     expected = (first @ second @ last).norm() / (first.norm() * second.norm() * last.norm())
     same(found["L0H1 -> L1H0 -> L2H1.K"].strength, expected)
 
@@ -598,7 +618,8 @@ def effect_on_values(naive: Naive) -> Tensor:
     if naive.config.topk(Site(0, "attn_out")) is not None:
         delta = delta * (plain_run.sites[Site(0, "attn_out")] != 0)
     changed = naive.run(TOKENS, put={"0.mlp": plain_run.stream["0.mlp"] + delta})
-    before, after = (plain_run.carried[1][:, 0] @ r.sites[Site(1, "attn_v")][..., :d] for r in (plain_run, v_only(naive, plain_run, changed)))
+    pair = (plain_run, v_only(naive, plain_run, changed))
+    before, after = (plain_run.carried[1][:, 0] @ run.sites[Site(1, "attn_v")][..., :d] for run in pair)
     return (after - before).norm() / before.norm()
 
 
@@ -673,12 +694,19 @@ def check_bridges(s: Subject, tmp_path: Path) -> None:
     dense, maps = Naive.of(s.other), found.maps[0]
     h = dense.run(TOKENS).stream["0.attn"].float()
     for each in (found, again):
-        same(each.hybrid(TOKENS, "0.attn"), s.naive.run(TOKENS, put={"0.mlp": maps.encode(h)}).logits, atol=1e-3)
+        same(
+            each.hybrid(TOKENS, "0.attn"),
+            s.naive.run(TOKENS, put={"0.mlp": maps.encode(h)}).logits,
+            atol=1e-3,
+        )
     back = maps.decode(s.naive.run(TOKENS).stream["0.mlp"].float())
     same(found.hybrid(TOKENS, "0.attn", start="sparse"), dense.run(TOKENS, put={"0.attn": back}).logits)
     row = bridges.bridge_metrics(found, TOKENS)
     same(row["loss_sparse"], next_token_loss(s.naive.run(TOKENS).logits))
-    same(row["locations"][0]["loss_sparse_to_dense"], next_token_loss(dense.run(TOKENS, put={"0.attn": back}).logits))
+    same(
+        row["locations"][0]["loss_sparse_to_dense"],
+        next_token_loss(dense.run(TOKENS, put={"0.attn": back}).logits),
+    )
     assert math.isfinite(float(bridges.chain_losses(found, TOKENS)[0, 0]))
 
 
@@ -688,7 +716,11 @@ def check_dense_side(s: Subject) -> None:
     config = bridges.BridgeConfig(pairs=pairs, steps=2, batch_size=3, n_val=4)
     found = bridges.fit_bridges(s.model, s.other, CORPUS, config, progress=False)
     back = found.maps[0].decode(Naive.of(s.other).run(TOKENS).stream["0.mlp"].float())
-    same(found.hybrid(TOKENS, "0.attn", start="sparse"), s.naive.run(TOKENS, put={"0.attn": back}).logits, atol=1e-3)
+    same(
+        found.hybrid(TOKENS, "0.attn", start="sparse"),
+        s.naive.run(TOKENS, put={"0.attn": back}).logits,
+        atol=1e-3,
+    )
 
 
 def check_interrupted(s: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,9 +729,10 @@ def check_interrupted(s: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     whole = bridges.fit_bridges(s.other, s.model, CORPUS, config, progress=False)
     fit, left = importlib.import_module("circuits.bridges.fit"), tmp_path / "left.safetensors"
     stopped = stop_after(fit._Fit.one_step, 2)
-    with monkeypatch.context() as patch, pytest.raises(circuits.TrainingInterrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(fit._Fit, "one_step", stopped)
-        bridges.fit_bridges(s.other, s.model, CORPUS, config, checkpoint=left, progress=False)
+        with pytest.raises(circuits.TrainingInterrupted):
+            bridges.fit_bridges(s.other, s.model, CORPUS, config, checkpoint=left, progress=False)
     resumed = bridges.fit_bridges(s.other, s.model, CORPUS, config, resume=left, progress=False)
     for ours, theirs in zip(resumed.maps.parameters(), whole.maps.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -759,7 +792,10 @@ def check_dilution(s: Subject) -> None:
     deep = targets.answer == Brackets().tokenizer.id("]]")
     by_circuit = margins_of(s.naive.of_circuit(s.circuit).run(targets.tokens).logits, targets)
     same(found.depth_margin, by_circuit[deep].mean())
-    same(found.sparse_error, (margins_of(s.naive.run(targets.tokens).logits, targets)[deep] <= 0).double().mean())
+    same(
+        found.sparse_error,
+        (margins_of(s.naive.run(targets.tokens).logits, targets)[deep] <= 0).double().mean(),
+    )
 
 
 def check_attack(s: Subject) -> None:
@@ -785,11 +821,21 @@ class Row:
     "Size of the model, where the analysis asks for one."
 
 
-def row(check: Callable[..., None], refuses: dict[str, str] | None = None, *, on_circuits: bool = False, **shape: Any) -> Row:
+def row(
+    check: Callable[..., None],
+    refuses: dict[str, str] | None = None,
+    *,
+    on_circuits: bool = False,
+    **shape: Any,
+) -> Row:
     return Row(check=check, refuses=refuses or {}, circuits=on_circuits, shape=shape)
 
 
-PLACES = {"position": "found under 'position' ablation", "resample": "found under 'resample' ablation"}
+WRITTEN_OUT = COMPOSED | {
+    "position": "found under 'position' ablation",
+    "resample": "found under 'resample' ablation",
+    "some sites": "circuit: it says nothing of site",
+}
 MINI = dict(n_words=Brackets().tokenizer.d_vocab, n_ctx=Brackets(length=2).n_ctx)
 TABLE: dict[str, Row] = {
     "mean_values": row(check_mean_values),
@@ -801,7 +847,11 @@ TABLE: dict[str, Row] = {
     "transplant": row(check_transplant, on_circuits=True),
     "save_checkpoint": row(check_checkpoint),
     "sparse_compute": row(check_sparse_compute),
-    "to_python": row(check_to_python, COMPOSED | PLACES | {"some sites": "circuit: it says nothing of site"}, on_circuits=True),
+    "to_python": row(
+        check_to_python,
+        WRITTEN_OUT,
+        on_circuits=True,
+    ),
     "describe": row(check_describe, on_circuits=True),
     "prune": row(check_prune, on_circuits=True),
     "evaluate": row(check_evaluate, on_circuits=True),
@@ -859,3 +909,109 @@ def test_says_or_refuses(
             analysis.check(**given)
     else:
         analysis.check(**given)
+
+
+PARTS = {
+    "check_belongs", "check_inputs", "check_task", "resolve_pairs",  # say whether things belong together
+    "ov_circuit", "integrated_gradients", "random_order", "compact", "frozen", "repeated_tokens", "compose_gates",
+    "bridge_metrics", "chain_losses", "load_bridges",  # checked in the row of another one
+    "circuit_margins", "control_entries", "embedding_weights", "full_margins", "head_weights", "io_edges", "new_maps",
+    "parts_of", "search", "with_static_maps",  # parts of analyses in the table
+    "recover",  # pruning of hand-made models
+}  # fmt: skip
+"""Functions that take a model and have no row of their own."""
+ROOMS = ("circuit", "pruning", "trust", "decompile", "handmade", "heads", "composition", "bridges")
+TAKES = {"model", "dense", "sparse", "bridges", "made"}
+
+
+def analyses() -> set[str]:
+    """Public functions of the rooms that look at models, and what the package exports beside training and loading."""
+    found = {"sparse_compute", "compact", "frozen", "save_checkpoint"}
+    for room in ROOMS:
+        path = importlib.import_module(f"circuits.{room}").__path__
+        for each in pkgutil.walk_packages(path, f"circuits.{room}."):
+            module = importlib.import_module(each.name)
+            found |= {
+                name
+                for name, function in vars(module).items()
+                if inspect.isfunction(function)
+                and function.__module__ == each.name
+                and not name.startswith("_")
+                if TAKES & set(inspect.signature(function).parameters)
+            }
+    return found
+
+
+def test_every_analysis_is_in_the_table() -> None:
+    rows = {name.split(",")[0] for name in TABLE}
+    assert analyses() - rows == PARTS
+    assert rows <= analyses()
+
+
+def test_every_option_of_a_model_is_stated() -> None:
+    """A field added to ModelConfig is a size, or takes a field of `Says` and a column here."""
+    stated = {option.name for option in fields(Says)}
+    names = {option.name for option in fields(ModelConfig)}
+    assert names - set(SIZES) <= stated
+    assert set(SIZES) <= names
+    changed = {name for options in MODEL_OPTIONS.values() for name in options}
+    assert names - set(SIZES) <= changed
+
+
+def test_what_is_not_stated_is_refused() -> None:
+    model = plain(N_WORDS, N_CTX)
+    Says().check(model, "this", instead="Nothing.")
+    message = re.escape(
+        "model: it has sink=True; this expected sink=False, which is all that it can say. Do that."
+    )
+    with pytest.raises(ValueError, match=message):
+        Says(sink=(False,)).check(model, "this", instead="Do that.")
+    composed = SparseTransformer(replace(model.config, attention="compose", compose="qw"))
+    with pytest.raises(ValueError, match="compose='qw'; that expected compose='none' or 'kw'"):
+        Says(compose=("none", "kw")).check(composed, "that", instead="")
+    Says(compose=None).check(composed, "that", instead="")
+
+
+def test_values_of_too_few_positions_are_refused() -> None:
+    naive, circuit, weights = known("position", N_WORDS, N_CTX)
+    model = SparseTransformer(naive.config)
+    model.load_state_dict(weights)
+    short = replace(circuit, values={site: value[:4] for site, value in circuit.values.items()})
+    same(masked.run_circuit(model, short, TOKENS[:, :4]), naive.of_circuit(circuit).run(TOKENS[:, :4]).logits)
+    with pytest.raises(ValueError, match="values: got those of 4 positions for prompts of 6 tokens"):
+        masked.run_circuit(model, short, TOKENS)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_heads_of_models_of_transformer_lens(kind: str) -> None:
+    """Patterns as the wrapped model returns them; full circuits from its own weights."""
+    model = lens_bridge(kind)
+    tokens = torch.randint(0, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+    inner = model.original_model
+    inner.set_attn_implementation("eager")
+    with torch.no_grad():
+        patterns = inner(tokens, output_attentions=True).attentions
+    found = heads.head_report(model, tokens)
+    for row in found.rows:
+        before = patterns[row.layer][:, row.head].diagonal(-1, 1, 2).mean()
+        same(row.previous, before)
+        same(row.sink, 0.0)
+    assert (found.rows[0].previous_from_weights is None) == (kind == "llama")
+    W_V, W_O = (getattr(model.blocks[1].attn, name) for name in ("W_V", "W_O"))
+    expected = model.W_E[tokens[0]] @ W_V[3 * len(W_V) // 4] @ W_O[3] @ model.W_U[:, tokens[0]]
+    same(heads.full_ov(model, tokens[0], layer=1, head=3, normed=False).AB, expected)
+
+
+def test_bridges_from_a_model_of_transformer_lens() -> None:
+    """The dense side of a bridge: the stream of the wrapped model goes into ours."""
+    model, words = lens_bridge("gpt2"), tuple(f"w{i}" for i in range(50))
+    ours = plain(50, N_CTX)
+    text = replace(CORPUS, tokenizer=WordTokenizer(name="fifty", words=words))
+    pairs = (bridges.Pair("0.mlp", "0.attn"),)
+    found = bridges.fit_bridges(
+        model, ours, text, bridges.BridgeConfig(pairs=pairs, steps=1, batch_size=2, n_val=2), progress=False
+    )
+    with torch.no_grad(), still(model):
+        stream = model.original_model(TOKENS, output_hidden_states=True).hidden_states[1]
+    carried = found.maps[0].encode(stream)
+    same(found.hybrid(TOKENS, "0.mlp"), Naive.of(ours).run(TOKENS, put={"0.attn": carried}).logits, atol=1e-3)

@@ -43,7 +43,9 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
     each node is named after. Raises ValueError when the circuit is of another model, leaves a site alone or was found
     under an ablation of many values, when the task does not fit, and for a model with composed heads.
     """
-    SAYS.check(model, "to_python", instead="Ask describe for words, or run the circuit itself with run_circuit.")
+    SAYS.check(
+        model, "to_python", instead="Ask describe for words, or run the circuit itself with run_circuit."
+    )
     check_belongs(model, circuit)
     check_task(model, task)
     if circuit.ablation not in ("mean", "zero"):
