@@ -11,6 +11,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import pairwise, product
@@ -39,6 +40,7 @@ from circuits.model.options import SIZES, Says
 from circuits.model.sites import WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.procedure import PruneConfig, prune
+from circuits.trust import yardsticks
 from tasks import Batch, Corpus
 from tasks.base import Targets
 from tasks.brackets import Brackets
@@ -75,9 +77,8 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "dense": {"topk_fraction": None},
     "two sites": {"topk_sites": ("attn_in", "mlp_neuron")},
-    "no sink or bigram": {"sink": False, "bigram": False},
+    "bare": {"sink": False, "bigram": False, "attention": "compose", "compose": "none"},
     "one layer": {"n_layers": 1},
-    "no compose": {"attention": "compose", "compose": "none"},
     "static": {"attention": "compose", "compose": "static"},
     "full": {"attention": "compose", "compose": "full"},
     "compact": {},
@@ -125,12 +126,12 @@ def made() -> Iterator[Callable[..., Subject]]:
         yield lambda option, **shape: subject(option, stack, **shape)
 
 
-def subject(option: str, stack: ExitStack, *, n_words: int = N_WORDS, n_ctx: int = N_CTX) -> Subject:
-    naive, circuit, weights = known(option, n_words, n_ctx)
-    model = SparseTransformer(naive.config).eval().requires_grad_(False)
-    model.load_state_dict(weights)
+def subject(
+    option: str, stack: ExitStack, *, n_words: int = N_WORDS, n_ctx: int = N_CTX, n_layers: int = 2
+) -> Subject:
+    model, naive, circuit = known(option, n_words, n_ctx, n_layers)
     if option == "compact":
-        compute.compact(model)
+        model = compute.compact(deepcopy(model))
         assert any(linear.is_compact for _, linear in model.linears())
     if option == "sparse compute":
         assert "cpu" in set(stack.enter_context(compute.sparse_compute(model)).values())
@@ -138,14 +139,23 @@ def subject(option: str, stack: ExitStack, *, n_words: int = N_WORDS, n_ctx: int
 
 
 @cache
-def known(option: str, n_words: int, n_ctx: int) -> tuple[Naive, Circuit, dict[str, Tensor]]:
-    """What never changes of a subject."""
+def known(
+    option: str, n_words: int, n_ctx: int, n_layers: int = 2
+) -> tuple[SparseTransformer, Naive, Circuit]:
+    """A model that stays as it is, what it is held against, and a circuit."""
     config = ModelConfig(
-        d_vocab=n_words, n_layers=2, d_model=8, n_heads=2, d_head=3, d_mlp=12, n_ctx=n_ctx, topk_fraction=0.5
+        d_vocab=n_words,
+        n_layers=n_layers,
+        d_model=8,
+        n_heads=2,
+        d_head=3,
+        d_mlp=12,
+        n_ctx=n_ctx,
+        topk_fraction=0.5,
     )
     model = noisy(SparseTransformer(replace(config, **MODEL_OPTIONS.get(option, {}))), seed=1)
     naive = Naive.of(model)
-    return naive, circuit_of(model, naive, option, n_words), model.state_dict()
+    return model, naive, circuit_of(model, naive, option, n_words)
 
 
 def circuit_of(model: SparseTransformer, naive: Naive, option: str, n_words: int) -> Circuit:
@@ -269,7 +279,7 @@ def check_checkpoint(s: Subject, tmp_path: Path) -> None:
 def check_sparse_compute(s: Subject) -> None:
     with compute.sparse_compute(s.model):
         same(s.model(TOKENS), s.naive.run(TOKENS).logits)
-    same(compute.compact(s.model)(TOKENS), s.naive.run(TOKENS).logits)
+    same(compute.compact(deepcopy(s.model))(TOKENS), s.naive.run(TOKENS).logits)
 
 
 # What is done with a circuit.
@@ -285,12 +295,12 @@ def check_to_python(s: Subject) -> None:
 
 
 def check_describe(s: Subject) -> None:
-    few = replace(s.circuit, nodes=s.circuit.nodes[::6], edges=())
+    few = replace(s.circuit, nodes=s.circuit.nodes[::25], edges=())
     text = decompile.describe(s.model, few, TASK, n_pairs=8)
     targets = TASK.batch(8, split="test", seed=0).tokens_and_targets()
     said = re.findall(r"^(\S+)\n(?:  .*\n)*?  without it: loss (\S+) -> (\S+) nats", text, re.M)
     assert [name for name, _, _ in said] == [str(node) for node in few.nodes]
-    for node, (_, whole, rest) in list(zip(few.nodes, said, strict=True))[::4]:
+    for node, (_, whole, rest) in zip(few.nodes, said, strict=True):
         same(float(whole), loss_of(s.naive.of_circuit(few), targets), atol=1e-3)
         same(float(rest), loss_of(s.naive.of_circuit(few, gone=(node,)), targets), atol=1e-3)
 
@@ -321,10 +331,12 @@ def check_prune(s: Subject) -> None:
 
 def check_evaluate(s: Subject) -> None:
     config = trust.TrustConfig(
-        n_pairs=4, n_random=1, n_knockouts=1, n_greedy=0, control_steps=2, target_loss=100.0
+        n_pairs=4, n_random=1, n_knockouts=1, n_greedy=0, control_steps=0, target_loss=100.0
     )
-    few = replace(s.circuit, nodes=s.circuit.nodes[::9], edges=())
-    report = trust.evaluate(s.model, few, TASK, config)
+    few = replace(s.circuit, nodes=s.circuit.nodes[::19], edges=())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yardsticks, "SHARES", (0.1, 1.0))
+        report = trust.evaluate(s.model, few, TASK, config)
     targets = TASK.batch(4, split="test", seed=0).tokens_and_targets()
     same(report["sufficiency"].value, loss_of(s.naive.of_circuit(few), targets))
     full, without = loss_of(s.naive, targets), loss_of(s.naive.of_circuit(few, inverse=True), targets)
@@ -335,7 +347,6 @@ def check_evaluate(s: Subject) -> None:
         loss_of(s.naive.of_circuit(few, gone=(node,)), targets),
     )
     assert math.isfinite(report["CPR"].value)
-    assert 0 < report["swapped answers"].value < 20
 
 
 def check_gate_floor(s: Subject) -> None:
@@ -360,7 +371,7 @@ def check_rankings(s: Subject) -> None:
     targets = Targets(batch.clean[:1], batch.answer[:1], batch.foil[:1], batch.position[:1])
     effect = {}
     for site, value in clean.items():
-        for i in range(0, value.shape[-1], 3):
+        for i in range(0, value.shape[-1], 7):
             change = torch.zeros_like(value)
             change[..., i] = (corrupt[site] - value)[..., i]
             up, down = (loss_of(shifted(s.naive, site, value + e * change), targets) for e in (1e-5, -1e-5))
@@ -723,12 +734,11 @@ def check_dense_side(s: Subject) -> None:
     )
 
 
-@pytest.mark.parametrize("option", ["default", "compact"])
-def test_an_interrupted_fit_of_bridges_goes_on(
-    option: str, made: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_fit_beside_a_compact_model_goes_on(
+    made: Callable[..., Subject], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bits that it would have reached."""
-    s = made(option)
+    s = made("compact")
     config = bridges.BridgeConfig(pairs=(bridges.Pair("embed", "embed"),), steps=3, batch_size=2, n_val=2)
     whole = bridges.fit_bridges(s.other, s.model, CORPUS, config, progress=False)
     fit, left = importlib.import_module("circuits.bridges.fit"), tmp_path / "left.safetensors"
@@ -857,8 +867,8 @@ TABLE: dict[str, Row] = {
         on_circuits=True,
     ),
     "describe": row(check_describe, on_circuits=True),
-    "prune": row(check_prune, on_circuits=True),
-    "evaluate": row(check_evaluate, on_circuits=True),
+    "prune": row(check_prune, on_circuits=True, n_layers=1),
+    "evaluate": row(check_evaluate, on_circuits=True, n_layers=1),
     "gate_floor": row(check_gate_floor, on_circuits=True),
     "attribution_patching": row(check_rankings),
     "weight_magnitude": row(check_weight_magnitude, COMPOSED),
@@ -901,10 +911,13 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("name", "option"), CELLS)
-def test_says_or_refuses(name: str, option: str, made: Callable[..., Subject], tmp_path: Path) -> None:
+def test_says_or_refuses(
+    name: str, option: str, made: Callable[..., Subject], request: pytest.FixtureRequest
+) -> None:
     analysis = TABLE[name]
-    there = {"s": made(option, **analysis.shape), "tmp_path": tmp_path}
-    given = {key: there[key] for key in inspect.signature(analysis.check).parameters}
+    given: dict[str, Any] = {"s": made(option, **analysis.shape)}
+    if "tmp_path" in inspect.signature(analysis.check).parameters:
+        given["tmp_path"] = request.getfixturevalue("tmp_path")
     if option in analysis.refuses:
         with pytest.raises(ValueError, match=re.escape(analysis.refuses[option])):
             analysis.check(**given)
@@ -974,9 +987,7 @@ def test_what_is_not_stated_is_refused() -> None:
 
 
 def test_values_of_too_few_positions_are_refused() -> None:
-    naive, circuit, weights = known("position", N_WORDS, N_CTX)
-    model = SparseTransformer(naive.config)
-    model.load_state_dict(weights)
+    model, naive, circuit = known("position", N_WORDS, N_CTX)
     short = replace(circuit, values={site: value[:4] for site, value in circuit.values.items()})
     same(masked.run_circuit(model, short, TOKENS[:, :4]), naive.of_circuit(circuit).run(TOKENS[:, :4]).logits)
     with pytest.raises(ValueError, match="values: got those of 4 positions for prompts of 6 tokens"):
