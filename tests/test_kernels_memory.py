@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from circuits.kernels import memory
+from circuits.kernels.cpu import memory
 
 SHAPE = torch.Size((512, 1024))
 
