@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from circuits.circuit import Circuit
 from circuits.compute import frozen
+from circuits.kernels import keep_pages
 from circuits.model import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.parts import edges_between, io_edges
@@ -43,6 +44,7 @@ def prune(
     learning rates and penalties, found by Optuna, in place of `config.starts`. Raises ValueError when the task
     does not fit the model, and UnsolvedError (a ValueError) when the whole model misses the targets.
     """
+    keep_pages()
     config = config or PruneConfig()
     check_task(model, task)
     corpus = corpus or load_corpus("mini")

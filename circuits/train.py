@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.compute import sparse_compute
 from circuits.config import TrainConfig
+from circuits.kernels import keep_pages
 from circuits.model import SparseTransformer
 from circuits.topk import budget, density_at, project_topk, topk_mask
 from tasks import Corpus, bigram_log_probs, load_corpus
@@ -97,6 +98,7 @@ def train(
     left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
     met, before anything is computed or written.
     """
+    keep_pages()
     corpus = corpus or load_corpus(config.corpus, 0)
     config = with_vocabulary(config, corpus)
     check_budgets(config)

@@ -28,6 +28,7 @@ from circuits.bridge.sides import Model, Side, still
 from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.compute import sparse_compute
 from circuits.config import TrainConfig
+from circuits.kernels import keep_pages
 from circuits.model import SparseTransformer
 from circuits.train import TrainingInterrupted, Updates, check_budgets, new_model
 from tasks import Corpus
@@ -54,6 +55,7 @@ def fit_bridges(
     that other arguments left.
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
     """
+    keep_pages()
     config = config or BridgeConfig()
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
     if resume is not None:
