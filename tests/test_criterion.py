@@ -69,7 +69,9 @@ def test_a_task_of_ones_own_has_no_options_and_must_be_handed_in():
 def test_brackets_of_one_length_do_not_come_back_as_brackets():
     criterion = Criterion.from_json(json.loads(json.dumps(Criterion.of(Brackets(length=2)).to_json())))
     assert criterion.load_task() == Brackets(length=2)
-    with pytest.raises(ValueError, match=r"task: got brackets\(\), but the circuit is judged by brackets\(length=2\)"):
+    with pytest.raises(
+        ValueError, match=r"task: got brackets\(\), but the circuit is judged by brackets\(length=2\)"
+    ):
         criterion.check(Brackets())
 
 
@@ -153,7 +155,9 @@ def test_spare_parts_are_found(model, circuit):
 
 
 def test_it_refuses_another_task(model, circuit):
-    with pytest.raises(ValueError, match=r"got quotes\(context_lines=1\), but the circuit is judged by quotes\(\)"):
+    with pytest.raises(
+        ValueError, match=r"got quotes\(context_lines=1\), but the circuit is judged by quotes\(\)"
+    ):
         Evaluator(model, Quotes(context_lines=1), circuit.criterion, dict(circuit.values))
 
 

@@ -81,6 +81,7 @@ class StepConfig:
 
 def step(config: StepConfig, way: Literal["fast", "plain"], *, dtype: torch.dtype = torch.float32) -> Step:
     """A step ready to be run any number of times; each run returns the loss and every gradient, flat and joined."""
+    kernels.keep_pages()  # as training and pruning do
     train = config.train()
     model = SparseTransformer(train.model, seed=config.seed).to(dtype)
     for matrix in model.matrices():

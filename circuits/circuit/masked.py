@@ -14,8 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
-from circuits.kernels import sparse_linear
-from circuits.kernels.masking import replace_features
+from circuits.kernels import replace_features, sparse_linear
 from circuits.model.sites import Site, WeightAt
 from circuits.model.transformer import SparseTransformer
 
@@ -112,7 +111,7 @@ def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Ite
                 kept = mask[linear.sparse.rows_of_values(), linear.sparse.column.long()]
                 rest = linear.sparse.values * (1 - kept)
                 columns = value.reshape(-1, value.shape[-1]).T.contiguous()
-                passed = sparse_linear(columns, linear.sparse, values=rest).T.reshape(*value.shape[:-1], -1)
+                passed = sparse_linear(linear.sparse, columns, values=rest).T.reshape(*value.shape[:-1], -1)
                 linear.sparse = linear.sparse.with_values(linear.sparse.values * kept)
             if value.ndim == 1:
                 replaced[names[id(linear.bias)]] = linear.bias + passed
