@@ -22,6 +22,7 @@ from circuits.pruning.procedure import prune
 from circuits.trust import CHECKS, Bench, Entry, TrustConfig, run_checks, trust_report
 from tasks import TASKS, load_task, task_options
 from tasks.brackets import Brackets
+from tasks.composition import CELLS
 from tasks.quotes import Quotes
 
 SMALL = PruneConfig(starts=1, steps=40, n_eval=16, n_test=24, n_mean=16)
@@ -51,7 +52,7 @@ def test_options_make_the_very_task_again():
         options = json.loads(json.dumps(task_options(task)))
         assert options
         assert load_task(task.name, **options) == task
-    held_out = load_task("composition", which="all", held_out=((0, 1), (2, 3)))
+    held_out = load_task("composition", which="all", held_out=CELLS[:2])
     assert load_task("composition", **json.loads(json.dumps(task_options(held_out)))) == held_out
 
 

@@ -155,7 +155,7 @@ def _area(heights: list[float]) -> float:
 
 def _attribution(bench: Bench) -> dict[Node, float]:
     """|sum of value * gradient of the loss by the mask|: first-order cost of ablating each node."""
-    masks = {site: torch.ones_like(value).requires_grad_() for site, value in bench.values.items()}
+    masks = {site: mask.requires_grad_() for site, mask in bench.node_masks(bench.every).items()}
     gradients = bench.mask_gradients(masks)
     return {
         Node.of(site, i): float(g)
