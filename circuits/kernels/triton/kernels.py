@@ -163,6 +163,9 @@ def abs_topk_fwd_kernel(
     s = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     base = batch * batch_stride + s[:, None] * slice_stride
     t = _kth_keys(x, base, s, slices, n, entry_stride, k, LOW, BLOCK_S, BLOCK_N)
+    # Here and not last: what this store needs would hold registers, or be spilled, through the loops below.
+    if not AS_MASK:
+        tl.store(identity + batch * slices + s, (t == 0).to(tl.uint8), mask=s < slices)
     above = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
     tied = tl.zeros([BLOCK_S, BLOCK_N], tl.int32)
     for j0 in range(0, n, BLOCK_N):
@@ -183,12 +186,10 @@ def abs_topk_fwd_kernel(
         m = _key(v, LOW)
         keep = m >= t[:, None]
         if ties:
-            equal = ((m == t[:, None]) & inside).to(tl.int32)
+            equal = (m == t[:, None]).to(tl.int32)  # those beyond the end are counted last
             keep = (m > t[:, None]) | ((equal != 0) & (tl.cumsum(equal, axis=1) <= left[:, None]))
             left -= tl.sum(equal, axis=1)
         tl.store(y + here, keep.to(tl.uint8) if AS_MASK else tl.where(keep, v, 0.0), mask=inside)
-    if not AS_MASK:
-        tl.store(identity + batch * slices + s, (t == 0).to(tl.uint8), mask=s < slices)
 
 
 @triton.jit
