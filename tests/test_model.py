@@ -1,14 +1,16 @@
 """The model: its equations by hand, its sites, its errors."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from circuits.model.config import ModelConfig
-from circuits.model.mixers import sink_softmax
+from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm
+from circuits.model.mixers import MIXERS, Attention, sink_softmax
 from circuits.model.sites import SITES, Site
-from circuits.model.transformer import AbsTopK, Linear, RMSNorm, SparseTransformer
+from circuits.model.transformer import SparseTransformer
 
 TINY = ModelConfig(d_vocab=11, n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, n_ctx=10)
 
@@ -194,3 +196,37 @@ def test_rms_norm_has_the_gradients_of_its_formula_in_its_inputs_layout(feature_
     torch.testing.assert_close(gradient, expected, atol=1e-14, rtol=1e-13)
     assert gradient.stride() == x.stride()
     assert torch.autograd.gradgradcheck(RMSNorm(1e-5), (x,))
+
+
+def test_every_attention_of_the_config_has_a_mixer():
+    assert set(get_args(ModelConfig.__annotations__["attention"])) == set(MIXERS)
+
+
+def test_a_mixer_brings_its_parameters_hooks_and_matrices(monkeypatch, tokens):
+    class Window(Attention):
+        """Each position takes a learned share of its own v, and looks at the layer's input on the way."""
+
+        reads_input = True
+
+        def __init__(self, config, lens, layer):
+            super().__init__(config, lens, layer)
+            self.share = torch.nn.Parameter(torch.full((config.n_heads, 1), 0.5))
+            self.hook_share = torch.nn.Identity()
+
+        def mix(self, q, k, v, x):
+            assert x.shape == (4, 10, 12)
+            return v * self.hook_share(self.share)
+
+        def own_matrices(self):
+            yield Matrix("share", self.share, "block", None)
+
+    monkeypatch.setitem(MIXERS, "softmax", Window)
+    model = SparseTransformer(TINY, seed=3)
+    plain, cache = model.run_with_cache(tokens)
+    torch.testing.assert_close(cache["blocks.1.attn.hook_z"], cache["blocks.1.attn.hook_v"] / 2)
+    assert [m.name for m in model.matrices() if "share" in m.name] == ["0.share", "1.share"]
+    assert "blocks.0.attn.share" in model.weight_names()
+    model.set_use_split_qkv_input(True)
+    torch.testing.assert_close(model(tokens), plain, atol=1e-6, rtol=1e-5)
+    with pytest.raises(TypeError, match="abstract"):
+        Attention(TINY, model.cfg, 0)

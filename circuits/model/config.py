@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from circuits.files import check_keys, with_tuples
-from circuits.model.mixers.compose import ComposeKind
 from circuits.model.sites import ROWS, SITES, Site, SiteName, all_sites
+
+ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
+"""none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class ModelConfig:
     attention: Literal["softmax", "compose"] = "softmax"
     "compose: heads are composed before and after the softmax, as `compose` says."
     compose: ComposeKind = "none"
-    "How heads are composed (see `attention/compose.py`): none, static, gate, qw, kw or full."
+    "How heads are composed (see `mixers/compose.py`): none, static, gate, qw, kw or full."
     compose_rank: int = 2
     "Rank of the mixing part of a composition (published: 2)."
     norm_eps: float = 1e-5
