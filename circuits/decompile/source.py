@@ -23,13 +23,11 @@ from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
-from circuits.model.sites import SITES, WEIGHTS, Site, SiteName, WeightAt
+from circuits.model.sites import TABLE, WEIGHTS, Site, SiteName, WeightAt
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
-_SHORT: dict[SiteName, str] = dict(
-    zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
-)
+_SHORT: dict[SiteName, str] = {row.name: row.label.replace(" ", "_") for row in TABLE}
 _INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
 
 

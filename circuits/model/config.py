@@ -1,6 +1,6 @@
 """What decides a model: frozen, checked when made, JSON in and out."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from circuits.files import check_keys, with_tuples
@@ -102,7 +102,42 @@ class ModelConfig:
         """Plain JSON types."""
         return asdict(self)
 
+    def hashed(self) -> dict[str, Any]:
+        """What a fingerprint hashes: the fields, in JSON types, that are not as `UNSAID` has them."""
+        said = self.to_json()
+        return {f.name: said[f.name] for f in fields(self) if getattr(self, f.name) != UNSAID[f.name]}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelConfig":
         """The inverse of `to_json`. Raises ValueError on a key that is unknown or missing."""
         return cls(**with_tuples(check_keys(cls, data), "topk_sites"))
+
+
+UNSAID: dict[str, Any] = {
+    "d_vocab": None,
+    "n_layers": 2,
+    "d_model": 128,
+    "n_heads": 8,
+    "d_head": 16,
+    "d_mlp": 512,
+    "n_ctx": 64,
+    "topk_fraction": 0.25,
+    "topk_sites": (
+        "attn_in",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_out",
+        "mlp_in",
+        "mlp_neuron",
+        "mlp_out",
+    ),
+    "sink": True,
+    "bigram": True,
+    "attention": "softmax",
+    "compose": "none",
+    "compose_rank": 2,
+    "norm_eps": 1e-5,
+}
+"""What a field is where a fingerprint leaves it out. Values here never change, whatever today's defaults are; a new
+field joins with the value that leaves a model as models were before it."""

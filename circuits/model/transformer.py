@@ -12,7 +12,6 @@ with `topk_fraction=None`. Every pass (masked, ablated, bridged, hooked) is this
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -171,12 +170,7 @@ class SparseTransformer(LensModel):
 
     def fingerprint(self) -> str:
         """A hash of config and weights, 16 hexadecimal digits; 0 and -0 count as the same weight."""
-        # Only what differs from the defaults: an option added later leaves fingerprints of older models alone.
-        config = self.config.to_json()
-        given = {
-            f.name: config[f.name] for f in fields(ModelConfig) if getattr(self.config, f.name) != f.default
-        }
-        digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.hashed(), sort_keys=True).encode())
         for name in self.weight_names():
             digest.update(name.encode())
             digest.update((self.weight_named(name).cpu() + 0.0).contiguous().numpy().tobytes())
