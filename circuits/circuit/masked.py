@@ -18,6 +18,7 @@ from circuits.circuit.nodes import Ablation
 from circuits.kernels import sparse_linear
 from circuits.kernels.masking import replace_features
 from circuits.model.sites import Site, WeightAt
+from circuits.model.subject import SparseSubject, Subject
 from circuits.model.transformer import SparseTransformer
 
 Masks = Mapping[Site, Tensor]
@@ -31,10 +32,10 @@ EdgeMasks = Mapping[WeightAt, Tensor]
 
 
 def mean_values(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], *, batch_size: int = 64
+    model: Subject, tokens: Int[Tensor, "batch pos"], *, batch_size: int = 64
 ) -> dict[Site, Tensor]:
     """Mean of every coordinate of every site, averaged over batch and positions of a real forward pass."""
-    sums = {site: torch.zeros(width, dtype=torch.float64) for site, width in model.config.widths.items()}
+    sums = {site: torch.zeros(width, dtype=torch.float64) for site, width in model.widths.items()}
 
     def adder(site: Site) -> Callable[..., None]:
         def add(value: Tensor, hook: Any) -> None:
@@ -46,12 +47,10 @@ def mean_values(
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         for chunk in tokens.split(batch_size):
             model(chunk)
-    return {site: (total / tokens.numel()).to(model.W_E) for site, total in sums.items()}
+    return {site: (total / tokens.numel()).to(model.like) for site, total in sums.items()}
 
 
-def ablation_values(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], kind: Ablation
-) -> dict[Site, Tensor]:
+def ablation_values(model: Subject, tokens: Int[Tensor, "batch pos"], kind: Ablation) -> dict[Site, Tensor]:
     """Replacement values from text: what each kind of ablation is, `Ablation` says.
 
     mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts.
@@ -61,12 +60,12 @@ def ablation_values(
     if kind == "mean":
         return mean_values(model, tokens)
     if kind == "zero":
-        return {site: torch.zeros(width).to(model.W_E) for site, width in model.config.widths.items()}
+        return {site: torch.zeros(width).to(model.like) for site, width in model.widths.items()}
     found = _site_values(model, tokens[:N_TEXTS] if kind == "resample" else tokens)
     return found if kind == "resample" else {site: value.mean(dim=0) for site, value in found.items()}
 
 
-def _site_values(model: SparseTransformer, tokens: Int[Tensor, "batch pos"]) -> dict[Site, Tensor]:
+def _site_values(model: Subject, tokens: Int[Tensor, "batch pos"]) -> dict[Site, Tensor]:
     """Values [batch, pos, width] of every site."""
     found: dict[Site, Tensor] = {}
 
@@ -82,7 +81,7 @@ def _site_values(model: SparseTransformer, tokens: Int[Tensor, "batch pos"]) -> 
 
 
 def run_masked(
-    model: SparseTransformer,
+    model: Subject,
     tokens: Int[Tensor, "batch pos"],
     masks: Masks,
     values: Values,
@@ -98,26 +97,32 @@ def run_masked(
     with model.hooks(fwd_hooks=hooks):
         if not edge_masks:
             return model(tokens)
+        if not isinstance(model, SparseTransformer):
+            raise ValueError(
+                f"edge_masks: got some for a {type(model).__name__}; expected none, since only the weights of a "
+                "SparseTransformer lead from site to site. Mask its sites."
+            )
         with _cut(model, edge_masks, values) as parameters:
             return torch.func.functional_call(model, parameters, (tokens,))
 
 
 def run_circuit(
-    model: SparseTransformer, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
+    model: Subject, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits when only the circuit is kept: its nodes, its edges, and everything else at its ablation values.
 
     Raises ValueError when the circuit belongs to another model.
     """
     check_belongs(model, circuit)
-    device = model.W_E.device
-    masks = {site: mask.to(model.W_E) for site, mask in circuit.to_mask().items()}
-    edges = {key: mask.to(model.W_E) for key, mask in circuit.to_edge_mask().items()}
+    device = model.like.device
+    masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
+    cut = circuit.to_edge_mask() if isinstance(model, SparseSubject) else {}
+    edges = {key: mask.to(model.like) for key, mask in cut.items()}
     values = {site: value.to(device) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
 
 
-def check_belongs(model: SparseTransformer, circuit: Circuit) -> None:
+def check_belongs(model: Subject, circuit: Circuit) -> None:
     """Raise ValueError when the circuit was found in another model."""
     found = model.fingerprint()
     if circuit.model_hash != found:

@@ -160,6 +160,26 @@ class SparseTransformer(LensModel):
         """Nonzeros over entries of everything in `matrices`."""
         return self.n_nonzero() / sum(m.parameter.numel() for m in self.matrices())
 
+    @property
+    def widths(self) -> dict[Site, int]:
+        """Number of coordinates of every site, in forward order."""
+        return self.config.widths
+
+    @property
+    def d_vocab(self) -> int:
+        """Number of tokens, and of logits."""
+        return len(self.W_E)
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest sequence, in tokens."""
+        return self.config.n_ctx
+
+    @property
+    def like(self) -> Float[Tensor, "d_vocab d_model"]:
+        """A tensor of the type of the weights, where they are."""
+        return self.W_E
+
     def hook_name(self, site: Site) -> str:
         """The hook point of a site, as TransformerLens names hook points."""
         return f"blocks.{site.layer}.{site.row.hook}"
