@@ -9,6 +9,9 @@ from circuits.model.sites import ROWS, SITES, Site, SiteName, all_sites
 ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
 """none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
 
+Activation = Literal["gelu", "relu"]
+"""What an MLP's neurons do to their input; gelu is the exact one. Named as TransformerLens names them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -44,6 +47,8 @@ class ModelConfig:
     "Rank of the mixing part of a composition (published: 2)."
     norm_eps: float = 1e-5
     "Added to the mean square inside RMSNorm."
+    act: Activation = "gelu"
+    "Activation of the MLP's neurons."
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
@@ -70,6 +75,8 @@ class ModelConfig:
                 f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
                 "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
             )
+        if self.act not in get_args(Activation):
+            raise ValueError(f"act: got {self.act!r}; expected one of {get_args(Activation)}.")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}; expected a positive number such as 1e-5.")
 
@@ -138,6 +145,7 @@ UNSAID: dict[str, Any] = {
     "compose": "none",
     "compose_rank": 2,
     "norm_eps": 1e-5,
+    "act": "gelu",
 }
 """What a field is where a fingerprint leaves it out. Values here never change, whatever today's defaults are; a new
 field joins with the value that leaves a model as models were before it."""

@@ -1,27 +1,32 @@
 """The MLP of a layer: two affine maps with an activation between them."""
 
 import math
+from collections.abc import Callable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 
-from circuits.model.config import ModelConfig
+from circuits.model.config import Activation, ModelConfig
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.sites import Site
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+"""What each name stands for."""
 
 
 def act_fn(config: ModelConfig) -> str:
     """What TransformerLens calls the activation of a model with this config."""
-    return "gelu"
+    return config.act
 
 
 class MLP(nn.Module):
-    """`gelu(x W_in + b_in) W_out + b_out`, exact GELU, AbsTopK at its input and its neurons."""
+    """`act(x W_in + b_in) W_out + b_out`, AbsTopK at its input and its neurons."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.act = ACTIVATIONS[config.act]
         std = 0.02
         self.up = Linear(config.d_model, config.d_mlp, std)
         self.down = Linear(config.d_mlp, config.d_model, std / math.sqrt(2 * config.n_layers))
@@ -36,7 +41,7 @@ class MLP(nn.Module):
     def forward(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The layer's contribution to the residual stream, before AbsTopK."""
         x = self.hook_in(self.topk_in(normed))
-        return self.down(self.hook_post(self.topk_neuron(F.gelu(self.hook_pre(self.up(x))))))
+        return self.down(self.hook_post(self.topk_neuron(self.act(self.hook_pre(self.up(x))))))
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
