@@ -41,7 +41,7 @@ _HOMES = {
 }
 """The module, inside the package, that each public name comes from."""
 _ROOMS = ("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model")
-_ROOMS += ("plots", "pruning", "training", "trust", "zoo")
+_ROOMS += ("interop", "plots", "pruning", "training", "trust", "zoo")
 
 __all__ = [
     "BridgeConfig",

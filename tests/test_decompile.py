@@ -96,12 +96,19 @@ def test_agrees_with_the_masked_model(name: str, topk_fraction: float | None) ->
         assert len(source.splitlines()) <= 60
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_agrees_on_random_models_and_random_circuits(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "act"), [*((seed, "gelu") for seed in range(4)), (1, "relu"), (2, "relu")])
+def test_agrees_on_random_models_and_random_circuits(seed: int, act: str) -> None:
     """Bigram table, AbsTopK at a quarter, edges missing, nodes that compete for places, large weights."""
     task = load_task("quotes")
     config = ModelConfig(
-        d_vocab=task.tokenizer.d_vocab, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=64, sink=seed != 3
+        d_vocab=task.tokenizer.d_vocab,
+        d_model=16,
+        n_heads=2,
+        d_head=4,
+        d_mlp=24,
+        n_ctx=64,
+        sink=seed != 3,
+        act=act,
     )
     model = SparseTransformer(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)

@@ -190,8 +190,8 @@ def masked_dense(abs_topk: Callable[[Tensor, int], Tensor] | None = None) -> Ite
     """Everything the plain way: dense products, torch.topk, attention with its pattern in memory."""
     with (
         patch.dict(kernels.DENSE_FROM, {name: 0.0 for name in kernels.DENSE_FROM}),
-        patch("circuits.model.transformer.abs_topk", abs_topk or _plain_abs_topk),
-        patch("circuits.model.transformer.causal_attention", _plain_attention),
+        patch("circuits.model.layers.abs_topk", abs_topk or _plain_abs_topk),
+        patch("circuits.model.mixers.softmax.causal_attention", _plain_attention),
         patch("circuits.training.projection.kernels.topk_mask", _plain_mask),
         patch("circuits.training.projection.kernels.slice_topk_mask", _plain_slice_mask),
     ):

@@ -16,6 +16,7 @@ from torch import Tensor
 from circuits.circuit.circuit import Circuit
 from circuits.kernels import replace_features, sparse_linear
 from circuits.model.sites import Site, WeightAt
+from circuits.model.subject import SparseSubject, Subject
 from circuits.model.transformer import SparseTransformer
 
 Masks = Mapping[Site, Tensor]
@@ -27,7 +28,7 @@ EdgeMasks = Mapping[WeightAt, Tensor]
 
 
 def run_masked(
-    model: SparseTransformer,
+    model: Subject,
     tokens: Int[Tensor, "batch pos"],
     masks: Masks,
     values: Values,
@@ -43,26 +44,32 @@ def run_masked(
     with model.hooks(fwd_hooks=hooks):
         if not edge_masks:
             return model(tokens)
+        if not isinstance(model, SparseTransformer):
+            raise ValueError(
+                f"edge_masks: got some for a {type(model).__name__}; expected none, since only the weights of a "
+                "SparseTransformer lead from site to site. Mask its sites."
+            )
         with _cut(model, edge_masks, values) as parameters:
             return torch.func.functional_call(model, parameters, (tokens,))
 
 
 def run_circuit(
-    model: SparseTransformer, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
+    model: Subject, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits when only the circuit is kept: its nodes, its edges, and everything else at its ablation values.
 
     Raises ValueError when the circuit belongs to another model.
     """
     check_belongs(model, circuit)
-    device = model.W_E.device
-    masks = {site: mask.to(model.W_E) for site, mask in circuit.to_mask().items()}
-    edges = {key: mask.to(model.W_E) for key, mask in circuit.to_edge_mask().items()}
+    device = model.like.device
+    masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
+    cut = circuit.to_edge_mask() if isinstance(model, SparseSubject) else {}
+    edges = {key: mask.to(model.like) for key, mask in cut.items()}
     values = {site: value.to(device) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
 
 
-def check_belongs(model: SparseTransformer, circuit: Circuit) -> None:
+def check_belongs(model: Subject, circuit: Circuit) -> None:
     """Raise ValueError when the circuit was found in another model."""
     found = model.fingerprint()
     if circuit.model_hash != found:
