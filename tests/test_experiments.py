@@ -3,11 +3,11 @@
 import importlib
 import json
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tomllib
 from typer.testing import CliRunner
 
 from circuits.files import write_json

@@ -17,8 +17,7 @@ from rich.console import Console
 from circuits.circuit.circuit import Circuit
 from circuits.files import once, write_results
 from circuits.training.loop import Training
-from circuits.trust import TrustConfig
-from circuits.trust import evaluate
+from circuits.trust import TrustConfig, evaluate
 from docs.experiments.runs import PAIRS, model_pair, pruned
 from docs.experiments.sparse_vs_dense import comparable
 from tasks import load_task
