@@ -38,7 +38,7 @@ def test_every_experiment_starts_and_says_how_it_is_run(name):
     if hasattr(module, "app"):
         shown = CliRunner().invoke(module.app, ["--help"])
         assert shown.exit_code == 0, shown.output
-        assert f"\n    python -m docs.experiments.{name}" in module.__doc__
+        assert f"python -m docs.experiments.{name}" in module.__doc__
     said = re.findall(r"python -m (docs\.experiments\.\w+)", Path(module.__file__).read_text())
     assert set(said) <= {f"docs.experiments.{other}" for other in EXPERIMENTS}
 

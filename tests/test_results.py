@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from docs.experiments import structure
+
 FOLDER = Path(__file__).parent.parent / "docs" / "results"
 COMMON = {"command", "seeds", "machine", "minutes", "date"}
 CIRCUIT = {
@@ -25,7 +27,7 @@ HEADLINES = {
     "python_loss": {"minutes", "val_loss", "trigram_loss"},
     "python_tasks": {"solved", "compared", "n_layers", "density", "tasks"},
     "speed": {"demo_seconds", "first_over_second", "busy_neighbour_ratio"},
-    "structure": set(),
+    "structure": set(structure.HEADLINES),
     "explorer": {
         *("code_bytes", "data_bytes", "seconds_300", "seconds_2000", "worst_frame_ms"),
         "max_logit_difference",
@@ -97,14 +99,3 @@ def test_each_file_has_its_keys_and_a_command_that_exists(path):
 )
 def test_a_command_that_does_not_exist_is_found(command, why):
     assert why in refusal(command)
-
-
-def test_the_readme_names_every_module():
-    root = FOLDER.parent.parent
-    tree = (root / "README.md").read_text()
-    modules = [
-        p for top in ("circuits", "tasks") for p in (root / top).rglob("*.py") if p.name != "__init__.py"
-    ]
-    assert modules
-    missing = [str(p.relative_to(root)) for p in modules if p.name not in tree]
-    assert not missing

@@ -105,6 +105,7 @@ MODELS: dict[str, Callable[..., Handmade]] = {
     "majority": majority,
     "modular": modular,
 }
+"""The builder of each hand-made model, by name."""
 
 
 def build(
