@@ -253,21 +253,29 @@ def test_what_loads_torch_is_found():
 
 STATE = """
 import logging, os, random, sys, warnings
-import numba, numpy, optuna, torch, transformer_lens
+import numba, numpy, optuna, rich.style, torch, transformer_lens, typer
 import plotly.graph_objects, plotly.io, plotly.offline, plotly.subplots
 sys.modules["triton"] = None
 
 def state():
-    drawn = random.getstate(), numpy.random.get_state()[1].tobytes(), torch.random.get_rng_state().sum().item()
-    default = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), numba.get_num_threads()
-    shown = plotly.io.templates.default, logging.root.level, list(warnings.filters)
-    return drawn, default, shown, dict(os.environ)
+    return {
+        "random": random.getstate(),
+        "numpy.random": numpy.random.get_state()[1].tolist(),
+        "torch.random": torch.random.get_rng_state().tolist(),
+        "dtype": torch.get_default_dtype(),
+        "grad": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "plotly template": plotly.io.templates.default,
+        "logging": logging.root.level,
+        "warnings": list(warnings.filters),
+        "environment": dict(os.environ),
+    }
 
 before = state()
 """
 SAME = """
-for was, now in zip(before, state()):
-    assert was == now, (was, now)
+after = state()
+assert before == after, "changed: " + ", ".join(name for name in before if before[name] != after[name])
 """
 
 
@@ -278,7 +286,9 @@ def test_import_changes_no_global_state_and_needs_no_triton():
 
 
 def test_an_import_that_changes_global_state_is_found(tmp_path):
-    fake(tmp_path, circuits__="", circuits__a="import torch\ntorch.set_default_dtype(torch.float64)")
-    assert "AssertionError" in in_fresh_process(
-        f"{STATE}sys.path.insert(0, '.')\nimport circuits.a{SAME}", tmp_path
+    changes = (
+        "import os, torch, random\ntorch.set_default_dtype(torch.float64)\nos.environ['MALLOC_'] = '1'\n"
     )
+    fake(tmp_path, circuits__="", circuits__a=f"{changes}random.random()")
+    said = in_fresh_process(f"{STATE}sys.path.insert(0, '.')\nimport circuits.a{SAME}", tmp_path)
+    assert said.endswith("AssertionError: changed: random, dtype, environment\n")
