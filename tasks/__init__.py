@@ -45,6 +45,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(MiniChoice, name=name) for name in FORMS},
     **{name: partial(PythonChoice, name=name) for name in CHOICES},
 }
+"""What makes each task from its options, by name."""
 
 
 def load_task(name: str, **options: Any) -> Task:

@@ -20,7 +20,9 @@ from torch import Tensor
 from circuits.composition.parts import Matrices, Parts, divided, norms, product_norms
 
 Null = Literal["permute", "redraw", "rotate"]
+"""The name of a null model: what is drawn at random, as the top of this file says."""
 NULLS: tuple[Null, ...] = get_args(Null)
+"""The null models, by name."""
 
 TIE = 1e-5
 """Relative difference below which a score counts as reached: sums in another order differ by rounding."""

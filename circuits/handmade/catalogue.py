@@ -107,6 +107,7 @@ MODELS: dict[str, Callable[..., Handmade]] = {
     "majority": majority,
     "modular": modular,
 }
+"""The builder of each hand-made model, by name."""
 
 
 def build(

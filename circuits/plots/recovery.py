@@ -15,7 +15,7 @@ TARGET = 0.15
 
 
 def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
-    """A table of `circuits.handmade.verify`: for each method and model, the share of true nodes it finds.
+    """A table of `circuits.handmade.proof.verify`: for each method and model, the share of true nodes it finds.
 
     A method that ranks nodes is given the true number n; the cell is the share of true nodes among its first n.
     Raises ValueError when the table has no models.
