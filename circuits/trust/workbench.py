@@ -19,7 +19,7 @@ from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry
-from tasks import Task
+from tasks import Batch, Task
 from tasks.base import Targets
 
 
@@ -37,15 +37,17 @@ class Bench(MaskedModel):
         task: Task,
         config: TrustConfig | None = None,
         others: Sequence[Circuit] = (),
+        batch: Batch | None = None,
     ) -> None:
+        """batch: prompts of your own, in place of the test prompts that the config asks for."""
         self.circuit, self.task, self.others = circuit, task, others
         self.config = config = config or TrustConfig()
         criterion = circuit.criterion
         if config.target_loss is not None:
             criterion = replace(criterion, target_loss=config.target_loss)
-        super().__init__(
-            model, dict(circuit.values), task.batch(config.n_pairs, split="test", seed=config.seed)
-        )
+        if batch is None:
+            batch = task.batch(config.n_pairs, split="test", seed=config.seed)
+        super().__init__(model, dict(circuit.values), batch)
         self.judge = Evaluator(model, task, criterion, self.values)
 
     @property
