@@ -7,7 +7,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.compare import TransplantTable
+from circuits.plots import plot
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, SCORE, base_layout
+
+__all__ = ["controls_figure", "ground_truth_figure", "transplant_figure"]
 
 CHANCE = math.log(2)
 TARGET = 0.15
@@ -78,6 +81,7 @@ def controls_figure(report: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
+@plot.register
 def transplant_figure(table: TransplantTable) -> go.Figure:
     """Each circuit on each task, and the whole model in the last row: task loss in nats; dark is solved."""
     names = [*table.circuits, "whole model"]
