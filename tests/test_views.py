@@ -16,6 +16,7 @@ from circuits.bridges.dilution import Cell, Dilution
 from circuits.bridges.steering import Outcome, Steering
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.compare import TransplantTable
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import IOEdge
 from circuits.composition import composition
 from circuits.heads.report import HeadReport, HeadRow
@@ -203,7 +204,7 @@ def head_report() -> HeadReport:
 def evil_circuit() -> Circuit:
     circuit = make_circuit()
     tokens = tuple(IOEdge(io.kind, EVIL, io.node, io.weight) for io in circuit.io_edges)
-    return replace(circuit, task=EVIL, io_edges=tokens)
+    return replace(circuit, criterion=Criterion(task=EVIL), io_edges=tokens)
 
 
 @pytest.mark.parametrize("make", [evil_circuit, lambda: report(EVIL), head_report])

@@ -110,7 +110,7 @@ class Report(Plotted):
     def _repr_html_(self) -> str:
         colours = {"pass": "#0b5394", "fail": "#a8500a"}
         left = "text-align:left"
-        rows = [
+        rows: list[list[str | Cell]] = [
             [
                 Cell(e.verdict, style=f"font-weight:bold;color:{colours.get(e.verdict, '#6b7680')}"),
                 Cell(e.name, style=left),
@@ -120,7 +120,14 @@ class Report(Plotted):
             ]
             for e in self.entries
         ]
-        head = ["", Cell("item", style=left), "value", "baseline", "unit", Cell("meaning", style=left)]
+        head: list[str | Cell] = [
+            "",
+            Cell("item", style=left),
+            "value",
+            "baseline",
+            "unit",
+            Cell("meaning", style=left),
+        ]
         return (
             f"<b>{html.escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges. "
             f"{html.escape(self.verdict)}" + html_table(head, rows)
