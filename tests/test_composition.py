@@ -157,7 +157,7 @@ def test_benjamini_hochberg_by_hand():
 def test_a_result_prints_and_serialises():
     found = composition(induction_model(), n_null=200, max_null=4000)
     assert "L0H0 -> L1H0.K" in repr(found)
-    assert "<td>L0H0 -> L1H0.K</td>" in found._repr_html_()
+    assert "<td>L0H0 -&gt; L1H0.K</td>" in found._repr_html_()
     assert found.to_json()["edges"][0][:2] == ["L0H0", "L1H0.K"]
     assert found.matrix("K").shape == (8, 8)
 

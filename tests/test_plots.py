@@ -17,7 +17,7 @@ from circuits.plots.picture.frame import curve
 from circuits.plots.picture.layout import circuit_layout, residual_wires
 from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
 from circuits.plots.picture.order import n_crossings, order, straighten
-from circuits.plots.style import printable
+from tasks.tokenizer import printable
 
 WIDTHS = {site: 512 if site.name == "mlp_neuron" else 128 for site in all_sites(2)}
 
@@ -311,9 +311,9 @@ def test_importing_leaves_plotly_templates_alone():
         ("'", "'"),
         ('"', '"'),
         ("]]", "]]"),
-        ("\n", "\\n"),
-        (" return", "␣return"),
-        ("\t", "\\t"),
+        ("\n", "⏎"),
+        (" return", "·return"),
+        ("\t", "⇥"),
         ("", "(empty)"),
     ],
 )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from circuits.bridges.sides import Model, Role, Side
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
 
 SCHEMA = "sparse-circuits/bridges/1"
 
@@ -50,7 +51,7 @@ class Maps(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BridgeSet:
+class BridgeSet(Plotted):
     """All bridges between a dense and a sparse model. It works with these two models and no others."""
 
     dense: Model
@@ -149,12 +150,6 @@ class BridgeSet:
         save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
         partial.replace(path)
         return path
-
-    def plot(self) -> Any:
-        """NMSE and recovered loss of each location, as a Plotly figure."""
-        from circuits.plots import bridge_figure
-
-        return bridge_figure(self.metrics["locations"])
 
 
 def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:

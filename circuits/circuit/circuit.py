@@ -8,6 +8,7 @@ sent to somebody else, and evaluated again to the same number.
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,14 @@ from circuits.circuit.nodes import (
 )
 from circuits.files import read_json, write_json
 from circuits.model.sites import BY_SITES, SCORE, Site, WeightAt, all_sites
+from circuits.views import Decompiled, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circuit:
+class Circuit(Plotted, Decompiled):
     """Nodes, the edges between them, and what holds everything else in place."""
 
     nodes: tuple[Node, ...]
@@ -150,27 +152,6 @@ class Circuit:
         """The same circuit with more entries in `metrics`."""
         return replace(self, metrics={**self.metrics, **metrics})
 
-    def plot(self, **options: Any) -> Any:
-        """The circuit as a Plotly figure; see `circuits.plots.circuit_figure` for the options."""
-        from circuits.plots import circuit_figure
-
-        return circuit_figure(self, **options)
-
-    def to_python(self, model: Any, task: Any) -> str:
-        """Source of a numpy function that computes the answer logits; see `circuits.decompile.to_python`.
-
-        model: the SparseTransformer the circuit was found in; task: the Task it performs.
-        """
-        from circuits.decompile import to_python
-
-        return to_python(model, self, task)
-
-    def describe(self, model: Any, task: Any) -> str:
-        """The circuit in words, node by node; see `circuits.decompile.describe`. Arguments as for `to_python`."""
-        from circuits.decompile import describe
-
-        return describe(model, self, task)
-
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON types. Values are base64 of little-endian float32: exact, and small."""
         return {
@@ -236,17 +217,15 @@ class Circuit:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{node.layer}</td><td>{node.site}</td><td>{node.index}</td>"
-            f"<td>{facts.mean:+.3f}</td><td>{facts.effect:+.3f}</td></tr>"
+        rows = [
+            [str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"]
             for node in self.nodes
             for facts in [self.facts.get(node, NodeFacts(float("nan"), float("nan")))]
-        )
+        ]
         return (
-            f"<b>{self.task}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
+            f"<b>{escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
             f"task loss {self.loss:.3f} nats ({self.ablation} ablation)"
-            "<table><tr><th>layer</th><th>site</th><th>index</th><th>mean</th>"
-            f"<th>effect (nats)</th></tr>{rows}</table>"
+            + html_table(["layer", "site", "index", "mean", "effect (nats)"], rows)
         )
 
 

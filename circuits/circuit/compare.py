@@ -11,6 +11,7 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import check_belongs, run_circuit
 from circuits.circuit.score import check_task, margins, score_margins, task_score
 from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
 from tasks import Task
 
 
@@ -74,7 +75,7 @@ def overlap(first: Circuit, second: Circuit) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransplantTable:
+class TransplantTable(Plotted):
     """Each circuit on each task."""
 
     circuits: tuple[str, ...]
@@ -96,12 +97,6 @@ class TransplantTable:
             name: list(map(list, value)) if name in ("loss", "accuracy", "overlap") else list(value)
             for name, value in vars(self).items()
         }
-
-    def plot(self) -> Any:
-        """Losses as a heat map; see `circuits.plots.transplant_figure`."""
-        from circuits.plots import transplant_figure
-
-        return transplant_figure(self)
 
     def __str__(self) -> str:
         width = max(len(name) for name in ("circuit", "whole model", *self.circuits)) + 2

@@ -23,11 +23,12 @@ from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
+from circuits.views import Plotted
 from tasks import Corpus, bigram_log_probs, load_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Plotted):
     """What a run leaves behind."""
 
     model: SparseTransformer
@@ -67,12 +68,6 @@ class Training:
             history=saved.meta["history"],
             seconds=saved.meta["seconds"],
         )
-
-    def plot(self) -> Any:
-        """Loss, density and learning rate against steps, as a Plotly figure."""
-        from circuits.plots import history_figure
-
-        return history_figure(self.history)
 
 
 class TrainingInterrupted(KeyboardInterrupt):

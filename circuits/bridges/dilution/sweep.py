@@ -12,6 +12,7 @@ from circuits.bridges import Model, Side
 from circuits.bridges.dilution.margins import check_inputs, circuit_margins, error_rate, model_margins
 from circuits.circuit.circuit import Circuit
 from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
 from tasks.brackets import Brackets
 
 
@@ -40,7 +41,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dilution:
+class Dilution(Plotted):
     """A sweep over lengths and distractors."""
 
     cells: tuple[Cell, ...]
@@ -72,12 +73,6 @@ class Dilution:
         """Plain JSON types: the summary, the cells, and what was skipped."""
         cells = [asdict(cell) for cell in self.cells]
         return {**self.summary(), "cells": cells, "skipped": [list(pair) for pair in self.skipped]}
-
-    def plot(self) -> Any:
-        """Error rates of both models against length, as a Plotly figure."""
-        from circuits.plots import dilution_figure
-
-        return dilution_figure(self.to_json())
 
 
 def dilution_sweep(
