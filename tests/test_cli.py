@@ -174,13 +174,14 @@ def test_unknown_config_keys_are_named(tmp_path):
 
 def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
     import importlib
+    import signal
 
     module = importlib.import_module("circuits.training.loop")
     one_step = module._Run.one_step
 
     def interrupted(run):
         if run.step == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         one_step(run)
 
     monkeypatch.setattr(module._Run, "one_step", interrupted)

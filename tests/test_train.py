@@ -1,15 +1,18 @@
 """Training: same seed same bits, exact density, resumable, errors before any work."""
 
 import importlib
+import signal
 
 import pytest
 import torch
 
 from circuits.model.checkpoint import load_checkpoint
 from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Training, TrainingInterrupted, learning_rate, train
+from circuits.training.loop import Training, learning_rate, train
 from circuits.training.projection import budget
+from circuits.training.steps import TrainingInterrupted
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
 QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
@@ -52,29 +55,56 @@ def test_loss_falls():
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained):
-    module = importlib.import_module("circuits.training.loop")
+def sigint_at(call: int, function, *, times: int = 1):
+    """`function`, with Ctrl-C pressed at the start of one of its calls."""
+    calls = 0
 
-    steps = 0
-    one_step = module._Run.one_step
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return function(*args, **kwargs)
 
-    def interrupted(run):
-        nonlocal steps
-        steps += 1
-        if steps == 12:
-            raise KeyboardInterrupt
-        one_step(run)
+    return wrapped
 
-    monkeypatch.setattr(module._Run, "one_step", interrupted)
-    path = tmp_path / "stopped.safetensors"
-    with pytest.raises(TrainingInterrupted, match="stopped.safetensors") as stop:
-        train(QUICK, checkpoint=path, progress=False)
+
+LOOP = importlib.import_module("circuits.training.loop")
+PLACES = {
+    "before the step": (LOOP._Run, "one_step", 12),
+    "in the forward pass": (SparseTransformer, "forward", 14),  # two of them have measured the validation loss
+    "between optimiser and projection": (LOOP, "project", 12),
+    "in the last step": (LOOP, "project", 24),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained, place):
+    owner, name, call = PLACES[place]
+    path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, sigint_at(call, getattr(owner, name)))
+        with pytest.raises(TrainingInterrupted, match="stopped.safetensors") as stop:
+            train(QUICK, checkpoint=path, progress=False)
     assert stop.value.path == path
-    assert torch.isfinite(load_checkpoint(path).model(torch.zeros(1, 4, dtype=torch.long))).all()
-    monkeypatch.setattr(module._Run, "one_step", one_step)
+    assert signal.getsignal(signal.SIGINT) is before
+    left = load_checkpoint(path)
+    assert left.meta["step"] == (24 if place == "in the last step" else 12 if call == 12 else 13)
+    assert torch.isfinite(left.model(torch.zeros(1, 4, dtype=torch.long))).all()
     resumed = train(QUICK, resume=path, progress=False)
     assert resumed.model.fingerprint() == trained.model.fingerprint()
     assert [e["loss"] for e in resumed.history] == [e["loss"] for e in trained.history]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_keeps_nothing(tmp_path, monkeypatch):
+    path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(LOOP, "project", sigint_at(3, LOOP.project, times=2))
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(QUICK, checkpoint=path, progress=False)
+    assert not isinstance(stop.value, TrainingInterrupted)
+    assert not path.exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
@@ -87,9 +117,7 @@ def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
 
 
 def test_a_density_too_small_for_j_is_refused_before_any_work(monkeypatch):
-    module = importlib.import_module("circuits.training.loop")
-
-    monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
+    monkeypatch.setattr(LOOP._Run, "one_step", lambda run: pytest.fail("training started"))
     config = TrainConfig(model=SMALL, density=0.01, min_alive=4)
     with pytest.raises(
         ValueError, match=r"density: 0.01 is too small for 0.W_Q.*or lower min_alive to at most"
@@ -120,14 +148,11 @@ def test_sharkfin_follows_the_density():
 
 
 def test_gradient_normalisation_is_over_all_parameters():
-    from circuits.model.transformer import SparseTransformer
-    from circuits.training.loop import _scale_gradients
-
     model = SparseTransformer(
         ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites})
     )
     model(torch.randint(0, 7, (2, 8)), return_type="loss").backward()
-    _scale_gradients(model, "rms")
+    LOOP._scale_gradients(model, "rms")
     every = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert float(every.square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
 
