@@ -21,7 +21,7 @@ from circuits.bridges import (
 )
 from circuits.bridges.fit import least_squares
 from circuits.bridges.measure import kl_per_token, nmse
-from circuits.model.checkpoint import load_checkpoint
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
@@ -230,7 +230,17 @@ def signalled(function, at_call: int):
     return wrapped
 
 
-# Name: who is patched, which function, at which of its calls, in the fit of a model that trains beside or of a fixed one.
+def with_older_names(path):
+    """Write an interrupted fit as an earlier version did, where it holds the settings of a training run."""
+    left = load_checkpoint(path)
+    if isinstance(settings := left.meta["fit"]["sparse"], dict):
+        settings["grad"], settings["gradient"] = (
+            settings.pop("weight_gradient"), settings.pop("gradient_scaling")
+        )  # fmt: skip
+        save_checkpoint(path, left.model, meta=left.meta, extra=left.extra)
+
+
+# Name: who is patched, which function, at which of its calls, and whether the sparse model trains beside.
 PLACES = {
     "trained beside, before a step": (fit_module._Fit, "one_step", 4, True),
     "trained beside, in a forward pass": (SparseTransformer, "forward", 21, True),  # six a step
@@ -258,6 +268,7 @@ def test_ctrl_c_leaves_a_file_from_which_the_same_bits_follow(
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(ValueError, match="resume: .* is no interrupted fit of these"):
         fit_bridges(dense, other, text, replace(config, seed=1), resume=path, progress=False)
+    with_older_names(path)
     again = fit_bridges(dense, other, text, config, resume=path, progress=False)
     assert again.metrics == whole.metrics
     assert again.history == whole.history

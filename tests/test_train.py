@@ -6,12 +6,13 @@ import signal
 import pytest
 import torch
 
-from circuits.model.checkpoint import load_checkpoint
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, learning_rate, train
 from circuits.training.projection import budget
+from circuits.training.saved import load_trained
 from circuits.training.steps import TrainingInterrupted
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
@@ -55,6 +56,20 @@ def test_loss_falls():
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
 
 
+def test_a_trained_model_comes_with_the_tokenizer_of_its_corpus(tmp_path, trained):
+    path = trained.save(tmp_path / "m.safetensors")
+    model, corpus = load_trained(path)
+    assert corpus is trained.corpus
+    assert model.tokenizer is corpus.tokenizer
+    assert not model.training
+    assert model.fingerprint() == trained.model.fingerprint()
+    save_checkpoint(path, trained.model)
+    assert load_trained(path)[1].name == "mini"
+    save_checkpoint(path, trained.model, meta={"train": {"corpus": "nowhere"}})
+    with pytest.raises(ValueError, match="name must be one of"):
+        load_trained(path)
+
+
 def sigint_at(call: int, function, *, times: int = 1):
     """`function`, with Ctrl-C pressed at the start of one of its calls."""
     calls = 0
@@ -72,16 +87,16 @@ def sigint_at(call: int, function, *, times: int = 1):
 
 LOOP = importlib.import_module("circuits.training.loop")
 PLACES = {
-    "before the step": (LOOP._Run, "one_step", 12),
-    "in the forward pass": (SparseTransformer, "forward", 14),  # two of them have measured the validation loss
-    "between optimiser and projection": (LOOP, "project", 12),
-    "in the last step": (LOOP, "project", 24),
+    "before the step": (LOOP._Run, "one_step", 12, 12),
+    "in the forward pass": (SparseTransformer, "forward", 13, 12),  # one has measured the validation loss
+    "between optimiser and projection": (LOOP, "project", 12, 12),
+    "in the last step": (LOOP, "project", 24, 24),
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained, place):
-    owner, name, call = PLACES[place]
+    owner, name, call, step = PLACES[place]
     path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, sigint_at(call, getattr(owner, name)))
@@ -90,7 +105,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, mo
     assert stop.value.path == path
     assert signal.getsignal(signal.SIGINT) is before
     left = load_checkpoint(path)
-    assert left.meta["step"] == (24 if place == "in the last step" else 12 if call == 12 else 13)
+    assert left.meta["step"] == step
     assert torch.isfinite(left.model(torch.zeros(1, 4, dtype=torch.long))).all()
     resumed = train(QUICK, resume=path, progress=False)
     assert resumed.model.fingerprint() == trained.model.fingerprint()
@@ -136,6 +151,49 @@ def test_config_errors():
         train(TrainConfig(corpus="nowhere"), progress=False)
     for config in (TrainConfig.paper(), TrainConfig.python(), TrainConfig.dense()):
         assert TrainConfig.from_json(config.to_json()) == config
+
+
+OLD_NAMES = {"gradient_scaling": "gradient", "weight_gradient": "grad"}
+
+
+def in_old_names(data):
+    return {OLD_NAMES.get(key, key): value for key, value in data.items()}
+
+
+def test_older_names_of_settings_are_read():
+    config = TrainConfig(gradient_scaling="rms", weight_gradient="support")
+    old = in_old_names(config.to_json())
+    assert (old["gradient"], old["grad"]) == ("rms", "support")
+    assert TrainConfig.from_json(old) == config
+    with pytest.raises(ValueError, match=r"got both 'grad' and 'weight_gradient', its new name; expected"):
+        TrainConfig.from_json({**old, "weight_gradient": "exact"})
+    with pytest.raises(
+        TypeError, match="'grad' is called 'weight_gradient' now; pass weight_gradient='support'"
+    ):
+        TrainConfig(grad="support")
+    with pytest.raises(TypeError, match="'gradient' is called 'gradient_scaling' now"):
+        TrainConfig.paper(gradient="clip")
+
+
+def test_the_shipped_model_whose_file_has_older_names_loads():
+    from circuits.zoo import pretrained
+
+    path = pretrained.FOLDER / "mini-python.safetensors"
+    assert {"grad", "gradient"} <= load_checkpoint(path).meta["train"].keys()
+    config = Training.load(path).config
+    assert (config.gradient_scaling, config.weight_gradient) == ("clip", "exact")
+
+
+def test_an_interrupted_run_with_older_names_is_taken_up(tmp_path, monkeypatch, trained):
+    path = tmp_path / "stopped.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(LOOP, "project", sigint_at(5, LOOP.project))
+        with pytest.raises(TrainingInterrupted):
+            train(QUICK, checkpoint=path, progress=False)
+    left = load_checkpoint(path)
+    meta = {**left.meta, "train": in_old_names(left.meta["train"])}
+    save_checkpoint(path, left.model, meta=meta, extra=left.extra)
+    assert train(QUICK, resume=path, progress=False).model.fingerprint() == trained.model.fingerprint()
 
 
 def test_sharkfin_follows_the_density():

@@ -23,7 +23,7 @@ from circuits.bridges.sides import Model, Side, still
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
-from circuits.training.config import TrainConfig
+from circuits.training.config import TrainConfig, with_new_names
 from circuits.training.loop import Updates, check_budgets, new_model
 from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
 from tasks import Corpus
@@ -96,7 +96,7 @@ class _Fit:
     def one_step(self) -> None:
         """One update of the maps, and of the sparse model where it trains."""
         step = self.step
-        with sparse_compute(self.sparse.model, self._gradient()):
+        with sparse_compute(self.sparse.model, self._weight_gradient()):
             terms = self._terms(self._windows(self.batch_size))
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
@@ -118,11 +118,11 @@ class _Fit:
             self.history.append({"step": step + 1, "loss": float(loss.detach()), "lr": lr, **values})
         self.step += 1
 
-    def _gradient(self) -> Literal["exact", "support"]:
+    def _weight_gradient(self) -> Literal["exact", "support"]:
         """Which weights of a sparse model that trains get a gradient in this step."""
         if self.updates is None or self.step % self.updates.config.refresh == 0:
             return "exact"
-        return self.updates.config.grad
+        return self.updates.config.weight_gradient
 
     def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -190,7 +190,7 @@ class _Fit:
     def restore(self, path: str | Path) -> None:
         """Take up a fit that `save` left. Raises ValueError when it was of other arguments."""
         saved = load_checkpoint(path)
-        if saved.meta.get("fit") != self._identity():
+        if _in_new_names(saved.meta.get("fit")) != self._identity():
             raise ValueError(
                 f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
                 f"Ctrl-C left of the same call ({self._identity()})."
@@ -250,6 +250,13 @@ def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor,
     )
     weight = torch.linalg.solve(gram + damp, a.T @ b)
     return weight.to(x), (shift - centre @ weight).to(x)
+
+
+def _in_new_names(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an interrupted fit says of itself, also where an older version wrote it."""
+    if identity is None or not isinstance(identity["sparse"], dict):
+        return identity
+    return {**identity, "sparse": with_new_names(identity["sparse"])}
 
 
 def _described(entry: Entry) -> str:

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuits.bridges.sides import Model, Role, Side
+from circuits.files import whole_file
 from circuits.model.transformer import AbsTopK, Linear, SparseTransformer
 
 SCHEMA = "sparse-circuits/bridges/1"
@@ -141,13 +142,10 @@ class BridgeSet:
             "metrics": self.metrics,
             "history": self.history,
         }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.maps.state_dict().items()}
-        save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
-        partial.replace(path)
-        return path
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
+        return Path(path)
 
     def plot(self) -> Any:
         """NMSE and recovered loss of each location, as a Plotly figure."""

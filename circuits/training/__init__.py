@@ -2,6 +2,7 @@
 
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train
+from circuits.training.saved import load_trained
 from circuits.training.steps import TrainingInterrupted
 
-__all__ = ["TrainConfig", "Training", "TrainingInterrupted", "train"]
+__all__ = ["TrainConfig", "Training", "TrainingInterrupted", "load_trained", "train"]

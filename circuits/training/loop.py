@@ -18,6 +18,7 @@ from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
+from circuits.training.saved import with_corpus
 from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
 from tasks import Corpus, bigram_log_probs, load_corpus
 
@@ -53,12 +54,10 @@ class Training:
         saved = load_checkpoint(path)
         if "train" not in saved.meta or saved.extra:
             raise ValueError(f"path: {path} is no finished run; expected a file that Training.save wrote.")
-        config = TrainConfig.from_json(saved.meta["train"])
-        corpus = load_corpus(config.corpus, 0)
-        saved.model.tokenizer = corpus.tokenizer
+        model, corpus = with_corpus(saved)
         return cls(
-            model=saved.model.eval(),
-            config=config,
+            model=model,
+            config=TrainConfig.from_json(saved.meta["train"]),
             corpus=corpus,
             history=saved.meta["history"],
             seconds=saved.meta["seconds"],
@@ -126,7 +125,7 @@ class Updates:
         lr = learning_rate(config, progress, density)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        _scale_gradients(self.model, config.gradient)
+        _scale_gradients(self.model, config.gradient_scaling)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         project(self.model, config, progress)
@@ -172,7 +171,7 @@ class _Run:
             config.batch_size, config.model.n_ctx, split="train", generator=self.generator
         )
         # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
-        with sparse_compute(self.model, self._gradient()):
+        with sparse_compute(self.model, self._weight_gradient()):
             loss = self.model(tokens, return_type="loss")
         density, lr = self.updates(loss, self.progress())
         self.step += 1
@@ -180,8 +179,8 @@ class _Run:
         self.seconds, self._tick = self.seconds + now - self._tick, now
         self._record(float(loss.detach()), density, lr)
 
-    def _gradient(self) -> Literal["exact", "support"]:
-        return "exact" if self.step % self.config.refresh == 0 else self.config.grad
+    def _weight_gradient(self) -> Literal["exact", "support"]:
+        return "exact" if self.step % self.config.refresh == 0 else self.config.weight_gradient
 
     def _record(self, loss: float, density: float, lr: float) -> None:
         last = self.progress() >= 1

@@ -33,7 +33,7 @@ from circuits.composition import (
 )
 from circuits.files import mean, once, write_results
 from circuits.heads import head_report
-from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.checkpoint import save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.mixers.compose import n_parameters
 from circuits.model.transformer import SparseTransformer
@@ -41,6 +41,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Updates, new_model
+from circuits.training.saved import load_trained
 from docs.experiments.decoys import induction_model
 from docs.experiments.heads_page import write_tables
 from tasks import Batch, Composition, Corpus, load_corpus
@@ -214,7 +215,7 @@ def _prompts(which: str, n: int) -> Batch:
 
 
 def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) -> dict[str, Any]:
-    model = load_checkpoint(path).model.eval() if path.exists() else train_on_answers(config, corpus)
+    model = load_trained(path)[0] if path.exists() else train_on_answers(config, corpus)
     model.tokenizer = corpus.tokenizer
     save_checkpoint(path, model, meta={"train": config.to_json()})
     result: dict[str, Any] = {which: accuracy(model, which) for which in ("seen", "held_out")}
