@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,8 +68,6 @@ LARGE = ModelConfig(
     bigram=False,
 )
 """The shape of a language model of 135 million parameters."""
-T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
 
 
 @app.command(name="composition")
@@ -313,8 +312,7 @@ def interval(values: Sequence[float]) -> list[float]:
     """95 % confidence interval of the mean (Student's t); a single value gives no width."""
     if len(values) < 2:
         return [values[0], values[0]]
-    t = T_QUANTILES[min(len(values) - 2, len(T_QUANTILES) - 1)]
-    half = t * statistics.stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return [mean(values) - half, mean(values) + half]
 
 
