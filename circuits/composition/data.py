@@ -33,7 +33,7 @@ class DataComposition:
         return float(self.effect[at]), float(self.divergence[at])
 
     def rank_correlation(self, scores: Mapping[Pair, float]) -> float:
-        """Spearman correlation of `effect` with scores of the same pairs, such as those from weights; see `spearman`."""
+        """Spearman correlation of `effect` with scores of the same pairs, such as those from weights."""
         missing = [pair for pair in self.pairs if pair not in scores]
         if missing:
             raise ValueError(

@@ -92,7 +92,7 @@ def dilution_sweep(
     n: pairs of prompts a cell (test split). Cells whose prompts are longer than a model's context are skipped and
     listed. Raises ValueError when none fits, or the circuit is another task's or another model's.
     """
-    check_inputs(circuit, sparse, dense)
+    check_inputs(dense, sparse, circuit)
     n_ctx = min(Side(dense, "dense").n_ctx, sparse.config.n_ctx)
     cells, skipped = [], []
     for length in lengths:
