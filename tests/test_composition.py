@@ -16,7 +16,6 @@ from circuits.composition import (
     composition_on_data,
     composition_scores,
     head_paths,
-    rank_correlation,
     virtual_head,
     weight_paths,
 )
@@ -255,12 +254,6 @@ def test_path_patching_of_a_bridge(kind):
     data = composition_on_data(model, tokens, pairs=pairs)
     assert bool((data.effect > 0).all())
     assert bool(data.effect.isfinite().all())
-
-
-def test_rank_correlation_by_hand():
-    assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20, 90])) == pytest.approx(1)
-    assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([3.0, 2, 1])) == pytest.approx(-1)
-    assert rank_correlation(torch.tensor([1.0, 1, 1]), torch.tensor([3.0, 2, 1])) == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuits.bridges import Side
-from circuits.bridges.dilution import attack, dilution_sweep, mutated, spearman
+from circuits.bridges.dilution import attack, dilution_sweep, mutated
 from circuits.bridges.dilution.margins import circuit_margins, model_margins
 from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
@@ -17,6 +17,7 @@ from circuits.circuit.nodes import all_nodes
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import dilution_figure
+from circuits.statistics import spearman
 from tasks.brackets import Brackets
 
 MODEL = ModelConfig(
@@ -123,13 +124,6 @@ def test_mutation_keeps_length_depth_and_grammar():
             assert len(ids) == int(end) + 1
             assert task.solve(text) == task.tokenizer.decode([int(answer)])
             assert not re.search(r"\b0\d", text)
-
-
-def test_spearman_by_hand():
-    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
-    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)
-    assert spearman([1, 1], [1, 2]) != spearman([1, 1], [1, 2])
 
 
 def test_bad_input_is_refused(sparse, circuit):

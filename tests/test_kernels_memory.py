@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from circuits.model.compute import compact, sparse_compute
 
 from circuits import BridgeConfig, ModelConfig, SparseTransformer, TrainConfig, fit_bridges, prune, train
 from circuits.bench.steps import step, toy
 from circuits.kernels.cpu import memory
+from circuits.model.compute import compact, sparse_compute
 from tasks import load_task
 from tasks.corpus import mini_corpus
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuits.bridges.sides import Model, Role, Side
+from circuits.files import whole_file
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.transformer import SparseTransformer
 from circuits.views import Plotted
@@ -143,13 +144,10 @@ class BridgeSet(Plotted):
             "metrics": self.metrics,
             "history": self.history,
         }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.maps.state_dict().items()}
-        save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
-        partial.replace(path)
-        return path
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
+        return Path(path)
 
 
 def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:

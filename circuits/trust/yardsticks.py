@@ -1,11 +1,11 @@
 """The field's own measures: CPR and CMD over circuit sizes, and three hypothesis tests."""
 
-import math
 import random
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor
 
 from circuits.circuit.nodes import Node
@@ -166,13 +166,7 @@ def _attribution(bench: Bench) -> dict[Node, float]:
 
 def _binomial_tail(k: int, n: int, p: float) -> float:
     """P(X >= k) for X ~ Binomial(n, p)."""
-    return sum(
-        math.exp(_log_choose(n, i) + i * math.log(p) + (n - i) * math.log1p(-p)) for i in range(k, n + 1)
-    )
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return float(stats.binom.sf(k - 1, n, p))
 
 
 def _kernel(x: Float[Tensor, " rows"], least_width: float) -> Float[Tensor, "rows rows"]:

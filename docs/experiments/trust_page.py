@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from circuits.files import write_text
 from circuits.plots import (
     controls_figure,
     figure_to_png,
@@ -39,7 +40,7 @@ def run() -> None:
                 picture = page.with_name(f"trust-{name}.png")
                 figure_to_png(FIGURES[name](report), picture)
                 parts.insert(1, f"![]({picture.name})")
-            page.write_text("\n".join([before, "\n\n".join(parts), after]))
+            write_text(page, "\n".join([before, "\n\n".join(parts), after]))
         Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
 
 
