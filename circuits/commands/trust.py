@@ -31,7 +31,7 @@ def trust(
         from circuits.circuit.circuit import Circuit
         from circuits.model.checkpoint import find_checkpoint
         from circuits.plots import trust_page
-        from circuits.trust import TrustConfig
+        from circuits.trust import TrustConfig, trust_report
 
         found = Circuit.load(circuit)
         path = model or find_checkpoint(circuit.parent, found.model_hash)

@@ -1,5 +1,6 @@
 """The field's own measures: CPR and CMD over circuit sizes, and three hypothesis tests."""
 
+import math
 import random
 from collections.abc import Sequence
 
