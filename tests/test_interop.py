@@ -8,7 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from circuits.bridges.sides import Side
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import ablation_values, mean_values, run_circuit, run_masked
+from circuits.circuit.ablation import ablation_values, mean_values
+from circuits.circuit.masked import run_circuit, run_masked
 from circuits.circuit.nodes import Node
 from circuits.interop.lens import HOOKS, LensSubject
 from circuits.model.config import ModelConfig
