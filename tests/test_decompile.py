@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import mean_values, run_circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.masked import run_circuit
 from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.parts import edges_between
 from circuits.decompile import describe, function_name, to_python
@@ -133,7 +135,7 @@ def random_circuit(model: SparseTransformer, generator: torch.Generator, task: T
         edges=tuple(edges),
         widths=model.config.widths,
         n_layers=model.config.n_layers,
-        task="quotes",
+        criterion=Criterion(task="quotes"),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )
@@ -175,4 +177,8 @@ def test_a_circuit_of_another_model_is_refused() -> None:
 def test_a_circuit_whose_outside_is_no_constant_is_refused() -> None:
     made = quotes(1)
     with pytest.raises(ValueError, match="found under 'resample' ablation"):
-        to_python(made.model, replace(made.circuit, ablation="resample"), made.task)
+        to_python(
+            made.model,
+            replace(made.circuit, criterion=replace(made.circuit.criterion, ablation="resample")),
+            made.task,
+        )

@@ -6,6 +6,6 @@ off the sparse circuit alone; the error rate is the dense model's. Nothing here 
 """
 
 from circuits.bridges.dilution.search import Attack, attack, mutated, search
-from circuits.bridges.dilution.sweep import Cell, Dilution, dilution_sweep, spearman
+from circuits.bridges.dilution.sweep import Cell, Dilution, dilution_sweep
 
-__all__ = ["Attack", "Cell", "Dilution", "attack", "dilution_sweep", "mutated", "search", "spearman"]
+__all__ = ["Attack", "Cell", "Dilution", "attack", "dilution_sweep", "mutated", "search"]

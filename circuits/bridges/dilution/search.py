@@ -75,7 +75,7 @@ def attack(
     The `keep` lowest are tried on the dense model, which the search never sees. n: pairs of random prompts drawn.
     Raises ValueError when the prompts do not fit, or the circuit is another task's or another model's.
     """
-    check_inputs(circuit, sparse, dense)
+    check_inputs(dense, sparse, circuit)
     side = Side(dense, "dense")
     task = Brackets(length=length, distractors=distractors)
     if task.n_ctx > min(side.n_ctx, sparse.config.n_ctx):
@@ -84,7 +84,7 @@ def attack(
             f"most n_ctx = {min(side.n_ctx, sparse.config.n_ctx)}."
         )
     start = _of_one_length(task.batch(n, split="test", seed=seed).tokens_and_targets())
-    found, lowest = search(sparse, circuit, start, task, rounds=rounds, seed=seed)
+    found, lowest = search(sparse, circuit, task, start, rounds=rounds, seed=seed)
     best = lowest.argsort()[:keep]
     chosen = _rows(found, best)
     end = int(start.position[0]) + 1
@@ -103,7 +103,7 @@ def attack(
 
 
 def search(
-    sparse: SparseTransformer, circuit: Circuit, start: Targets, task: Brackets, *, rounds: int, seed: int
+    sparse: SparseTransformer, circuit: Circuit, task: Brackets, start: Targets, *, rounds: int, seed: int
 ) -> tuple[Targets, Float[Tensor, " rows"]]:
     """Each prompt changed to lower the circuit's margin of its right closer, and the margins reached."""
     rng = random.Random(seed)
