@@ -5,7 +5,7 @@
     logits = norm(x) W_U + b_U + bigram[token]
 
 RMSNorm has no weights, so zero keeps its meaning and TransformerLens's residual-stream arithmetic is exact.
-At eight sites a layer AbsTopK keeps the k largest magnitudes of each token. A dense model is the same class
+At the sites of a layer AbsTopK keeps the k largest magnitudes of each token. A dense model is the same class
 with `topk_fraction=None`. Every pass (masked, ablated, bridged, hooked) is this one `forward`.
 """
 
