@@ -75,7 +75,6 @@ class _Writer:
 
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
-        self.act: str = getattr(model.config, "act", "gelu")
         seen = Observed(model, circuit, task, n_pairs)
         self.names = {n: f"{seen.word(n)}_{_SHORT[n.site]}{n.layer}_{n.index}" for n in circuit.nodes}
         self.by_site: dict[Site, list[Node]] = {}
