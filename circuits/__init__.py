@@ -37,8 +37,10 @@ _HOMES = {
     "zoo": ("load_pretrained", "load_pretrained_bridges"),
 }
 """The module, inside the package, that each public name comes from."""
-_ROOMS = ("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model")
-_ROOMS += ("plots", "pruning", "training", "trust", "zoo")
+_ROOMS = (
+    *("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model"),
+    *("plots", "pruning", "training", "trust", "zoo"),
+)
 
 __all__ = [
     "BridgeConfig",
