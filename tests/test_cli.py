@@ -7,8 +7,9 @@ from quote_model import CORPUS, TRUE_NODES, quote_closer
 from typer.testing import CliRunner
 
 from circuits.__main__ import app
+from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import mean_values
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.parts import edges_between
 from circuits.handmade import Recovery
 from circuits.model.checkpoint import save_checkpoint
@@ -73,7 +74,7 @@ def closer(tmp_path_factory):
         edges=tuple(edges_between(model, TRUE_NODES)),
         widths=model.config.widths,
         n_layers=1,
-        task="quotes",
+        criterion=Criterion(task="quotes"),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from circuits import kernels
-from circuits.circuit.masked import mean_values, run_masked
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.masked import run_masked
 from circuits.kernels import causal_attention
 from circuits.model.compute import compact, sparse_compute
 from circuits.model.config import ModelConfig

@@ -11,9 +11,8 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import run_circuit
 from circuits.circuit.nodes import Node
 from circuits.handmade import MODELS, Handmade, quotes
-from circuits.trust import Report, TrustConfig
-from circuits.trust import evaluate
-from circuits.trust.bench import Bench
+from circuits.trust import Report, TrustConfig, trust_report
+from circuits.trust.workbench import Bench
 from circuits.trust.yardsticks import _binomial_tail, _shuffled_within
 
 QUICK = TrustConfig(n_pairs=32, n_random=19, n_knockouts=4, n_greedy=1, control_steps=0)
@@ -48,7 +47,7 @@ def made() -> Handmade:
 
 @pytest.fixture(scope="module")
 def report(made: Handmade) -> Report:
-    return evaluate(
+    return trust_report(
         made.model, made.circuit, made.task, replace(QUICK, control_steps=50), others=[made.circuit]
     )
 
@@ -71,7 +70,7 @@ def test_a_true_circuit_passes_everything(report: Report) -> None:
 @pytest.mark.parametrize("name", ["modular", "induction"])
 def test_other_true_circuits_pass(name: str) -> None:
     made = MODELS[name](0)
-    assert evaluate(made.model, made.circuit, made.task, replace(QUICK, n_pairs=96)).failed == []
+    assert trust_report(made.model, made.circuit, made.task, replace(QUICK, n_pairs=96)).failed == []
 
 
 def test_report_is_json_html_and_text(report: Report) -> None:
@@ -86,7 +85,9 @@ def test_report_is_json_html_and_text(report: Report) -> None:
 
 
 def test_a_circuit_that_lacks_a_node_is_not_sufficient(made: Handmade) -> None:
-    report = evaluate(made.model, with_nodes(made.circuit, list(made.circuit.nodes[1:])), made.task, QUICK)
+    report = trust_report(
+        made.model, with_nodes(made.circuit, list(made.circuit.nodes[1:])), made.task, QUICK
+    )
     assert {"sufficiency", "KL, clean"} <= set(report.failed)
     assert "checks failed" in report.verdict
 
@@ -97,14 +98,15 @@ def test_a_node_too_many_is_not_minimal(made: Handmade) -> None:
         for i in range(made.model.config.d_model)
         if Node(0, "mlp_in", i) not in made.circuit.nodes
     )
-    report = evaluate(made.model, with_nodes(made.circuit, [*made.circuit.nodes, spare]), made.task, QUICK)
+    report = trust_report(
+        made.model, with_nodes(made.circuit, [*made.circuit.nodes, spare]), made.task, QUICK
+    )
     assert report["1-minimality"].details["spare"] == [str(spare)]
     assert {"1-minimality", "minimality test"} <= set(report.failed)
 
 
 def test_bench_agrees_with_run_circuit(made: Handmade) -> None:
-    batch = made.task.batch(8, split="test", seed=0)
-    bench = Bench(made.model, made.circuit, batch)
+    bench = Bench(made.model, made.circuit, made.task, replace(QUICK, n_pairs=8))
     with torch.no_grad():
         logits = run_circuit(made.model, made.circuit, bench.targets.tokens)
     at_end = logits[torch.arange(len(logits)), bench.targets.position]
@@ -112,7 +114,7 @@ def test_bench_agrees_with_run_circuit(made: Handmade) -> None:
 
 
 def test_patching_every_way_in_gives_the_corrupted_answer(made: Handmade) -> None:
-    bench = Bench(made.model, made.circuit, made.task.batch(8, split="test", seed=0))
+    bench = Bench(made.model, made.circuit, made.task, replace(QUICK, n_pairs=8))
     output = next(node for node in made.circuit.nodes if node.site == "mlp_out")
     moved = bench.patched_margins([output], in_circuit=True)
     corrupted = bench.circuit_margins()[8:]
@@ -124,22 +126,22 @@ def test_patching_every_way_in_gives_the_corrupted_answer(made: Handmade) -> Non
 
 def test_nothing_of_the_model_is_changed(made: Handmade) -> None:
     before = made.model.fingerprint()
-    evaluate(made.model, made.circuit, made.task, replace(QUICK, control_steps=2))
+    trust_report(made.model, made.circuit, made.task, replace(QUICK, control_steps=2))
     assert made.model.fingerprint() == before
 
 
 def test_same_seed_same_report(made: Handmade) -> None:
-    a, b = (evaluate(made.model, made.circuit, made.task, QUICK).to_json() for _ in range(2))
+    a, b = (trust_report(made.model, made.circuit, made.task, QUICK).to_json() for _ in range(2))
     assert a["entries"] == b["entries"]
 
 
 def test_errors_say_what_is_wrong(made: Handmade) -> None:
     with pytest.raises(ValueError, match="belongs to model"):
-        evaluate(quotes(2).model, made.circuit, made.task)
-    with pytest.raises(ValueError, match="whole model's loss"):
-        evaluate(made.model, made.circuit, MODELS["copying"](0).task)
+        trust_report(quotes(2).model, made.circuit, made.task)
+    with pytest.raises(ValueError, match="got copy"):
+        trust_report(made.model, made.circuit, MODELS["copying"](0).task)
     with pytest.raises(ValueError, match="no nodes"):
-        evaluate(made.model, with_nodes(made.circuit, []), made.task)
+        trust_report(made.model, with_nodes(made.circuit, []), made.task)
     with pytest.raises(ValueError, match="n_pairs"):
         TrustConfig(n_pairs=0)
 

@@ -81,6 +81,7 @@ class StepConfig:
 
 def step(config: StepConfig, way: Literal["fast", "plain"], *, dtype: torch.dtype = torch.float32) -> Step:
     """A step ready to be run any number of times; each run returns the loss and every gradient, flat and joined."""
+    kernels.keep_pages()  # as training and pruning do
     train = config.train()
     model = SparseTransformer(train.model, seed=config.seed).to(dtype)
     for matrix in model.matrices():
@@ -189,8 +190,8 @@ def masked_dense(abs_topk: Callable[[Tensor, int], Tensor] | None = None) -> Ite
     """Everything the plain way: dense products, torch.topk, attention with its pattern in memory."""
     with (
         patch.dict(kernels.DENSE_FROM, {name: 0.0 for name in kernels.DENSE_FROM}),
-        patch("circuits.model.transformer.abs_topk", abs_topk or _plain_abs_topk),
-        patch("circuits.model.transformer.causal_attention", _plain_attention),
+        patch("circuits.model.layers.abs_topk", abs_topk or _plain_abs_topk),
+        patch("circuits.model.mixers.softmax.causal_attention", _plain_attention),
         patch("circuits.training.projection.kernels.topk_mask", _plain_mask),
         patch("circuits.training.projection.kernels.slice_topk_mask", _plain_slice_mask),
     ):

@@ -25,6 +25,7 @@ from circuits.bridges.config import TERMS, BridgeConfig
 from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
 from circuits.bridges.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
 from circuits.bridges.sides import Model, Side, still
+from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
@@ -54,6 +55,7 @@ def fit_bridges(
     that other arguments left.
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
     """
+    keep_pages()
     config = config or BridgeConfig()
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
     if resume is not None:

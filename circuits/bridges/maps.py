@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuits.bridges.sides import Model, Role, Side
-from circuits.model.transformer import AbsTopK, Linear, SparseTransformer
+from circuits.model.layers import AbsTopK, Linear
+from circuits.model.transformer import SparseTransformer
 
 SCHEMA = "sparse-circuits/bridges/1"
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
-from circuits.kernels.memory import keep_pages
 from circuits.model.transformer import SparseTransformer
 
 
@@ -32,7 +31,6 @@ def sparse_compute(
     if any(linear.sparse is not None for linear in maps.values()):
         yield {name: _said(linear.sparse) for name, linear in maps.items()}
         return
-    keep_pages()
     try:
         for linear in maps.values():
             linear.sparse = _compressed(linear.weight)

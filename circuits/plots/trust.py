@@ -40,7 +40,7 @@ class _Entry(Protocol):
 
 
 def faithfulness_figure(report: Any, *, title: str | None = None) -> go.Figure:
-    """A report of `circuits.trust.evaluate`: value against baseline for each entry, and two close-ups.
+    """A report of `circuits.trust.trust_report`: value against baseline for each entry, and two close-ups.
 
     Each row has its own scale, from 0 to the larger of value and baseline. Below: the share of the model's
     margin that the best-ranked nodes recover, and what interchanging each node does in circuit and in model.

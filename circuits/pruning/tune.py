@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import optuna
+try:
+    import optuna
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("search needs Optuna; install sparse-circuits[search].") from error
 
 from circuits.circuit.circuit import Circuit
 from circuits.pruning.config import PruneConfig

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
@@ -97,6 +98,7 @@ def train(
     left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
     met, before anything is computed or written.
     """
+    keep_pages()
     corpus = corpus or load_corpus(config.corpus, 0)
     config = with_vocabulary(config, corpus)
     check_budgets(config)

@@ -1,16 +1,14 @@
-"""Every operation on the CPU, for float32 and float64: compiled loops on torch's own threads."""
+"""Selection by magnitude on the CPU, on the compiled loops of `topk`: weights of a matrix, AbsTopK of activations."""
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.kernels import cpu_csr as csr
-from circuits.kernels import cpu_topk as loops
-from circuits.kernels.cpu_layout import contiguous
-from circuits.kernels.memory import empty
-from circuits.kernels.sparse_weight import SparseWeight
-from circuits.kernels.team import run
+from circuits.kernels.cpu import topk as loops
+from circuits.kernels.cpu.layout import contiguous
+from circuits.kernels.cpu.memory import empty
+from circuits.kernels.cpu.team import integer_of, run
 
 SAMPLE = 16_384  # entries looked at to guess where the threshold of a large matrix lies
 FLAT_CHUNK = 65_536  # entries of a matrix in one chunk of work
@@ -53,7 +51,7 @@ def slice_topk_mask(w: Float[Tensor, "*shape"], k: int, dim: int) -> Bool[Tensor
 
 def _bracket(w: np.ndarray, always: np.ndarray | None, k: int) -> tuple[int, int]:
     """Keys between which the k-th largest almost surely lies, from an evenly spread sample."""
-    integer, _, infinity = loops.integer_of(w.itemsize)
+    integer, _, infinity = integer_of(w.itemsize)
     if w.size <= SAMPLE:
         return 0, infinity + 3
     stride = (w.size // SAMPLE) | 1  # odd: no power-of-two row length hides whole columns from the sample
@@ -70,7 +68,7 @@ def _bracket(w: np.ndarray, always: np.ndarray | None, k: int) -> tuple[int, int
 
 def _kth_key(w: np.ndarray, always: np.ndarray | None, k: int) -> tuple[int, int]:
     """The k-th largest key of a flat array of float bits, and how many too many are at least as large."""
-    integer, _, infinity = loops.integer_of(w.itemsize)
+    integer, _, infinity = integer_of(w.itemsize)
     work = loops.gather_task(w.itemsize, always is not None)
     n_chunks = -(-w.size // FLAT_CHUNK)
     found = torch.empty(w.size, dtype=torch.int32 if w.itemsize == 4 else torch.int64).numpy()
@@ -92,7 +90,7 @@ def topk_mask(
     w: Float[Tensor, "*shape"], k: int, always: Bool[Tensor, "*shape"] | None = None
 ) -> Bool[Tensor, "*shape"]:
     """True at the k largest magnitudes of the whole tensor; see `circuits.kernels.topk_mask`."""
-    integer = loops.integer_of(w.element_size())[0]
+    integer = integer_of(w.element_size())[0]
     flat = w.contiguous().numpy().reshape(-1).view(integer)
     forced = None if always is None else always.contiguous().numpy().reshape(-1).view(np.uint8)
     t, surplus = _kth_key(flat, forced, k)
@@ -110,7 +108,7 @@ def topk_mask(
 
 def topk_threshold(w: Float[Tensor, "*shape"], k: int) -> Float[Tensor, ""]:
     """The k-th largest magnitude; see `circuits.kernels.topk_threshold`."""
-    integer, real, _ = loops.integer_of(w.element_size())
+    integer, real, _ = integer_of(w.element_size())
     t, _ = _kth_key(w.contiguous().numpy().reshape(-1).view(integer), None, k)
     return torch.from_numpy(np.array(t, integer).view(real).copy())
 
@@ -144,95 +142,3 @@ def abs_topk_backward(
         addresses = (dy.data_ptr(), y.data_ptr(), flags.data_ptr(), dx.data_ptr())
         run(loops.backward_task(y.element_size()), -(-lines // step), *addresses, outer, n, inner, step)
     return dx.movedim(0, -1) if transposed else dx
-
-
-def _product(
-    start: Tensor, index: Tensor, values: Tensor, x: Tensor, bias: Tensor | None, out: Tensor | None
-) -> Tensor:
-    """A x + bias, with A in compressed rows, into `out` or fresh memory."""
-    rows, (inner, tokens) = start.numel() - 1, x.shape
-    x = contiguous(x)
-    fits = out is not None and out.is_contiguous()
-    y = out if out is not None and fits else empty(torch.Size((rows, tokens)), x.dtype)
-    step = max(1, csr.OUTPUTS // max(1, min(tokens, csr.TOKENS)))
-    n_chunks = -(-tokens // csr.TOKENS) * -(-rows // step)
-    shift = values if bias is None else bias.contiguous()
-    arrays = (start, index, values, x, shift, y)
-    sizes = (rows, inner, tokens, step, int(bias is not None))
-    run(csr.product_task(x.element_size()), n_chunks, *(a.data_ptr() for a in arrays), *sizes)
-    return y if out is None or fits else out.copy_(y)
-
-
-def spmm(
-    weight: SparseWeight,
-    x: Float[Tensor, "d_in tokens"],
-    bias: Float[Tensor, " d_out"] | None = None,
-    out: Float[Tensor, "d_out tokens"] | None = None,
-) -> Float[Tensor, "d_out tokens"]:
-    """W^T x + bias; see `circuits.kernels.spmm`."""
-    values = weight.values.detach()[weight.order]
-    return _product(weight.column_start, weight.row, values, x, bias, out)
-
-
-def spmm_t(
-    weight: SparseWeight, dy: Float[Tensor, "d_out tokens"], out: Float[Tensor, "d_in tokens"] | None = None
-) -> Float[Tensor, "d_in tokens"]:
-    """W dy; see `circuits.kernels.spmm_t`."""
-    values = weight.values.detach().contiguous()
-    return _product(weight.row_start, weight.column, values, dy, None, out)
-
-
-def sddmm(
-    weight: SparseWeight, x: Float[Tensor, "d_in tokens"], dy: Float[Tensor, "d_out tokens"]
-) -> Float[Tensor, " n_nonzero"]:
-    """x dy^T on the support; see `circuits.kernels.sddmm`."""
-    by_rows = (weight.row_start, weight.column, contiguous(x), contiguous(dy))
-    if weight.shape[0] >= weight.shape[1]:
-        return _sampled(*by_rows)
-    # The activations on the narrow side are read in no order: better the few that fit into a cache.
-    out = torch.empty(weight.n_nonzero, dtype=x.dtype)
-    out[weight.order] = _sampled(weight.column_start, weight.row, by_rows[3], by_rows[2])
-    return out
-
-
-def _sampled(start: Tensor, index: Tensor, x: Tensor, dy: Tensor) -> Tensor:
-    """x[i] . dy[j] for each (i, j) of a support in compressed rows."""
-    n_nonzero = index.numel()
-    out = torch.empty(n_nonzero, dtype=x.dtype)
-    (rows, tokens), columns = x.shape, dy.shape[0]
-    # Rows enough for a few thousand products of a run each: small beside the whole, large beside claiming a chunk.
-    step = max(1, csr.SAMPLES * rows // max(1, n_nonzero))
-    work = csr.sampled_task(x.element_size())
-    addresses = (a.data_ptr() for a in (start, index, x, dy, out))
-    run(work, -(-rows // step), *addresses, rows, columns, tokens, step)
-    return out
-
-
-def compress(w: Float[Tensor, "d_in d_out"], mask: Bool[Tensor, "d_in d_out"] | None) -> SparseWeight:
-    """The nonzeros of a dense matrix, or the entries that `mask` marks."""
-    w = w.contiguous()
-    support = w if mask is None else mask.contiguous()
-    (rows, columns), masked = w.shape, mask is not None
-    step = max(1, FLAT_CHUNK // max(1, columns))
-    n_chunks, size = -(-rows // step), w.element_size()
-    row_start = torch.zeros(rows + 1, dtype=torch.int32)
-    addresses = (support.data_ptr(), row_start[1:].data_ptr())
-    run(csr.count_task(size, masked), n_chunks, *addresses, rows, columns, step)
-    torch.cumsum(row_start, 0, out=row_start)
-    n_nonzero = int(row_start[-1])
-    column, values = torch.empty(n_nonzero, dtype=torch.int32), torch.empty(n_nonzero, dtype=w.dtype)
-    arrays = (support, w, row_start, column, values)
-    run(csr.fill_task(size, masked), n_chunks, *(a.data_ptr() for a in arrays), rows, columns, step)
-    column_start = torch.zeros(columns + 1, dtype=torch.int32)
-    column_start[1:] = torch.bincount(column, minlength=columns).cumsum(0)
-    row, order = torch.empty_like(column), torch.empty_like(column)
-    csr.transpose_order()(*(a.numpy() for a in (row_start, column, column_start, row, order)))
-    return SparseWeight(
-        shape=(rows, columns),
-        values=values,
-        row_start=row_start,
-        column=column,
-        column_start=column_start,
-        row=row,
-        order=order,
-    )

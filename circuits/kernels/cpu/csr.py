@@ -16,8 +16,7 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import carray
 
-from circuits.kernels.cpu_topk import integer_of
-from circuits.kernels.team import claim, compiled, pointer, relaxed, task
+from circuits.kernels.cpu.team import claim, compiled, integer_of, pointer, relaxed, task
 
 TOKENS = 512  # tokens in one run
 OUTPUTS = 65_536  # entries of the result in one chunk of work
@@ -26,12 +25,8 @@ LINE = 16  # entries looked at together when a dense row is searched for nonzero
 
 
 @functools.cache
-def product_task(itemsize: int) -> Any:
-    """Task: y = A x + bias, A in compressed rows; all rows for one run of tokens, then for the next.
-
-    Arguments: start, index, values, x, bias, y, rows, inner, tokens, rows per chunk, whether there is a bias.
-    """
-    real = integer_of(itemsize)[1]
+def _accumulate() -> Any:
+    """Compiled: one row of the result for one run of tokens, four nonzeros at a time."""
 
     @relaxed
     @no_type_check
@@ -50,6 +45,17 @@ def product_task(itemsize: int) -> Any:
             v0, x0 = values[p], x[index[p], t0:t1]
             for t in range(y.size):
                 y[t] += v0 * x0[t]
+
+    return accumulate
+
+
+@functools.cache
+def product_task(itemsize: int) -> Any:
+    """Task: y = A x + bias, A in compressed rows; all rows for one run of tokens, then for the next.
+
+    Arguments: start, index, values, x, bias, y, rows, inner, tokens, rows per chunk, whether there is a bias.
+    """
+    real, accumulate = integer_of(itemsize)[1], _accumulate()
 
     @task
     @no_type_check
@@ -78,11 +84,8 @@ def product_task(itemsize: int) -> Any:
 
 
 @functools.cache
-def sampled_task(itemsize: int) -> Any:
-    """Task: row i of x times row j of dy, at the nonzeros (i, j) of a matrix in compressed rows.
-
-    Arguments: start, index, x, dy, out, rows, columns, tokens, rows per chunk.
-    """
+def _dots(itemsize: int) -> Any:
+    """Compiled: one run of tokens of x times that of the rows `index` of dy, added to `out`."""
     real = integer_of(itemsize)[1]
 
     @relaxed
@@ -108,6 +111,17 @@ def sampled_task(itemsize: int) -> Any:
             for t in range(x.size):
                 s0 += x[t] * d0[t]
             out[p] += s0
+
+    return dots
+
+
+@functools.cache
+def sampled_task(itemsize: int) -> Any:
+    """Task: row i of x times row j of dy, at the nonzeros (i, j) of a matrix in compressed rows.
+
+    Arguments: start, index, x, dy, out, rows, columns, tokens, rows per chunk.
+    """
+    real, dots = integer_of(itemsize)[1], _dots(itemsize)
 
     @task
     @no_type_check
@@ -165,14 +179,12 @@ def count_task(itemsize: int, masked: bool) -> Any:
 
 
 @functools.cache
-def fill_task(itemsize: int, masked: bool) -> Any:
-    """Task: column and value of each nonzero.
+def _fill(itemsize: int, masked: bool) -> Any:
+    """Compiled: column and value of each nonzero of a row.
 
-    Arguments: w or mask, w, start, column, values, rows, columns, rows per chunk.
     Whole lines of zeros, most of a sparse matrix, are passed over by one vector test.
     """
-    integer = integer_of(itemsize)[0]
-    read = np.uint8 if masked else integer
+    read = np.uint8 if masked else integer_of(itemsize)[0]
     magnitude = read(255 if masked else 2 ** (8 * itemsize - 1) - 1)
 
     @compiled
@@ -189,6 +201,18 @@ def fill_task(itemsize: int, masked: bool) -> Any:
                     if read(line[j] & magnitude) != 0:
                         column[at], values[at] = j0 + j, w[j0 + j]
                         at += 1
+
+    return fill
+
+
+@functools.cache
+def fill_task(itemsize: int, masked: bool) -> Any:
+    """Task: column and value of each nonzero.
+
+    Arguments: w or mask, w, start, column, values, rows, columns, rows per chunk.
+    """
+    integer = integer_of(itemsize)[0]
+    read, fill = (np.uint8 if masked else integer), _fill(itemsize, masked)
 
     @task
     @no_type_check

@@ -1,4 +1,4 @@
-"""Passes over activations on the CPU: from feature-major to token-major and back, and masks of whole features."""
+"""Masks of whole features on the CPU: what a left-out coordinate is replaced by, in one compiled pass each way."""
 
 import functools
 from typing import Any, no_type_check
@@ -8,47 +8,11 @@ import torch
 from jaxtyping import Float
 from numba import carray
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from circuits.kernels.cpu_topk import integer_of
-from circuits.kernels.memory import empty
-from circuits.kernels.team import claim, compiled, pointer, relaxed, run, task
-
-BLOCK = 32  # rows and columns that are transposed together: both sides stay in the first-level cache
-
-
-@functools.cache
-def _transpose_task(itemsize: int) -> Any:
-    """Task: BLOCK columns of the source a chunk. Arguments: source, target, rows, columns."""
-    integer = integer_of(itemsize)[0]
-
-    @compiled
-    @no_type_check
-    def strip(source, target, c0, c1):
-        held = np.empty((BLOCK, BLOCK), integer)
-        for r0 in range(0, source.shape[0], BLOCK):
-            r1 = min(source.shape[0], r0 + BLOCK)
-            for r in range(r0, r1):
-                for c in range(c0, c1):
-                    held[c - c0, r - r0] = source[r, c]
-            for c in range(c0, c1):
-                line = target[c, r0:r1]
-                for r in range(r1 - r0):
-                    line[r] = held[c - c0, r]
-
-    @task
-    @no_type_check
-    def transpose(words_at):
-        a = carray(words_at, 6, np.int64)
-        rows, columns = a[4], a[5]
-        source = carray(pointer(a[2]), (rows, columns), integer)
-        target = carray(pointer(a[3]), (columns, rows), integer)
-        while True:
-            chunk = claim(words_at)
-            if chunk >= a[1]:
-                return
-            strip(source, target, chunk * BLOCK, min(columns, (chunk + 1) * BLOCK))
-
-    return transpose
+from circuits.kernels.cpu.layout import contiguous, features_first
+from circuits.kernels.cpu.memory import empty
+from circuits.kernels.cpu.team import claim, compiled, integer_of, pointer, relaxed, run, task
 
 
 @functools.cache
@@ -117,25 +81,6 @@ def _replace_backward_task(itemsize: int) -> Any:
     return backward
 
 
-def transposed(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "columns rows"]:
-    """A contiguous copy of x^T; float32 or float64, x contiguous."""
-    rows, columns = x.shape
-    out = empty(torch.Size((columns, rows)), x.dtype)
-    addresses = (x.data_ptr(), out.data_ptr())
-    run(_transpose_task(x.element_size()), -(-columns // BLOCK), *addresses, rows, columns)
-    return out
-
-
-def contiguous(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`x.contiguous()`, faster where x is the transpose of a contiguous matrix, whole or but for its first axis."""
-    if x.is_contiguous() or x.ndim < 2 or x.dtype not in (torch.float32, torch.float64):
-        return x.contiguous()
-    back = x.movedim(0, -1)
-    if not back.is_contiguous():
-        return x.contiguous()
-    return transposed(back.reshape(-1, len(x))).view(x.shape)
-
-
 def replaced(
     x: Float[Tensor, "width tokens"], mask: Float[Tensor, " width"], value: Float[Tensor, " width"]
 ) -> Float[Tensor, "width tokens"]:
@@ -160,3 +105,28 @@ def replaced_backward(
     work = _replace_backward_task(x.element_size())
     run(work, len(x), *(a.data_ptr() for a in arrays), *x.shape, int(wants_x))
     return dx, dmask
+
+
+def replace_features(
+    x: Float[Tensor, "batch pos *width"], mask: Float[Tensor, "*width"], value: Float[Tensor, "*width"]
+) -> Float[Tensor, "batch pos *width"]:
+    """x where the mask is 1, the value where it is 0; see `circuits.kernels.replace_features`."""
+    y: Tensor = _Replace.apply(features_first(x), mask.flatten(), value.flatten().to(x.dtype))
+    return y.t().unflatten(0, x.shape[:2]).unflatten(-1, x.shape[2:])
+
+
+class _Replace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+        mask, value = mask.contiguous(), value.contiguous()
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, mask, value)
+        return replaced(x, mask, value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, value = ctx.saved_tensors
+        if x is None:
+            return dy * mask[:, None], None, None
+        dx, dmask = replaced_backward(contiguous(dy), x, mask, value, ctx.needs_input_grad[0])
+        return dx, dmask, None

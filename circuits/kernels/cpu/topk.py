@@ -16,21 +16,13 @@ from typing import Any, no_type_check
 import numpy as np
 from numba import carray
 
-from circuits.kernels.team import claim, compiled, pointer, task
+from circuits.kernels.cpu.team import claim, compiled, integer_of, pointer, task
 
 LANES = 16  # slices of the strided layout that are transposed together: one cache line of float32
 STRIP = 256  # neighbouring slices of the strided layout in one chunk of work
 PAD = 16  # extra columns of the transposed buffer, so that its rows do not all fall on one cache set
 LINE = 32  # entries of a matrix that are looked at together
 ROW_CHUNK = 16_384  # entries of the contiguous layout in one chunk of work
-
-
-@functools.cache
-def integer_of(itemsize: int) -> tuple[Any, Any, int]:
-    """The integer type as wide as a float of this many bytes, the float type, and the bits of infinity."""
-    if itemsize == 4:
-        return np.int32, np.float32, 0x7F80_0000
-    return np.int64, np.float64, 0x7FF0_0000_0000_0000
 
 
 @functools.cache
@@ -108,14 +100,9 @@ def _extremes(itemsize: int) -> Any:
 
 
 @functools.cache
-def rows_task(itemsize: int, as_mask: bool) -> Any:
-    """Task: slices contiguous. Arguments: x, out, identity, n_rows, n, k, rows per chunk.
-
-    `out` gets the kept values, or (`as_mask`) ones and zeros; exactly k ones, the lowest index first among
-    equals.
-    """
+def _one_row(itemsize: int, as_mask: bool) -> Any:
+    """Compiled: write the selection from one contiguous slice; returns its threshold."""
     integer, _, infinity = integer_of(itemsize)
-    real = integer_of(itemsize)[1]
     written = np.uint8 if as_mask else integer
     magnitude, nan = integer(2 ** (8 * itemsize - 1) - 1), integer(infinity + 1)
     threshold = _threshold(itemsize)
@@ -145,6 +132,20 @@ def rows_task(itemsize: int, as_mask: bool) -> Any:
             out[j] = (written(1) if as_mask else x[j]) if keep else written(0)
         return t
 
+    return one_row
+
+
+@functools.cache
+def rows_task(itemsize: int, as_mask: bool) -> Any:
+    """Task: slices contiguous. Arguments: x, out, identity, n_rows, n, k, rows per chunk.
+
+    `out` gets the kept values, or (`as_mask`) ones and zeros; exactly k ones, the lowest index first among
+    equals.
+    """
+    integer, real, _ = integer_of(itemsize)
+    written = np.uint8 if as_mask else integer
+    one_row = _one_row(itemsize, as_mask)
+
     @task
     @no_type_check
     def rows(words_at):
@@ -168,10 +169,9 @@ def rows_task(itemsize: int, as_mask: bool) -> Any:
 
 
 @functools.cache
-def columns_task(itemsize: int, as_mask: bool) -> Any:
-    """Task: slices strided, STRIP of them a chunk. Arguments: x, out, identity, outer, n, inner, k."""
-    integer, real, infinity = integer_of(itemsize)
-    written = np.uint8 if as_mask else integer
+def _column_thresholds(itemsize: int) -> Any:
+    """Compiled: threshold and surplus of each of `width` strided slices, LANES of them transposed at a time."""
+    integer, _, infinity = integer_of(itemsize)
     magnitude, nan = integer(2 ** (8 * itemsize - 1) - 1), integer(infinity + 1)
     threshold, extremes = _threshold(itemsize), _extremes(itemsize)
 
@@ -190,11 +190,30 @@ def columns_task(itemsize: int, as_mask: bool) -> Any:
                 guess, surplus[l0 + lane] = threshold(m[lane], n, k, top, n_nonzero, guess, bits, values)
                 t[l0 + lane] = guess
 
+    return thresholds
+
+
+@functools.cache
+def _write_row(itemsize: int, as_mask: bool) -> Any:
+    """Compiled: of neighbouring slices' entries at one index, those that reach their slice's threshold."""
+    integer = integer_of(itemsize)[0]
+    written = np.uint8 if as_mask else integer
+    magnitude = integer(2 ** (8 * itemsize - 1) - 1)
+
     @compiled
     @no_type_check
     def write_row(x, out, t):
         for j in range(t.size):
             out[j] = (written(1) if as_mask else x[j]) if integer(x[j] & magnitude) >= t[j] else written(0)
+
+    return write_row
+
+
+@functools.cache
+def _drop_ties(itemsize: int, as_mask: bool) -> Any:
+    """Compiled: clear the last of the entries that equal their slice's threshold, `surplus` of them."""
+    integer, _, infinity = integer_of(itemsize)
+    magnitude, nan = integer(2 ** (8 * itemsize - 1) - 1), integer(infinity + 1)
 
     @compiled
     @no_type_check
@@ -207,6 +226,17 @@ def columns_task(itemsize: int, as_mask: bool) -> Any:
                     out[i, c0 + j] = 0
                     extra -= 1
                 i -= 1
+
+    return drop_ties
+
+
+@functools.cache
+def columns_task(itemsize: int, as_mask: bool) -> Any:
+    """Task: slices strided, STRIP of them a chunk. Arguments: x, out, identity, outer, n, inner, k."""
+    integer, real, _ = integer_of(itemsize)
+    written = np.uint8 if as_mask else integer
+    thresholds = _column_thresholds(itemsize)
+    write_row, drop_ties = _write_row(itemsize, as_mask), _drop_ties(itemsize, as_mask)
 
     @task
     @no_type_check
@@ -294,11 +324,10 @@ def _key(itemsize: int) -> Any:
 
 
 @functools.cache
-def gather_task(itemsize: int, forced: bool) -> Any:
-    """Task: the keys in [low, high). Arguments: x, always, found, n_found, n_above, n, step, low, high.
+def _gather_chunk(itemsize: int, forced: bool) -> Any:
+    """Compiled: the keys of one chunk in [low, high); returns how many, and how many are >= high.
 
-    Each chunk writes its finds at its own offset of `found`, and how many keys are >= high. Most lines have none in
-    the interval: they cost one vector test.
+    Most lines have none in the interval: they cost one vector test.
     """
     integer, key = integer_of(itemsize)[0], _key(itemsize)
 
@@ -321,6 +350,17 @@ def gather_task(itemsize: int, forced: bool) -> Any:
                         found[at] = m
                         at += 1
         return at, above
+
+    return gather_chunk
+
+
+@functools.cache
+def gather_task(itemsize: int, forced: bool) -> Any:
+    """Task: the keys in [low, high). Arguments: x, always, found, n_found, n_above, n, step, low, high.
+
+    Each chunk writes its finds at its own offset of `found`, and how many keys are >= high.
+    """
+    integer, gather_chunk = integer_of(itemsize)[0], _gather_chunk(itemsize, forced)
 
     @task
     @no_type_check

@@ -58,6 +58,14 @@ def claim(typing_context: Any, words: Any) -> Any:
 
 
 @functools.cache
+def integer_of(itemsize: int) -> tuple[Any, Any, int]:
+    """The integer type as wide as a float of this many bytes, the float type, and the bits of infinity."""
+    if itemsize == 4:
+        return np.int32, np.float32, 0x7F80_0000
+    return np.int64, np.float64, 0x7FF0_0000_0000_0000
+
+
+@functools.cache
 def _fork() -> Callable[..., None] | None:
     """`GOMP_parallel` of the OpenMP runtime torch is linked with, or None where there is none."""
     # A lookup through torch's extension module also searches the libraries it depends on, hence finds *its*
