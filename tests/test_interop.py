@@ -7,8 +7,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from circuits.bridges.sides import Side
+from circuits.circuit.ablation import ablation_values, mean_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import ablation_values, mean_values, run_circuit, run_masked
+from circuits.circuit.masked import run_circuit, run_masked
 from circuits.circuit.nodes import Node
 from circuits.interop.lens import HOOKS, LensSubject
 from circuits.model.config import ModelConfig
