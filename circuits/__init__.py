@@ -35,13 +35,16 @@ _HOMES = {
     "model.config": ("ModelConfig",),
     "model.sites": ("Site",),
     "model.transformer": ("SparseTransformer",),
-    "pruning.procedure": ("PruneConfig", "prune"),
+    "pruning.config": ("PruneConfig",),
+    "pruning.procedure": ("prune",),
     "training": ("TrainConfig", "Training", "TrainingInterrupted", "train"),
     "zoo": ("load_pretrained", "load_pretrained_bridges"),
 }
 """The module, inside the package, that each public name comes from."""
-_ROOMS = ("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model")
-_ROOMS += ("interop", "plots", "pruning", "training", "trust", "zoo")
+_ROOMS = (
+    *("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model"),
+    *("interop", "plots", "pruning", "training", "trust", "zoo"),
+)
 
 __all__ = [
     "BridgeConfig",

@@ -11,7 +11,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import run_circuit
 from circuits.circuit.nodes import Node
 from circuits.handmade import MODELS, Handmade, quotes
-from circuits.trust import Report, TrustConfig, trust_report
+from circuits.trust import TrustConfig, TrustReport, trust_report
 from circuits.trust.workbench import Bench
 from circuits.trust.yardsticks import _binomial_tail, _shuffled_within
 
@@ -46,7 +46,7 @@ def made() -> Handmade:
 
 
 @pytest.fixture(scope="module")
-def report(made: Handmade) -> Report:
+def report(made: Handmade) -> TrustReport:
     return trust_report(
         made.model, made.circuit, made.task, replace(QUICK, control_steps=50), others=[made.circuit]
     )
@@ -58,7 +58,7 @@ def with_nodes(circuit: Circuit, nodes: list[Node]) -> Circuit:
     return replace(circuit, nodes=tuple(nodes), edges=edges)
 
 
-def test_a_true_circuit_passes_everything(report: Report) -> None:
+def test_a_true_circuit_passes_everything(report: TrustReport) -> None:
     assert report.failed == []
     assert {entry.name for entry in report.entries} == ITEMS
     assert all(entry.verdict != "not run" for entry in report.entries)
@@ -73,7 +73,7 @@ def test_other_true_circuits_pass(name: str) -> None:
     assert trust_report(made.model, made.circuit, made.task, replace(QUICK, n_pairs=96)).failed == []
 
 
-def test_report_is_json_html_and_text(report: Report) -> None:
+def test_report_is_json_html_and_text(report: TrustReport) -> None:
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert len(data["entries"]) == len(ITEMS)
     page = report._repr_html_()

@@ -24,7 +24,7 @@ from circuits.model.config import ModelConfig
 from circuits.model.sites import SITES
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import demo_page, nonzeros_figure, plot, pruning_figure, table, trust_page, write_page
-from circuits.trust.report import Entry, Report
+from circuits.trust.report import Entry, TrustReport
 from circuits.views import Cell as TableCell
 from circuits.views import Decompiled, Plotted, html_table
 
@@ -109,7 +109,7 @@ def subclasses(kind: type) -> set[type]:
 
 def test_whatever_has_plot_has_a_picture():
     shown = {kind for kind in subclasses(Plotted) if kind.__module__ != "circuits.views"}
-    assert {"Circuit", "Training", "Report", "TransplantTable", "Steering", "Dilution", "BridgeSet"} <= {
+    assert {"Circuit", "Training", "TrustReport", "TransplantTable", "Steering", "Dilution", "BridgeSet"} <= {
         kind.__name__ for kind in shown
     }
     for kind in shown:
@@ -186,11 +186,11 @@ def test_a_transplant_table_has_a_picture():
     assert transplants().plot() == circuits.plots.transplant_figure(transplants())
 
 
-def report(text: str = "quotes") -> Report:
+def report(text: str = "quotes") -> TrustReport:
     entry = Entry(
         name=text, meaning=f"{text} {'long ' * 20}.", value=1.0, baseline=0.5, verdict="fail", unit=text
     )
-    return Report(task=text, model_hash=text, n_nodes=1, n_edges=0, entries=(entry,), seconds=0.0)
+    return TrustReport(task=text, model_hash=text, n_nodes=1, n_edges=0, entries=(entry,), seconds=0.0)
 
 
 def head_report() -> HeadReport:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from circuits.bench.measure import Row, interleaved, quartiles
+from circuits.bench.measurement import Row, interleaved, quartiles
 from circuits.bench.steps import STEP_TOLERANCE, StepConfig, gradients, projection, step, toy
 from circuits.kernels.cpu.memory import release
 

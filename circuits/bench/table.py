@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from circuits.bench.end_to_end import cases, growth, measure_step, projection_share
-from circuits.bench.measure import Row, measure
+from circuits.bench.measurement import Row, measure
 from circuits.bench.operations import NAMES, operation
 from circuits.files import write_results
 from circuits.plots.markdown import around_marks, markdown_table

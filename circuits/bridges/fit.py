@@ -197,7 +197,8 @@ class _Fit:
                 f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
                 f"Ctrl-C left of the same call ({self._identity()})."
             )
-        self.sparse.model.load_state_dict(saved.model.state_dict())
+        if self.updates is not None:  # else it is the same already, and maybe compact
+            self.sparse.model.load_state_dict(saved.model.state_dict())
         self.generator.set_state(saved.extra["generator"])
         self.maps.load_state_dict(
             {k.removeprefix("maps."): value for k, value in saved.extra.items() if k.startswith("maps.")}

@@ -11,6 +11,7 @@ from circuits.circuit.compare import (
     transplant,
     union,
 )
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import run_circuit, run_masked
 from circuits.circuit.nodes import Edge, IOEdge, Node, all_nodes
 from circuits.circuit.parts import edges_between, io_edges
@@ -18,6 +19,7 @@ from circuits.circuit.score import Score, UnsolvedError, margins, task_score
 
 __all__ = [
     "Circuit",
+    "Criterion",
     "Edge",
     "IOEdge",
     "Node",

@@ -92,6 +92,11 @@ def _replacer(mask: Tensor, value: Tensor) -> Callable[..., Tensor]:
 
 def _there(value: Tensor, x: Tensor) -> Tensor:
     """The part of a value that belongs to the rows and positions of x [batch, pos, ...]."""
+    if value.ndim > 1 and value.shape[-2] < x.shape[1]:
+        raise ValueError(
+            f"values: got those of {value.shape[-2]} positions for prompts of {x.shape[1]} tokens; expected at least "
+            "as many. Take them from longer text, or run shorter prompts."
+        )
     if value.ndim == 3:
         return value[torch.arange(len(x), device=value.device) % len(value), : x.shape[1]]
     return value[: x.shape[1]] if value.ndim == 2 else value

@@ -25,6 +25,7 @@ from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
 from circuits.model.config import Activation
 from circuits.model.mlp import ACTIVATIONS
+from circuits.model.options import Says
 from circuits.model.sites import TABLE, WEIGHTS, Site, SiteName, WeightAt
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
@@ -33,20 +34,32 @@ _SHORT: dict[SiteName, str] = {row.name: row.label.replace(" ", "_") for row in 
 _INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
 _AROUND: dict[Activation, str] = {"gelu": "gelu({})", "relu": "np.maximum({}, 0)"}
 """Activations as they are written."""
+SAYS = Says(act=("gelu", "relu"))
+"""Heads that are not composed: a pattern is written out as one softmax of one product."""
 
 
 def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
     """Source of a module with one function, named after the task: token ids in, logits of the answers out.
 
     It needs numpy alone and agrees with `run_circuit` at the last token. `n_pairs` prompt pairs decide what
-    each node is named after. Raises ValueError when the circuit is of another model, or the task does not fit.
+    each node is named after. Raises ValueError when the circuit is of another model, leaves a site alone or was found
+    under an ablation of many values, when the task does not fit, and for a model with composed heads.
     """
+    SAYS.check(
+        model, "to_python", instead="Ask describe for words, or run the circuit itself with run_circuit."
+    )
     check_belongs(model, circuit)
     check_task(model, task)
     if circuit.ablation not in ("mean", "zero"):
         raise ValueError(
             f"circuit: found under {circuit.ablation!r} ablation, whose values differ from place to place; expected "
             "'mean' or 'zero', which make everything outside the circuit a constant. Prune again with one of them."
+        )
+    left = [str(site) for site in model.sites() if site not in circuit.widths]
+    if left:
+        raise ValueError(
+            f"circuit: it says nothing of site {left[0]}, which stays as it is in the model; expected a circuit of all "
+            f"{len(model.sites())} sites, so that what it leaves out is a constant. Prune over all sites."
         )
     return _Writer(model, circuit, task, n_pairs).source()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import margins, two_way_loss
+from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
@@ -17,6 +18,8 @@ from tasks.base import Targets
 Ranking = Callable[[SparseTransformer, Task], list[Node]]
 N_PAIRS = 64
 """Prompt pairs that gradients are averaged over."""
+SAYS = Says(act=None)
+"""What weight magnitude sees: composed heads read the stream through weights that belong to no edge."""
 IG_STEPS = 8
 """Points between corrupted and clean embeddings."""
 
@@ -38,7 +41,11 @@ def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
 
 
 def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
-    """By the sum of |weight| over everything that the node reads and writes; the task is not looked at."""
+    """By the sum of |weight| over everything that the node reads and writes; the task is not looked at.
+
+    Raises ValueError for composed heads.
+    """
+    SAYS.check(model, "weight_magnitude", instead="Rank by attribution_patching, which runs the model.")
     scores = {site: torch.zeros(width) for site, width in model.config.widths.items()}
     for at in weights_among(scores):
         magnitude = model.linear(*at).weight.detach().abs().cpu()

@@ -7,6 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.heads.scores import (
+    INSTEAD,
+    SAYS,
     copying_scores,
     duplicate_scores,
     induction_scores,
@@ -95,8 +97,10 @@ def head_report(
 
     text: a text or tokens to measure patterns on; default: random sequences written twice (`repeated_tokens`).
     Where a model has no position embeddings, the partners of induction heads are weighted by the previous-token
-    score of the patterns. Raises ValueError for a text without tokens.
+    score of the patterns. Raises ValueError for a text without tokens, and for composed
+    heads.
     """
+    SAYS.check(model, "head_report", instead=INSTEAD)
     if text is None:
         tokens = repeated_tokens(model, seed=seed)
     else:

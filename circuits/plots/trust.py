@@ -22,9 +22,9 @@ from circuits.plots.style import (
     base_layout,
     escaped,
 )
-from circuits.trust.report import Entry, Report
+from circuits.trust.report import Entry, TrustReport
 
-__all__ = ["faithfulness_figure", "trust_page"]
+__all__ = ["trust_figure", "trust_page"]
 
 ROW = 25
 """Pixels to an entry of the report."""
@@ -33,8 +33,8 @@ COLOURS = {"pass": POSITIVE, "fail": NEGATIVE_TEXT, "note": FAINT, "not run": FA
 
 
 @plot.register
-def faithfulness_figure(report: Report, *, title: str | None = None) -> go.Figure:
-    """A report of `circuits.trust.evaluate`: value against baseline for each entry, and two close-ups.
+def trust_figure(report: TrustReport, *, title: str | None = None) -> go.Figure:
+    """A report of `circuits.trust.trust_report`: value against baseline for each entry, and two close-ups.
 
     Each row has its own scale, from 0 to the larger of value and baseline. Below: the share of the model's
     margin that the best-ranked nodes recover, and what interchanging each node does in circuit and in model.
@@ -60,7 +60,7 @@ def faithfulness_figure(report: Report, *, title: str | None = None) -> go.Figur
     return figure
 
 
-def trust_page(path: str | Path, report: Report) -> Path:
+def trust_page(path: str | Path, report: TrustReport) -> Path:
     """One page about one report: the verdict, the figure, and a table with what each item means."""
     rows = [
         {
@@ -76,7 +76,7 @@ def trust_page(path: str | Path, report: Report) -> Path:
     ]
     title = f"Is the circuit for {report.task} what the model uses?"
     size = f"{report.n_nodes} nodes and {report.n_edges} edges of model {report.model_hash}."
-    figure = faithfulness_figure(report, title="")
+    figure = trust_figure(report, title="")
     return write_page(
         path, title=title, blocks=[f"{report.verdict} {size}", figure, heading("Every item"), table(rows)]
     )

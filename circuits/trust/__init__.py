@@ -3,7 +3,7 @@
 from circuits.trust.config import TrustConfig
 from circuits.trust.controls import gate_floor
 from circuits.trust.procedure import CHECKS, run_checks, trust_report
-from circuits.trust.report import Entry, Report
+from circuits.trust.report import Entry, TrustReport
 from circuits.trust.workbench import Bench, Check
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "Bench",
     "Check",
     "Entry",
-    "Report",
     "TrustConfig",
+    "TrustReport",
     "gate_floor",
     "run_checks",
     "trust_report",

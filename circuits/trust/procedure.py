@@ -14,7 +14,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.trust import checks, controls, yardsticks
 from circuits.trust.config import TrustConfig
-from circuits.trust.report import Entry, Report
+from circuits.trust.report import Entry, TrustReport
 from circuits.trust.workbench import Bench, Check
 from tasks import Corpus, Task
 
@@ -45,7 +45,7 @@ def trust_report(
     others: Sequence[Circuit] = (),
     corpus: Corpus | None = None,
     pruning: PruneConfig | None = None,
-) -> Report:
+) -> TrustReport:
     """Whether the circuit is what the model uses for its task: every check, by the criterion it was pruned by.
 
     task: that of the circuit's criterion, which is made anew where none is given. others: circuits of the same model
@@ -63,7 +63,7 @@ def trust_report(
             *(_pruned(model, circuit, task, i, corpus, pruning) for i in range(config.prune_seeds)),
         ]
         entries = run_checks(Bench(model, circuit, task, config, found))
-    return Report(
+    return TrustReport(
         task=task.name,
         model_hash=circuit.model_hash,
         n_nodes=circuit.n_nodes,

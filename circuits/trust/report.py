@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Plotted):
+class TrustReport(Plotted):
     """Whether a circuit is what the model uses: one entry for each item."""
 
     task: str

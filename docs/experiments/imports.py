@@ -65,7 +65,7 @@ def imports_of(module: str, path: Path) -> list[Import]:
     """Every import of one file. `from a import b` asks for `a.b`; a name that ends in `*` for all that begin so."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     return [
-        Import(module, name, lazy, node.lineno)
+        Import(module, name, lazy, getattr(node, "lineno", 0))
         for node, lazy in _running(ast.parse(path.read_text(encoding="utf-8")), lazy=False)
         for name in _asked_for(node, package)
     ]
@@ -179,6 +179,17 @@ def declared(path: Path) -> list[str]:
     return []
 
 
+def assigned(node: ast.stmt) -> set[str]:
+    """The names that a statement gives a value to, perhaps under a condition."""
+    if isinstance(node, ast.If):
+        return {name for inner in (*node.body, *node.orelse) for name in assigned(inner)}
+    if isinstance(node, ast.Assign):
+        return {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return (
+        {node.target.id} if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) else set()
+    )
+
+
 def room(module: str) -> str:
     """The room of a module of `circuits`; `__init__` for the package itself."""
     return next(iter(module.split(".")[1:]), "__init__")
@@ -188,7 +199,7 @@ def _running(node: ast.AST, *, lazy: bool) -> Iterator[tuple[ast.AST, bool]]:
     """Every node that can run, and whether it does so only when a function is called."""
     yield node, lazy
     inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    children = node.orelse if _is_type_checking(node) else ast.iter_child_nodes(node)
+    children = getattr(node, "orelse", []) if _is_type_checking(node) else ast.iter_child_nodes(node)
     for child in children:
         yield from _running(child, lazy=inside)
 
@@ -214,11 +225,10 @@ def _asked_for(node: ast.AST, package: str) -> list[str]:
 
 
 def _spelled(name: ast.expr) -> list[str]:
-    if isinstance(name, ast.Constant):
-        return [str(name.value)]
-    if isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
-        return [f"{name.values[0].value}*"]
-    return []
+    first = name.values[0] if isinstance(name, ast.JoinedStr) and name.values else name
+    if not isinstance(first, ast.Constant) or not isinstance(first.value, str):
+        return []
+    return [first.value if first is name else f"{first.value}*"]
 
 
 def _loaded(one: Import, known: Collection[str]) -> set[str]:
@@ -244,13 +254,5 @@ def _through(one: Import, doors: Collection[tuple[str, str]]) -> bool:
 
 def _literal(node: ast.stmt, name: str) -> Any:
     """The value of a top-level assignment to `name` that is written out; None for anything else."""
-    targets = (
-        node.targets
-        if isinstance(node, ast.Assign)
-        else [node.target]
-        if isinstance(node, ast.AnnAssign)
-        else []
-    )
-    if any(isinstance(target, ast.Name) and target.id == name for target in targets):
-        return ast.literal_eval(node.value)
-    return None
+    value = getattr(node, "value", None)
+    return ast.literal_eval(value) if value is not None and name in assigned(node) else None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from circuits.files import write_text
 from circuits.plots.markdown import around_marks
-from docs.experiments.imports import declared, modules
+from docs.experiments.imports import assigned, declared, modules
 
 BEGIN, END = "<!-- the tree: begin -->", "<!-- the tree: end -->"
 COMMAND = "python -m docs.experiments.structure tree"
@@ -86,13 +86,13 @@ def summary(module: str, name: str, known: Mapping[str, Path]) -> str:
     for node, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name and ast.get_docstring(node):
             return _first_line(ast.get_docstring(node) or "")
-        if _assigns(node, name) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+        if name in assigned(node) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             return _first_line(str(after.value.value))
-    for node in ast.walk(ast.Module(body, [])):
-        if isinstance(node, ast.ImportFrom) and node.module in known:
-            for alias in node.names:
+    for origin in ast.walk(ast.Module(body, [])):
+        if isinstance(origin, ast.ImportFrom) and origin.module and origin.module in known:
+            for alias in origin.names:
                 if name == (alias.asname or alias.name):
-                    return summary(node.module, alias.name, known)
+                    return summary(origin.module, alias.name, known)
     raise ValueError(
         f"{module}.{name}: expected a definition with a docstring; give it one, or correct __all__."
     )
@@ -131,17 +131,3 @@ def _block(rows: list[tuple[str, str]]) -> str:
 
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0].removesuffix(".")
-
-
-def _assigns(node: ast.stmt, name: str) -> bool:
-    """Whether a statement gives a value to a name, perhaps under a condition."""
-    if isinstance(node, ast.If):
-        return any(_assigns(inner, name) for inner in (*node.body, *node.orelse))
-    targets = (
-        node.targets
-        if isinstance(node, ast.Assign)
-        else [node.target]
-        if isinstance(node, ast.AnnAssign)
-        else []
-    )
-    return any(isinstance(target, ast.Name) and target.id == name for target in targets)
