@@ -202,10 +202,3 @@ def test_without_optuna_a_search_says_what_to_install(found, monkeypatch):
         ValueError, match=r'search: it needs Optuna.* `pip install "sparse-circuits\[search\]"`'
     ):
         prune(found[0], load_task("quotes"), PruneConfig(), corpus=CORPUS, search=2, progress=False)
-
-
-def test_a_search_without_optuna_says_what_to_install(found, monkeypatch):
-    model, _ = found
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ValueError, match=r'pip install "sparse-circuits\[search\]"'):
-        prune(model, load_task("quotes"), PruneConfig(), corpus=CORPUS, search=2, progress=False)
