@@ -253,7 +253,7 @@ def test_what_loads_torch_is_found():
 
 STATE = """
 import logging, os, random, sys, warnings
-import numba, numpy, optuna, rich.style, torch, transformer_lens, typer
+import numba, numpy, optuna, rich.style, scipy.optimize, scipy.stats, torch, transformer_lens, typer
 import plotly.graph_objects, plotly.io, plotly.offline, plotly.subplots
 sys.modules["triton"] = None
 
