@@ -24,7 +24,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "__init__"}),
 )
 """The rooms of `circuits`, lowest first: a room may import from its own level and from lower ones."""
-PLANNED = frozenset({"explorer", "interop", "sweep"})
+PLANNED = frozenset({"explorer", "sweep"})
 """Rooms of the plan that need not be there yet."""
 DOORS = frozenset({("circuits.views", "circuits.plots"), ("circuits.views", "circuits.decompile")})
 """The imports upwards that are allowed, inside functions only: behind `.plot()`, `.to_python()` and `.describe()`."""
