@@ -13,10 +13,12 @@ import torch
 from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
+from circuits.circuit.evaluator import Evaluator
 from circuits.circuit.masked import run_circuit
 from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.parts import edges_between
 from circuits.decompile import describe, function_name, to_python
+from circuits.decompile.observe import Observed
 from circuits.handmade import Handmade, build, quotes
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
@@ -163,10 +165,14 @@ def test_describe_says_what_each_node_does() -> None:
 
 
 def test_describe_scores_as_pruning_did() -> None:
+    """By the circuit's criterion: where that calibrates, with one factor on the logits, fitted as pruning fits it."""
     made = quotes(1)
-    faint = made.circuit.with_metrics(logit_scale=0.1)
-    plain, scaled = (describe(made.model, c, made.task).splitlines()[0] for c in (made.circuit, faint))
-    assert plain != scaled
+    calibrated = replace(made.circuit, criterion=replace(made.circuit.criterion, calibrate=True))
+    plain, scaled = (Observed(made.model, c, made.task, 16) for c in (made.circuit, calibrated))
+    judge = Evaluator(made.model, made.task, calibrated.criterion, dict(calibrated.values))
+    assert plain.scale == 1
+    assert scaled.scale == judge.scale(calibrated.nodes, calibrated.edges) > 1
+    assert scaled.loss(made.circuit.nodes) < 0.5 * plain.loss(made.circuit.nodes)
 
 
 def test_a_circuit_of_another_model_is_refused() -> None:
