@@ -265,7 +265,7 @@ def _by_name(widths: Mapping[Site, int]) -> dict[str, int]:
     alike = all(site.stack == "decoder" and names[site.name] == width for site, width in widths.items())
     layers = {site.layer for site in widths}
     if alike and len(widths) == len(names) * len(layers):
-        return dict(names)
+        return {str(name): width for name, width in names.items()}
     return {str(site): width for site, width in widths.items()}
 
 

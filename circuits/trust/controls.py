@@ -94,7 +94,7 @@ def _floors(bench: Bench) -> tuple[dict[str, Floor], Floor]:
     true = floor(model, bench.values)
     floors = {
         "swapped answers": floor(model, bench.values, _swapped),
-        "unrelated answers": floor(model, bench.values, _unrelated(task, model, seed)),
+        "unrelated answers": floor(model, bench.values, _unrelated(model, task, seed)),
         "random model": floor(fresh, mean_values(fresh, text)),
     }
     return floors, true
@@ -173,7 +173,7 @@ def _swapped(batch: Batch) -> Batch:
     return replace(batch, answer=batch.foil, foil=batch.answer)
 
 
-def _unrelated(task: Task, model: SparseTransformer, seed: int) -> Relabel:
+def _unrelated(model: SparseTransformer, task: Task, seed: int) -> Relabel:
     """Each answer token becomes another token that is no answer: the same rule, in an alphabet of its own."""
     sample = task.batch(256, split="train", seed=seed)
     answers = sorted(set(sample.answer.tolist()) | set(sample.foil.tolist()))
