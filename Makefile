@@ -3,14 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types check notebooks clean
+.PHONY: help setup demo test lint types resolve check notebooks clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
@@ -32,7 +32,10 @@ lint: setup ## Check the style
 types: setup ## Check the types of the package
 	$(BIN)/mypy
 
-check: test lint types notebooks ## Everything that CI runs
+resolve: setup ## Check that the pinned versions install from the plain package index, on every supported Python
+	.ci/resolve $(BIN)
+
+check: resolve test lint types notebooks ## Everything that CI runs
 
 clean: ## Remove the environment and all output
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

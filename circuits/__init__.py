@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from circuits.bridges import BridgeConfig, BridgeSet, fit_bridges, load_bridges
     from circuits.bridges.steering import steer
+    from circuits.circuit.ablation import mean_values
     from circuits.circuit.circuit import Circuit
-    from circuits.circuit.masked import mean_values, run_circuit, run_masked
+    from circuits.circuit.masked import run_circuit, run_masked
     from circuits.circuit.nodes import Edge, Node
     from circuits.circuit.score import task_score
     from circuits.model.checkpoint import load_checkpoint, save_checkpoint
     from circuits.model.config import ModelConfig
     from circuits.model.sites import Site
     from circuits.model.transformer import SparseTransformer
-    from circuits.pruning.procedure import PruneConfig, prune
+    from circuits.pruning.config import PruneConfig
+    from circuits.pruning.procedure import prune
     from circuits.training import TrainConfig, Training, TrainingInterrupted, train
     from circuits.zoo import load_pretrained, load_pretrained_bridges
 
@@ -25,20 +27,24 @@ _HOMES = {
     "bridges": ("BridgeConfig", "BridgeSet", "fit_bridges", "load_bridges"),
     "bridges.steering": ("steer",),
     "circuit.circuit": ("Circuit",),
-    "circuit.masked": ("mean_values", "run_circuit", "run_masked"),
+    "circuit.ablation": ("mean_values",),
+    "circuit.masked": ("run_circuit", "run_masked"),
     "circuit.nodes": ("Edge", "Node"),
     "circuit.score": ("task_score",),
     "model.checkpoint": ("load_checkpoint", "save_checkpoint"),
     "model.config": ("ModelConfig",),
     "model.sites": ("Site",),
     "model.transformer": ("SparseTransformer",),
-    "pruning.procedure": ("PruneConfig", "prune"),
+    "pruning.config": ("PruneConfig",),
+    "pruning.procedure": ("prune",),
     "training": ("TrainConfig", "Training", "TrainingInterrupted", "train"),
     "zoo": ("load_pretrained", "load_pretrained_bridges"),
 }
 """The module, inside the package, that each public name comes from."""
-_ROOMS = ("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model")
-_ROOMS += ("plots", "pruning", "training", "trust", "zoo")
+_ROOMS = (
+    *("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model"),
+    *("interop", "plots", "pruning", "training", "trust", "zoo"),
+)
 
 __all__ = [
     "BridgeConfig",

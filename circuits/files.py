@@ -2,14 +2,10 @@
 
 import json
 import os
-import platform
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +18,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}.partial")
     try:
         yield partial
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
-        partial.chmod(0o666 & ~_umask())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -71,6 +64,10 @@ def results_report(
     *, command: str, seeds: Sequence[int], seconds: float, numbers: dict[str, Any]
 ) -> dict[str, Any]:
     """The content of a results file: the numbers, the command that remakes them, the machine, the minutes."""
+    import platform  # here, since the command line reads its help from files that need this one
+    from datetime import date
+    from importlib.metadata import version
+
     processor = platform.processor() or platform.machine()
     return {
         "command": command,
@@ -119,9 +116,3 @@ def check_keys(config_class: type, data: dict[str, Any]) -> dict[str, Any]:
 def with_tuples(data: dict[str, Any], *keys: str) -> dict[str, Any]:
     """A copy of `data` in which the lists under `keys` are tuples: JSON knows no tuples, frozen configs no lists."""
     return {key: tuple(value) if key in keys else value for key, value in data.items()}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

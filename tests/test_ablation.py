@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from circuits.circuit.ablation import ablation_values, mean_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import ablation_values, check_belongs, mean_values, run_circuit, run_masked
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.masked import check_belongs, run_circuit, run_masked
 from circuits.circuit.parts import edges_between
 from circuits.model.config import ModelConfig
 from circuits.model.sites import WEIGHTS, Site, WeightAt
@@ -98,8 +100,8 @@ def whole_circuit(model, tokens):
         Node(site.layer, site.name, i) for site in model.sites() for i in range(CONFIG.widths[site])
     )
     return Circuit(
-        nodes=nodes, edges=tuple(edges_between(model, nodes)), widths=CONFIG.widths, n_layers=2, task="t",
-        model_hash=model.fingerprint(), values=mean_values(model, tokens),
+        nodes=nodes, edges=tuple(edges_between(model, nodes)), widths=CONFIG.widths, n_layers=2,
+        criterion=Criterion(task="t"), model_hash=model.fingerprint(), values=mean_values(model, tokens),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from circuits.bench import (
 from circuits.bench import table as bench_table
 from circuits.bench.cost import PRODUCTS, product_cost
 from circuits.bench.end_to_end import exponent, growth, measure_step, projection_share
-from circuits.bench.measure import interleaved, quartiles
+from circuits.bench.measurement import interleaved, quartiles
 from circuits.bench.steps import STEP_NAMES, StepConfig, projection, step, toy
 from circuits.bench.table import BEGIN, END
 from circuits.plots import bench_figure

@@ -41,6 +41,20 @@ def test_dense_weights_and_negative_zero_survive(tmp_path):
     assert back.fingerprint() == model.fingerprint()
 
 
+def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path / "m.safetensors", sparse_model())
+    before = path.read_bytes()
+
+    def fails(tensors, partial, metadata):
+        partial.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("circuits.model.checkpoint.save_file", fails)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_checkpoint(path, sparse_model())
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.safetensors", before)]
+
+
 def test_other_files_are_refused(tmp_path):
     from safetensors.torch import save_file
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, IOEdge, Node, NodeFacts, residual_links
 from circuits.model.sites import BY_SITES, SCORE, SITES, Site, all_sites
 
@@ -17,7 +18,9 @@ WIDTHS = dict.fromkeys(all_sites(2), 6)
 def make(nodes, edges=(), **options):
     generator = torch.Generator().manual_seed(0)
     values = {site: torch.randn(6, generator=generator) for site in all_sites(2)}
-    defaults = dict(widths=WIDTHS, n_layers=2, task="quotes", model_hash="abc", values=values)
+    defaults = dict(
+        widths=WIDTHS, n_layers=2, criterion=Criterion(task="quotes"), model_hash="abc", values=values
+    )
     return Circuit(nodes=tuple(nodes), edges=tuple(edges), **{**defaults, **options})
 
 
@@ -105,10 +108,9 @@ def test_values_for_each_place_survive_the_file(shape, tmp_path):
         edges=(),
         widths=widths,
         n_layers=1,
-        task="t",
+        criterion=Criterion(task="t", ablation="resample"),
         model_hash="m",
         values=values,
-        ablation="resample",
     )
     again = Circuit.load(circuit.save(tmp_path / "c.json"))
     assert all(torch.equal(again.values[site], value) for site, value in values.items())

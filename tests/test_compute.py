@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from circuits import kernels
-from circuits.circuit.masked import mean_values, run_masked
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.masked import run_masked
 from circuits.kernels import causal_attention
 from circuits.model.compute import compact, sparse_compute
 from circuits.model.config import ModelConfig
@@ -189,7 +190,7 @@ QUICK = dict(model=SMALL, steps=30, batch_size=4, density=0.05, embed_density=0.
 
 @pytest.mark.parametrize("grad", ["exact", "support"])
 def test_training_repeats_bit_for_bit_with_either_gradient(grad):
-    config = TrainConfig(**QUICK, grad=grad, refresh=4)
+    config = TrainConfig(**QUICK, weight_gradient=grad, refresh=4)
     first, second = train(config, progress=False), train(config, progress=False)
     assert first.model.fingerprint() == second.model.fingerprint()
     assert all(linear.sparse is None for _, linear in first.model.linears())
@@ -209,7 +210,7 @@ def test_exact_training_keeps_the_survivors_of_dense_training(monkeypatch):
 def test_support_gradients_let_dropped_weights_return():
     """Between refreshes only survivors learn; at refreshes others may take their place."""
     always, never = (
-        train(TrainConfig(**QUICK, grad="support", refresh=refresh), progress=False).model
+        train(TrainConfig(**QUICK, weight_gradient="support", refresh=refresh), progress=False).model
         for refresh in (1, 1000)
     )
     exact = train(TrainConfig(**QUICK), progress=False).model

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 from circuits.bridges import Side
-from circuits.bridges.dilution import attack, dilution_sweep, mutated, spearman
+from circuits.bridges.dilution import attack, dilution_sweep, mutated
 from circuits.bridges.dilution.margins import circuit_margins, model_margins
+from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import ablation_values
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import all_nodes
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import dilution_figure
+from circuits.statistics import spearman
 from tasks.brackets import Brackets
 
 MODEL = ModelConfig(
@@ -59,7 +61,7 @@ def whole(model: SparseTransformer, task: str = "brackets") -> Circuit:
         edges=tuple(sorted(edges_between(model, nodes))),
         widths=model.config.widths,
         n_layers=1,
-        task=task,
+        criterion=Criterion(task=task),
         model_hash=model.fingerprint(),
         values=ablation_values(model, torch.zeros(1, 4, dtype=torch.int64), "zero"),
     )
@@ -124,16 +126,9 @@ def test_mutation_keeps_length_depth_and_grammar():
             assert not re.search(r"\b0\d", text)
 
 
-def test_spearman_by_hand():
-    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
-    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)
-    assert spearman([1, 1], [1, 2]) != spearman([1, 1], [1, 2])
-
-
 def test_bad_input_is_refused(sparse, circuit):
     with pytest.raises(ValueError, match="circuit: got one for 'quotes'"):
-        dilution_sweep(sparse, sparse, replace(circuit, task="quotes"))
+        dilution_sweep(sparse, sparse, replace(circuit, criterion=Criterion(task="quotes")))
     with pytest.raises(ValueError, match=r"none of .* fit n_ctx = 64"):
         dilution_sweep(sparse, sparse, circuit, lengths=(50,))
     with pytest.raises(ValueError, match="length: prompts of 50 elements"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, IOEdge, Node, NodeFacts
 from circuits.model.sites import BY_SITES, SITES, all_sites
 from circuits.plots import circuit_figure, controls_figure, history_figure, pruning_figure
@@ -16,7 +17,7 @@ from circuits.plots.picture.frame import curve
 from circuits.plots.picture.layout import circuit_layout, residual_wires
 from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
 from circuits.plots.picture.order import n_crossings, order, straighten
-from circuits.plots.style import printable
+from tasks.tokenizer import printable
 
 WIDTHS = {site: 512 if site.name == "mlp_neuron" else 128 for site in all_sites(2)}
 
@@ -60,12 +61,11 @@ def make_circuit(nodes=NODES, edges=EDGES, io_edges=IO_EDGES, n_layers=2, facts=
         io_edges=tuple(io_edges),
         widths={site: WIDTHS[site._replace(layer=0)] for site in all_sites(n_layers)},
         n_layers=n_layers,
-        task="quotes",
         model_hash="0" * 16,
         values={site: torch.zeros(WIDTHS[site._replace(layer=0)]) for site in all_sites(n_layers)},
         facts=facts,
         metrics={"task_loss": 0.093, "task_accuracy": 1.0},
-        **fields,
+        **{"criterion": Criterion(task="quotes"), **fields},
     )
 
 
@@ -290,7 +290,10 @@ def test_title_and_subtitle():
     figure = circuit_figure(make_circuit(), title="a <b> title")
     assert figure.layout.title.text.startswith("a &lt;b&gt; title<br>")
     assert "12 nodes · 9 edges · task loss 0.093 nats" in figure.layout.title.text
-    assert "zero-ablated" in circuit_figure(make_circuit(ablation="zero")).layout.title.text
+    assert (
+        "zero-ablated"
+        in circuit_figure(make_circuit(criterion=Criterion(task="quotes", ablation="zero"))).layout.title.text
+    )
 
 
 def test_circuit_plot_is_circuit_figure():
@@ -308,9 +311,9 @@ def test_importing_leaves_plotly_templates_alone():
         ("'", "'"),
         ('"', '"'),
         ("]]", "]]"),
-        ("\n", "\\n"),
-        (" return", "␣return"),
-        ("\t", "\\t"),
+        ("\n", "⏎"),
+        (" return", "·return"),
+        ("\t", "⇥"),
         ("", "(empty)"),
     ],
 )

@@ -1,6 +1,7 @@
 """Pruning on a model whose circuit is known, and its errors."""
 
 import math
+import sys
 
 import jaxtyping
 import pytest
@@ -192,3 +193,12 @@ def test_a_search_tries_the_config_first_and_keeps_the_smallest(found):
     assert best.n_nodes + best.n_edges == min(one["n_nodes"] + one["n_edges"] for one in tried)
     with pytest.raises(ValueError, match="search: got 0; expected at least 1 pruning run"):
         prune(model, load_task("quotes"), config, corpus=CORPUS, search=0, progress=False)
+
+
+def test_without_optuna_a_search_says_what_to_install(found, monkeypatch):
+    monkeypatch.delitem(sys.modules, "circuits.pruning.tune", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(
+        ValueError, match=r'search: it needs Optuna.* `pip install "sparse-circuits\[search\]"`'
+    ):
+        prune(found[0], load_task("quotes"), PruneConfig(), corpus=CORPUS, search=2, progress=False)

@@ -9,6 +9,7 @@ from circuits.bridges import identity_bridges
 from circuits.bridges.sides import Side
 from circuits.bridges.steering import _like, channel_effects, circuit_channels, steer
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Node
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
@@ -66,7 +67,7 @@ def test_a_circuit_names_the_channels_to_move():
         edges=(),
         widths=MODEL.widths,
         n_layers=1,
-        task="quotes",
+        criterion=Criterion(task="quotes"),
         model_hash="0",
         values=values,
     )

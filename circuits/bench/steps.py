@@ -71,7 +71,7 @@ class StepConfig:
             anneal=(0.0, 1e-9),
             min_alive=1,
             batch_size=self.batch,
-            grad="support" if self.name == "train_step_support" else "exact",
+            weight_gradient="support" if self.name == "train_step_support" else "exact",
         )
 
     def small(self) -> "StepConfig":
@@ -81,6 +81,7 @@ class StepConfig:
 
 def step(config: StepConfig, way: Literal["fast", "plain"], *, dtype: torch.dtype = torch.float32) -> Step:
     """A step ready to be run any number of times; each run returns the loss and every gradient, flat and joined."""
+    kernels.keep_pages()  # as training and pruning do
     train = config.train()
     model = SparseTransformer(train.model, seed=config.seed).to(dtype)
     for matrix in model.matrices():
@@ -124,7 +125,7 @@ def _train_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, wa
 
     def run() -> Tensor:
         with nullcontext() if sparse else masked_dense():
-            with sparse_compute(model, train.grad) if sparse else nullcontext():
+            with sparse_compute(model, train.weight_gradient) if sparse else nullcontext():
                 loss = model(tokens, return_type="loss")
             updates(loss, 0.5)
         return loss.detach().reshape(1)
@@ -167,11 +168,11 @@ def gradients(config: StepConfig, way: Literal["fast", "plain"]) -> Tensor:
     tokens = torch.randint(
         small.d_vocab, (small.batch, small.pos), generator=torch.Generator().manual_seed(1)
     )
-    with sparse_compute(model, train.grad) if way == "fast" else dense():
+    with sparse_compute(model, train.weight_gradient) if way == "fast" else dense():
         loss = model(tokens, return_type="loss")
         loss.backward()
     found = {id(p): p for p in model.parameters()}
-    if train.grad == "support" and way == "plain":
+    if train.weight_gradient == "support" and way == "plain":
         for _, linear in model.linears():
             weight = found[id(linear.weight)]
             assert weight.grad is not None
@@ -189,8 +190,8 @@ def masked_dense(abs_topk: Callable[[Tensor, int], Tensor] | None = None) -> Ite
     """Everything the plain way: dense products, torch.topk, attention with its pattern in memory."""
     with (
         patch.dict(kernels.DENSE_FROM, {name: 0.0 for name in kernels.DENSE_FROM}),
-        patch("circuits.model.transformer.abs_topk", abs_topk or _plain_abs_topk),
-        patch("circuits.model.transformer.causal_attention", _plain_attention),
+        patch("circuits.model.layers.abs_topk", abs_topk or _plain_abs_topk),
+        patch("circuits.model.mixers.softmax.causal_attention", _plain_attention),
         patch("circuits.training.projection.kernels.topk_mask", _plain_mask),
         patch("circuits.training.projection.kernels.slice_topk_mask", _plain_slice_mask),
     ):

@@ -7,17 +7,12 @@ through every term, under its own projection.
 """
 
 import json
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from circuits.bridges.checks import check_finite, check_text, resolve_pairs
@@ -25,11 +20,13 @@ from circuits.bridges.config import TERMS, BridgeConfig
 from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
 from circuits.bridges.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
 from circuits.bridges.sides import Model, Side, still
+from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
-from circuits.training.config import TrainConfig
-from circuits.training.loop import TrainingInterrupted, Updates, check_budgets, new_model
+from circuits.training.config import TrainConfig, with_new_names
+from circuits.training.loop import Updates, check_budgets, new_model
+from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
 from tasks import Corpus
 
 
@@ -48,26 +45,21 @@ def fit_bridges(
     dense: any model with residual-stream hooks; it is run, never changed. sparse: a model, which stays as it is;
     or a TrainConfig, by which a new one is trained under its projection together with the bridges (it is the
     result's `sparse`). checkpoint: where Ctrl-C leaves the fit (default out/bridges.interrupted.safetensors);
-    it waits for the end of a step and raises TrainingInterrupted. resume: such a file of the same arguments; the
-    fit goes on to the very bits it would have reached. Raises ValueError for models and text of different
-    vocabularies or tokenizers, locations that do not exist, activations that are not finite, and a file to resume
-    that other arguments left.
+    it waits for the end of a step and raises TrainingInterrupted, while a second one stops at once and leaves
+    nothing. resume: such a file of the same arguments; the fit goes on to the very bits it would have reached.
+    Raises ValueError for models and text of different vocabularies or tokenizers, locations that do not exist,
+    activations that are not finite, and a file to resume that other arguments left.
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
     """
+    keep_pages()
     config = config or BridgeConfig()
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
     if resume is not None:
         fit.restore(resume)
     held = (dense,) if fit.updates else (dense, fit.sparse.model)
-    try:
-        with still(*held), _progress_bar(progress, fit.n_steps) as show, _whole_steps() as stop_if_asked:
-            while fit.step < fit.n_steps:
-                fit.one_step()
-                show(fit.step, fit.history[-1])
-                stop_if_asked()
-    except KeyboardInterrupt:
-        path = fit.save(checkpoint or Path("out") / "bridges.interrupted.safetensors")
-        raise TrainingInterrupted(path) from None
+    stopped = checkpoint or Path("out") / "bridges.interrupted.safetensors"
+    with still(*held):
+        run_to_end(fit, name="bridges", describe=_described, checkpoint=stopped, shown=progress)
     return fit.result()
 
 
@@ -96,20 +88,24 @@ class _Fit:
         if self.updates is None and config.init == "regression":
             self._regress()
         self.optimizer = torch.optim.Adam(self.maps.parameters(), lr=config.lr, betas=config.betas, eps=1e-8)
-        self.history: list[dict[str, int | float]] = []
+        self.history: list[Entry] = []
         self.step = 0
+
+    def progress(self) -> float:
+        """Fraction of the steps done."""
+        return self.step / self.n_steps
 
     def one_step(self) -> None:
         """One update of the maps, and of the sparse model where it trains."""
         step = self.step
-        with sparse_compute(self.sparse.model, self._gradient()):
+        with sparse_compute(self.sparse.model, self._weight_gradient()):
             terms = self._terms(self._windows(self.batch_size))
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
             raise ValueError(
                 f"text: the loss is {float(loss)} at step {step}; expected finite numbers. Lower lr ({self.config.lr})."
             )
-        progress = step / self.n_steps
+        progress = self.progress()
         lr = self.config.lr * min(1.0, (step + 1) / max(1, self.n_steps // 100)) * (1 - progress)
         self.optimizer.zero_grad(set_to_none=True)
         if self.updates is None:
@@ -124,11 +120,11 @@ class _Fit:
             self.history.append({"step": step + 1, "loss": float(loss.detach()), "lr": lr, **values})
         self.step += 1
 
-    def _gradient(self) -> Literal["exact", "support"]:
+    def _weight_gradient(self) -> Literal["exact", "support"]:
         """Which weights of a sparse model that trains get a gradient in this step."""
         if self.updates is None or self.step % self.updates.config.refresh == 0:
             return "exact"
-        return self.updates.config.grad
+        return self.updates.config.weight_gradient
 
     def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -189,33 +185,26 @@ class _Fit:
         extra = {f"maps.{name}": value for name, value in self.maps.state_dict().items()}
         extra["generator"] = self.generator.get_state()
         for name, optimizer in self._optimizers().items():
-            for index, state in optimizer.state_dict()["state"].items():
-                extra |= {f"{name}.{index}.{key}": value for key, value in state.items()}
+            extra |= optimizer_tensors(name, optimizer)
         meta = {"fit": self._identity(), "step": self.step, "history": self.history}
         return save_checkpoint(path, self.sparse.model, meta=meta, extra=extra)
 
     def restore(self, path: str | Path) -> None:
         """Take up a fit that `save` left. Raises ValueError when it was of other arguments."""
         saved = load_checkpoint(path)
-        if saved.meta.get("fit") != self._identity():
+        if _in_new_names(saved.meta.get("fit")) != self._identity():
             raise ValueError(
                 f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
                 f"Ctrl-C left of the same call ({self._identity()})."
             )
         if self.updates is not None:  # else it is the same already, and maybe compact
             self.sparse.model.load_state_dict(saved.model.state_dict())
-        self.generator.set_state(saved.extra.pop("generator"))
-        kept: dict[str, dict[str, Any]] = {}
-        for name, value in saved.extra.items():
-            owner, rest = name.split(".", 1)
-            kept.setdefault(owner, {})[rest] = value
-        self.maps.load_state_dict(kept.pop("maps"))
-        for owner, optimizer in self._optimizers().items():
-            state: dict[int, dict[str, Tensor]] = {}
-            for rest, value in kept.get(owner, {}).items():
-                index, key = rest.split(".")
-                state.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self.generator.set_state(saved.extra["generator"])
+        self.maps.load_state_dict(
+            {k.removeprefix("maps."): value for k, value in saved.extra.items() if k.startswith("maps.")}
+        )
+        for name, optimizer in self._optimizers().items():
+            restore_optimizer(name, optimizer, saved.extra)
         self.step, self.history = saved.meta["step"], saved.meta["history"]
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
@@ -266,37 +255,12 @@ def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor,
     return weight.to(x), (shift - centre @ weight).to(x)
 
 
-@contextmanager
-def _whole_steps() -> Iterator[Callable[[], None]]:
-    """Ctrl-C waits for the end of a step, so that what is kept is never half of one.
-
-    Yields the function that raises KeyboardInterrupt if there was one. Off the main thread no handler can be set.
-    """
-    asked = threading.Event()
-
-    def stop_if_asked() -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_if_asked
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.set())
-    try:
-        yield stop_if_asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _in_new_names(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an interrupted fit says of itself, also where an older version wrote it."""
+    if identity is None or not isinstance(identity["sparse"], dict):
+        return identity
+    return {**identity, "sparse": with_new_names(identity["sparse"])}
 
 
-@contextmanager
-def _progress_bar(shown: bool, n_steps: int) -> Iterator[Callable[..., None]]:
-    columns = (
-        TextColumn("bridges"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
-        line = bar.add_task("bridges", total=n_steps, loss=float("nan"))
-        yield lambda step, entry: bar.update(line, completed=step, loss=entry["loss"])
+def _described(entry: Entry) -> str:
+    return f"loss {entry['loss']:.3f}"

@@ -13,7 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuits.bridges.sides import Model, Role, Side
-from circuits.model.transformer import AbsTopK, Linear, SparseTransformer
+from circuits.files import whole_file
+from circuits.model.layers import AbsTopK, Linear
+from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
 
 SCHEMA = "sparse-circuits/bridges/1"
 
@@ -49,7 +52,7 @@ class Maps(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class BridgeSet:
+class BridgeSet(Plotted):
     """All bridges between a dense and a sparse model. It works with these two models and no others."""
 
     dense: Model
@@ -141,19 +144,10 @@ class BridgeSet:
             "metrics": self.metrics,
             "history": self.history,
         }
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.maps.state_dict().items()}
-        save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
-        partial.replace(path)
-        return path
-
-    def plot(self) -> Any:
-        """NMSE and recovered loss of each location, as a Plotly figure."""
-        from circuits.plots import bridge_figure
-
-        return bridge_figure(self.metrics["locations"])
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
+        return Path(path)
 
 
 def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:

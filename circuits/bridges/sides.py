@@ -4,7 +4,6 @@ A model of L layers has 2L + 1 locations: `embed`, then `0.attn`, `0.mlp`, `1.at
 after the embedding, after each attention, after each MLP). Both sides run their own, unmodified forward pass.
 """
 
-import hashlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuits.model.subject import hash_of_weights
 from circuits.model.transformer import SparseTransformer
 
 if TYPE_CHECKING:
@@ -74,11 +74,7 @@ class Side:
         """A hash of the weights: the same bits, the same 16 hexadecimal digits."""
         if self.is_ours:
             return self.model.fingerprint()
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.original_model.named_parameters()):
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return hash_of_weights(self.model.original_model.named_parameters())
 
     def _hooks(self, place: str, edit: Edit) -> list[tuple[str, Callable[..., Any]]]:
         if place == "embed":

@@ -19,6 +19,7 @@ from circuits.bridges.sides import still
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import margins
 from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
 from tasks import Batch
 from tasks.base import Targets
 
@@ -41,7 +42,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Steering:
+class Steering(Plotted):
     """A sweep over strengths, with its controls."""
 
     location: str
@@ -110,12 +111,6 @@ class Steering:
             "random_channel_draws": self.random_channel.between_two().mean(-1).tolist(),
             "whole_vocabulary": whole,
         }
-
-    def plot(self) -> Any:
-        """Share of the foil against strength with both controls, as a Plotly figure."""
-        from circuits.plots import steering_figure
-
-        return steering_figure(self.to_json())
 
 
 def steer(

@@ -6,9 +6,9 @@ sent to somebody else, and evaluated again to the same number.
 """
 
 import base64
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import (
     Ablation,
     Edge,
@@ -29,14 +30,16 @@ from circuits.circuit.nodes import (
     node_masks,
     residual_links,
 )
+from circuits.files import read_json, write_json
 from circuits.model.sites import BY_SITES, SCORE, Site, WeightAt, all_sites
+from circuits.views import Decompiled, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Circuit:
+class Circuit(Plotted, Decompiled):
     """Nodes, the edges between them, and what holds everything else in place."""
 
     nodes: tuple[Node, ...]
@@ -51,18 +54,16 @@ class Circuit:
     "Layers of the model."
     d_head: int | None = None
     "Channels of a head, so that q, k and v channels can be told apart by head; None: not known."
-    task: str
-    "Name of the task that the circuit performs."
+    criterion: Criterion
+    "What it was asked to do, on which prompts, and what takes the place of everything outside it."
     model_hash: str
     "`SparseTransformer.fingerprint()` of the model it belongs to."
-    ablation: Ablation = "mean"
-    "What coordinates outside the circuit are replaced by."
     values: Mapping[Site, Float[Tensor, "*where width"]] = field(repr=False)
     "The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."
     facts: Mapping[Node, NodeFacts] = field(default_factory=dict, repr=False)
     "Mean and ablation effect of each node."
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    "Task loss (nats, two-way), accuracy and whatever else was measured when it was found."
+    "Task loss (nats, two-way), accuracy and whatever else was measured: to look at, nothing is computed from it."
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(sorted(set(self.nodes))))
@@ -79,6 +80,16 @@ class Circuit:
                     f"values: none of width {self.widths[site]} for site {site}; expected one value for "
                     "every coordinate of every site. Take them from circuits.mean_values(model, ...)."
                 )
+
+    @property
+    def task(self) -> str:
+        """Name of the task that the circuit performs."""
+        return self.criterion.task
+
+    @property
+    def ablation(self) -> Ablation:
+        """What coordinates outside the circuit are replaced by."""
+        return self.criterion.ablation
 
     @property
     def sites(self) -> list[Site]:
@@ -141,27 +152,6 @@ class Circuit:
         """The same circuit with more entries in `metrics`."""
         return replace(self, metrics={**self.metrics, **metrics})
 
-    def plot(self, **options: Any) -> Any:
-        """The circuit as a Plotly figure; see `circuits.plots.circuit_figure` for the options."""
-        from circuits.plots import circuit_figure
-
-        return circuit_figure(self, **options)
-
-    def to_python(self, model: Any, task: Any) -> str:
-        """Source of a numpy function that computes the answer logits; see `circuits.decompile.to_python`.
-
-        model: the SparseTransformer the circuit was found in; task: the Task it performs.
-        """
-        from circuits.decompile import to_python
-
-        return to_python(model, self, task)
-
-    def describe(self, model: Any, task: Any) -> str:
-        """The circuit in words, node by node; see `circuits.decompile.describe`. Arguments as for `to_python`."""
-        from circuits.decompile import describe
-
-        return describe(model, self, task)
-
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON types. Values are base64 of little-endian float32: exact, and small."""
         return {
@@ -169,6 +159,7 @@ class Circuit:
             "task": self.task,
             "model_hash": self.model_hash,
             "ablation": self.ablation,
+            "criterion": self.criterion.to_json(),
             "n_layers": self.n_layers,
             "d_head": self.d_head,
             "widths": _by_name(self.widths),
@@ -198,9 +189,8 @@ class Circuit:
                 widths=_by_site(data["widths"], data["n_layers"]),
                 n_layers=data["n_layers"],
                 d_head=data.get("d_head"),
-                task=data["task"],
+                criterion=_criterion(data),
                 model_hash=data["model_hash"],
-                ablation=data["ablation"],
                 values={Site.parse(text): _unpack(value) for text, value in data["values"].items()},
                 facts={Node.parse(text): NodeFacts(**facts) for text, facts in data["facts"].items()},
                 metrics=data["metrics"],
@@ -213,23 +203,12 @@ class Circuit:
 
     def save(self, path: str | Path) -> Path:
         """Write JSON in one step (a reader never sees half a file); returns the path."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(self.to_json(), indent=1))
-        partial.replace(path)
-        return path
+        return write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
         """Read a circuit that `save` wrote. Raises ValueError on anything else."""
-        try:
-            data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"path: {path} cannot be read as JSON ({error}); expected a file that Circuit.save wrote."
-            ) from None
-        return cls.from_json(data)
+        return cls.from_json(read_json(path, name="path", expected="a file that Circuit.save wrote"))
 
     def __repr__(self) -> str:
         return (
@@ -238,17 +217,15 @@ class Circuit:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{node.layer}</td><td>{node.site}</td><td>{node.index}</td>"
-            f"<td>{facts.mean:+.3f}</td><td>{facts.effect:+.3f}</td></tr>"
+        rows = [
+            [str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"]
             for node in self.nodes
             for facts in [self.facts.get(node, NodeFacts(float("nan"), float("nan")))]
-        )
+        ]
         return (
-            f"<b>{self.task}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
+            f"<b>{escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
             f"task loss {self.loss:.3f} nats ({self.ablation} ablation)"
-            "<table><tr><th>layer</th><th>site</th><th>index</th><th>mean</th>"
-            f"<th>effect (nats)</th></tr>{rows}</table>"
+            + html_table(["layer", "site", "index", "mean", "effect (nats)"], rows)
         )
 
 
@@ -272,13 +249,23 @@ def _check_edge(edge: Edge, kept: set[Node]) -> None:
         )
 
 
+def _criterion(data: Mapping[str, Any]) -> Criterion:
+    """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
+    if "criterion" in data:
+        return Criterion.from_json(data["criterion"])
+    settings = data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
+    known = {f.name for f in fields(Criterion)}
+    kept = {name: value for name, value in settings.items() if name in known}
+    return Criterion(**{**kept, "task": data["task"], "ablation": data["ablation"]})
+
+
 def _by_name(widths: Mapping[Site, int]) -> dict[str, int]:
     """Widths by the name of the site where all layers agree, else by the site."""
     names = {site.name: width for site, width in widths.items()}
     alike = all(site.stack == "decoder" and names[site.name] == width for site, width in widths.items())
     layers = {site.layer for site in widths}
     if alike and len(widths) == len(names) * len(layers):
-        return dict(names)
+        return {str(name): width for name, width in names.items()}
     return {str(site): width for site, width in widths.items()}
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import check_belongs, run_circuit
 from circuits.circuit.score import check_task, margins, score_margins, task_score
 from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
 from tasks import Task
 
 
@@ -73,7 +75,7 @@ def overlap(first: Circuit, second: Circuit) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransplantTable:
+class TransplantTable(Plotted):
     """Each circuit on each task."""
 
     circuits: tuple[str, ...]
@@ -95,12 +97,6 @@ class TransplantTable:
             name: list(map(list, value)) if name in ("loss", "accuracy", "overlap") else list(value)
             for name, value in vars(self).items()
         }
-
-    def plot(self) -> Any:
-        """Losses as a heat map; see `circuits.plots.transplant_figure`."""
-        from circuits.plots import transplant_figure
-
-        return transplant_figure(self)
 
     def __str__(self) -> str:
         width = max(len(name) for name in ("circuit", "whole model", *self.circuits)) + 2
@@ -157,8 +153,25 @@ def overlap_matrix(circuits: Sequence[Circuit]) -> tuple[tuple[float, ...], ...]
 def _combined(first: Circuit, second: Circuit, *, sign: str, **parts: Any) -> Circuit:
     _check_pair(first, second)
     facts = {node: fact for node, fact in first.facts.items() if node in set(parts["nodes"])}
-    task = first.task if first.task == second.task else f"{first.task} {sign} {second.task}"
-    return replace(first, task=task, facts=facts, metrics={}, **parts)
+    return replace(first, criterion=_joint(first, second, sign), facts=facts, metrics={}, **parts)
+
+
+def _joint(first: Circuit, second: Circuit, sign: str) -> Criterion:
+    """What both circuits were asked to do; where only the task differs, a task that is called after both.
+
+    Prompts may be drawn by other seeds: the first's stay.
+    """
+    one, other = first.criterion, replace(second.criterion, seed=first.criterion.seed)
+    if one == other:
+        return one
+    name = one.task if one.task == other.task else f"{one.task} {sign} {other.task}"
+    both = [replace(criterion, task=name, task_options=None) for criterion in (one, other)]
+    if both[0] != both[1]:
+        raise ValueError(
+            f"second: it is judged by {second.criterion}, the first by {first.criterion}; expected the same objective, "
+            "targets and calibration. Give both one criterion: dataclasses.replace(circuit, criterion=...)."
+        )
+    return both[0]
 
 
 def _check_pair(first: Circuit, second: Circuit) -> None:

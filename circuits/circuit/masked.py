@@ -1,88 +1,34 @@
-"""What happens to a coordinate or a weight that is left out: replaced by its mean, or by zero.
+"""A model with only some parts kept: a coordinate that is left out is replaced, a weight passes a constant.
 
-One function, `run_masked`, serves pruning, faithfulness and everything else that leaves parts out. It runs
+One function, `run_masked`, serves pruning, trust and everything else that leaves parts out. It runs
 the model's own forward pass (AbsTopK included) with a hook at each site.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import Ablation
-from circuits.kernels import sparse_linear
-from circuits.kernels.masking import replace_features
+from circuits.kernels import replace_features, sparse_linear
 from circuits.model.sites import Site, WeightAt
+from circuits.model.subject import SparseSubject, Subject
 from circuits.model.transformer import SparseTransformer
 
 Masks = Mapping[Site, Tensor]
 """A tensor [width] for each masked site: 1 = keep."""
 Values = Mapping[Site, Tensor]
 """The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."""
-N_TEXTS = 16
-"""Texts that resample ablation takes values from; prompt i meets text i modulo that many."""
 EdgeMasks = Mapping[WeightAt, Tensor]
 """A tensor [d_in, d_out] for each masked weight matrix, by the matrix: 1 = keep."""
 
 
-def mean_values(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], *, batch_size: int = 64
-) -> dict[Site, Tensor]:
-    """Mean of every coordinate of every site, averaged over batch and positions of a real forward pass."""
-    sums = {site: torch.zeros(width, dtype=torch.float64) for site, width in model.config.widths.items()}
-
-    def adder(site: Site) -> Callable[..., None]:
-        def add(value: Tensor, hook: Any) -> None:
-            sums[site] += value.flatten(2).double().sum(dim=(0, 1)).cpu()
-
-        return add
-
-    hooks: list[tuple[str, Callable]] = [(model.hook_name(site), adder(site)) for site in model.sites()]
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        for chunk in tokens.split(batch_size):
-            model(chunk)
-    return {site: (total / tokens.numel()).to(model.W_E) for site, total in sums.items()}
-
-
-def ablation_values(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], kind: Ablation
-) -> dict[Site, Tensor]:
-    """Replacement values from text: what each kind of ablation is, `Ablation` says.
-
-    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts.
-    """
-    if kind not in get_args(Ablation):
-        raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
-    if kind == "mean":
-        return mean_values(model, tokens)
-    if kind == "zero":
-        return {site: torch.zeros(width).to(model.W_E) for site, width in model.config.widths.items()}
-    found = _site_values(model, tokens[:N_TEXTS] if kind == "resample" else tokens)
-    return found if kind == "resample" else {site: value.mean(dim=0) for site, value in found.items()}
-
-
-def _site_values(model: SparseTransformer, tokens: Int[Tensor, "batch pos"]) -> dict[Site, Tensor]:
-    """Values [batch, pos, width] of every site."""
-    found: dict[Site, Tensor] = {}
-
-    def keeper(site: Site) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            found[site] = value.flatten(2)
-
-        return keep
-
-    with torch.no_grad(), model.hooks(fwd_hooks=[(model.hook_name(s), keeper(s)) for s in model.sites()]):
-        model(tokens)
-    return found
-
-
 def run_masked(
-    model: SparseTransformer,
+    model: Subject,
     tokens: Int[Tensor, "batch pos"],
     masks: Masks,
     values: Values,
@@ -98,26 +44,32 @@ def run_masked(
     with model.hooks(fwd_hooks=hooks):
         if not edge_masks:
             return model(tokens)
+        if not isinstance(model, SparseTransformer):
+            raise ValueError(
+                f"edge_masks: got some for a {type(model).__name__}; expected none, since only the weights of a "
+                "SparseTransformer lead from site to site. Mask its sites."
+            )
         with _cut(model, edge_masks, values) as parameters:
             return torch.func.functional_call(model, parameters, (tokens,))
 
 
 def run_circuit(
-    model: SparseTransformer, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
+    model: Subject, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits when only the circuit is kept: its nodes, its edges, and everything else at its ablation values.
 
     Raises ValueError when the circuit belongs to another model.
     """
     check_belongs(model, circuit)
-    device = model.W_E.device
-    masks = {site: mask.to(model.W_E) for site, mask in circuit.to_mask().items()}
-    edges = {key: mask.to(model.W_E) for key, mask in circuit.to_edge_mask().items()}
+    device = model.like.device
+    masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
+    cut = circuit.to_edge_mask() if isinstance(model, SparseSubject) else {}
+    edges = {key: mask.to(model.like) for key, mask in cut.items()}
     values = {site: value.to(device) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
 
 
-def check_belongs(model: SparseTransformer, circuit: Circuit) -> None:
+def check_belongs(model: Subject, circuit: Circuit) -> None:
     """Raise ValueError when the circuit was found in another model."""
     found = model.fingerprint()
     if circuit.model_hash != found:
@@ -171,7 +123,7 @@ def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Ite
                 kept = mask[linear.sparse.rows_of_values(), linear.sparse.column.long()]
                 rest = linear.sparse.values * (1 - kept)
                 columns = value.reshape(-1, value.shape[-1]).T.contiguous()
-                passed = sparse_linear(columns, linear.sparse, values=rest).T.reshape(*value.shape[:-1], -1)
+                passed = sparse_linear(linear.sparse, columns, values=rest).T.reshape(*value.shape[:-1], -1)
                 linear.sparse = linear.sparse.with_values(linear.sparse.values * kept)
             if value.ndim == 1:
                 replaced[names[id(linear.bias)]] = linear.bias + passed

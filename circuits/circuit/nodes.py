@@ -53,7 +53,7 @@ class Node:
     @classmethod
     def parse(cls, text: str) -> "Node":
         """Read `layer.site.index` back. Raises ValueError on anything else."""
-        stack, layer, site, index = split_stack(text, 3)
+        stack, (layer, site, index) = split_stack(text, 3)
         if site not in SITES or not layer.isdecimal() or not index.isdecimal():
             raise ValueError(f"node: got {text!r}; expected 'layer.site.index' with a site out of {SITES}.")
         return cls(int(layer), site, int(index), stack)

@@ -39,8 +39,12 @@ class UnsolvedError(ValueError):
 
 def margins(logits: Float[Tensor, "rows pos d_vocab"], targets: Targets) -> Float[Tensor, " rows"]:
     """Logit of the answer minus logit of the foil, at each prompt's last token."""
-    at_end = logits[torch.arange(len(logits)), targets.position]
-    pair = at_end.gather(1, torch.stack([targets.answer, targets.foil], dim=1))
+    return margin_of(logits[torch.arange(len(logits)), targets.position], targets)
+
+
+def margin_of(logits: Float[Tensor, "rows d_vocab"], targets: Targets) -> Float[Tensor, " rows"]:
+    """Logit of the answer minus logit of the foil, from logits at each prompt's last token."""
+    pair = logits.gather(1, torch.stack([targets.answer, targets.foil], dim=1))
     return pair[:, 0] - pair[:, 1]
 
 
@@ -91,11 +95,16 @@ def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
     return float(log_scale.exp())
 
 
-def task_score(model: SparseTransformer, batch: Batch) -> Score:
-    """Loss and accuracy of the whole model on a batch of prompt pairs."""
+def task_margins(model: SparseTransformer, batch: Batch) -> Float[Tensor, " rows"]:
+    """Margins of the whole model on a batch of prompt pairs, clean prompts first."""
     targets = batch.tokens_and_targets()
     with torch.no_grad():
-        return score_margins(margins(model(targets.tokens), targets))
+        return margins(model(targets.tokens), targets)
+
+
+def task_score(model: SparseTransformer, batch: Batch) -> Score:
+    """Loss and accuracy of the whole model on a batch of prompt pairs."""
+    return score_margins(task_margins(model, batch))
 
 
 def check_task(model: SparseTransformer, task: Task) -> None:

@@ -10,11 +10,12 @@ import torch
 from circuits.bridges import BridgeConfig, bridge_metrics, chain_losses, fit_bridges, load_bridges
 from circuits.bridges.steering import channel_effects, steer
 from circuits.files import write_json
-from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.checkpoint import save_checkpoint
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
 from circuits.training.config import TrainConfig
-from tasks import Corpus, load_corpus, load_task
+from circuits.training.saved import load_trained
+from tasks import load_task
 
 
 def bridge_files(
@@ -31,7 +32,7 @@ def bridge_files(
     sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. resume: the file that
     Ctrl-C left. Returns the report.
     """
-    model, corpus = _load(dense)
+    model, corpus = load_trained(dense)
     trained = out.with_name(f"{out.stem}-sparse.safetensors")
     other: SparseTransformer | TrainConfig
     if sparse is None:
@@ -40,7 +41,7 @@ def bridge_files(
             other, steps=steps or other.steps, model=replace(other.model, n_ctx=model.config.n_ctx)
         )
     else:
-        other, _ = _load(sparse)
+        other, _ = load_trained(sparse)
         config = replace(config, steps=steps or config.steps)
     stopped = out.with_suffix(".interrupted.safetensors")
     bridges = fit_bridges(model, other, corpus, config, checkpoint=stopped, resume=resume)
@@ -78,7 +79,7 @@ def steer_files(
 
     channels: none given takes the one that moves the sparse model furthest on validation prompts.
     """
-    (dense_model, _), (sparse_model, _) = _load(dense), _load(sparse)
+    (dense_model, _), (sparse_model, _) = load_trained(dense), load_trained(sparse)
     found = load_bridges(bridges, dense=dense_model, sparse=sparse_model)
     pair, _ = found.at(location)
     if not channels:
@@ -93,10 +94,3 @@ def steer_files(
     blocks = [headline(numbers), result.plot()]
     page = write_page(out.with_suffix(".html"), title=f"Steering: {task}", blocks=blocks)
     return {"curves": str(out), "page": str(page), **summary}
-
-
-def _load(path: Path) -> tuple[SparseTransformer, Corpus]:
-    saved = load_checkpoint(path)
-    corpus = load_corpus(saved.meta.get("train", {}).get("corpus", "mini"))
-    saved.model.tokenizer = corpus.tokenizer
-    return saved.model.eval(), corpus

@@ -1,9 +1,9 @@
 """The whole path once: train on mini-Python, extract a circuit, write it down."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from circuits.files import write_json
 from circuits.plots import demo_page, history_figure, pruning_figure
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -42,7 +42,7 @@ def extract(training: Training, task: str, out: Path, *, progress: bool = True) 
         "n_nonzero": training.model.n_nonzero(),
         "seed": seed,
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(out / "report.json", report)
     figures = [history_figure(training.history), pruning_figure(circuit.metrics["history"])]
     demo_page(out / "circuit.html", circuit, report, figures)
     return report

@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train a weight-sparse transformer and save it. Ctrl-C leaves a checkpoint that --resume takes up."""
     with clear_errors():
-        from circuits.training.config import TrainConfig
+        from circuits.training.config import TrainConfig, with_new_names
         from circuits.training.loop import train as run
 
         presets: dict[str, Callable[..., TrainConfig]] = {
@@ -62,7 +62,7 @@ def train(
         chosen = {"steps": steps, "minutes": minutes, "density": density}
         changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
         if config is not None:
-            changes |= read_json(config)
+            changes |= with_new_names(read_json(config))
         settings = TrainConfig.from_json({**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes})
         result = run(settings, checkpoint=out.with_suffix(".interrupted.safetensors"), resume=resume)
         result.save(out)

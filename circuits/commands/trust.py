@@ -31,16 +31,14 @@ def trust(
         from circuits.circuit.circuit import Circuit
         from circuits.model.checkpoint import find_checkpoint
         from circuits.plots import trust_page
-        from circuits.trust import TrustConfig
-        from circuits.trust import evaluate
-        from tasks import load_task
+        from circuits.trust import TrustConfig, trust_report
 
         found = Circuit.load(circuit)
         path = model or find_checkpoint(circuit.parent, found.model_hash)
         loaded, corpus = load_model(path)
         changes = read_json(config) if config else {}
         settings = TrustConfig.from_json({"seed": seed, "prune_seeds": prune_seeds, **changes})
-        report = evaluate(loaded, found, load_task(found.task), settings, corpus=corpus)
+        report = trust_report(loaded, found, config=settings, corpus=corpus)
         trust_page(page, report)
     if as_json:
         answer(

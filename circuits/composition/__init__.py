@@ -12,7 +12,7 @@ from circuits.composition.branches import (
     prune_compositions,
     run_composed,
 )
-from circuits.composition.data import DataComposition, composition_on_data, rank_correlation
+from circuits.composition.data import DataComposition, composition_on_data
 from circuits.composition.dynamic import CompositionMaps, composition_maps, folded_circuits, head_mixing
 from circuits.composition.nulls import NULLS, Null, benjamini_hochberg
 from circuits.composition.parts import Reader, Writer
@@ -42,7 +42,6 @@ __all__ = [
     "head_mixing",
     "head_paths",
     "prune_compositions",
-    "rank_correlation",
     "run_composed",
     "virtual_head",
     "weight_paths",

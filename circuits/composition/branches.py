@@ -15,7 +15,7 @@ from torch import Tensor
 from circuits.circuit.score import Score, check_task, margins, score_margins, two_way_loss
 from circuits.model.mixers import Compose
 from circuits.model.transformer import SparseTransformer
-from circuits.pruning.gates import Gates
+from circuits.pruning.learn import GateLearner, GateSettings, rising
 from tasks import Task
 from tasks.base import Targets
 
@@ -156,23 +156,15 @@ def _learned(
     model: SparseTransformer, task: Task, shapes: dict[str, tuple[int, ...]], config: ComposePruneConfig
 ) -> dict[str, Tensor]:
     """Gate values by hook."""
-    gates = Gates(shapes, seed=config.seed, like=model.W_E)
-    parameters = list(gates.parameters.values())
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=(0.9, 0.95), weight_decay=1e-3)
     pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
-    generator = torch.Generator().manual_seed(config.seed)
-    for step in range(config.steps):
-        rows = torch.randint(len(pool), (config.batch_size,), generator=generator)
-        targets, masks = pool.rows(rows).tokens_and_targets(), gates.masks()
-        n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
-        task_loss = two_way_loss(margins(run_composed(model, targets.tokens, masks), targets))
-        loss = task_loss + config.penalty * min(1.0, 2 * step / config.steps) * n_open
-        for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.grad = grad
-        optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
-        optimizer.step()
-        gates.clamp()
-    return {name: gate.detach() for name, gate in gates.parameters.items()}
+    settings = GateSettings(steps=config.steps, batch_size=config.batch_size, lr=config.lr, seed=config.seed)
+    learner = GateLearner(shapes, pool, settings, like=model.W_E)
+    for step, rows, masks in learner.steps():
+        targets = pool.rows(rows).tokens_and_targets()
+        loss = two_way_loss(margins(run_composed(model, targets.tokens, masks), targets))
+        learner.backward(loss, rising(config.penalty, step, config.steps), masks)
+        learner.update()
+    return {name: gate.detach() for name, gate in learner.gates.parameters.items()}
 
 
 def _fewest(

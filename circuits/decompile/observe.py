@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.evaluator import Evaluator
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import margins, score_margins
@@ -45,6 +46,9 @@ class Observed:
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
         self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
+        self.scale = Evaluator(model, task, circuit.criterion, dict(circuit.values)).scale(
+            circuit.nodes, circuit.edges
+        )
         self.kept: dict[Site, Tensor] = {}
         self.loss(circuit.nodes, self.kept)
         n_pos = self.targets.tokens.shape[1]
@@ -65,8 +69,7 @@ class Observed:
 
         with torch.no_grad(), self.model.hooks(fwd_hooks=[(name, keep) for name in self._sites]):
             logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
-        scale = float(self.circuit.metrics.get("logit_scale", 1.0))
-        return score_margins(scale * margins(logits, self.targets)).loss
+        return score_margins(self.scale * margins(logits, self.targets)).loss
 
     @property
     def _sites(self) -> dict[str, Site]:

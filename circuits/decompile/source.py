@@ -23,15 +23,17 @@ from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
+from circuits.model.config import Activation
+from circuits.model.mlp import ACTIVATIONS
 from circuits.model.options import Says
-from circuits.model.sites import SITES, WEIGHTS, Site, SiteName, WeightAt
+from circuits.model.sites import TABLE, WEIGHTS, Site, SiteName, WeightAt
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
-_SHORT: dict[SiteName, str] = dict(
-    zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
-)
+_SHORT: dict[SiteName, str] = {row.name: row.label.replace(" ", "_") for row in TABLE}
 _INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
+_AROUND: dict[Activation, str] = {"gelu": "gelu({})", "relu": "np.maximum({}, 0)"}
+"""Activations as they are written."""
 SAYS = Says(act=("gelu", "relu"))
 """Heads that are not composed: a pattern is written out as one softmax of one product."""
 
@@ -73,7 +75,6 @@ class _Writer:
 
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
-        self.act: str = getattr(model.config, "act", "gelu")
         seen = Observed(model, circuit, task, n_pairs)
         self.names = {n: f"{seen.word(n)}_{_SHORT[n.site]}{n.layer}_{n.index}" for n in circuit.nodes}
         self.by_site: dict[Site, list[Node]] = {}
@@ -149,7 +150,7 @@ class _Writer:
     def _mlp(self, layer: int) -> None:
         if any(Site(layer, name) in self.by_site for name in ("mlp_in", "mlp_neuron")):
             self._read(Site(layer, "mlp_in"), f"layer {layer}, MLP")
-            self._computed(Site(layer, "mlp_neuron"), {}, around=f"{self.act}({{}})")
+            self._computed(Site(layer, "mlp_neuron"), {}, around=_AROUND[self.model.config.act])
         self._write(Site(layer, "mlp_out"), {})
 
     def _read(self, site: Site, title: str) -> None:
@@ -165,7 +166,7 @@ class _Writer:
     def _computed(self, site: Site, mixed: dict[Node, str], around: str = "{}", onto: str = "") -> None:
         """Nodes that are a weighted sum of other nodes and a constant; `onto`: added to it straight away."""
         nodes, rest = self.by_site.get(site, []), self._rest(site)
-        bars = self._bars(site, nodes, rest, active=around != "{}")
+        bars = self._bars(site, nodes, rest, activated=around != "{}")
         for node in nodes:
             terms = [f"{_number(e.weight)} * {self._term(e.source, mixed)}" for e in self.into[node]]
             terms.append(_number(float(rest[node.index])))
@@ -187,7 +188,7 @@ class _Writer:
     def _term(self, node: Node, mixed: dict[Node, str]) -> str:
         return f"({mixed[node]})" if node in mixed else self.names[node]
 
-    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, active: bool) -> list[str]:
+    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, activated: bool) -> list[str]:
         """AbsTopK: what a node has to exceed, by its rank among the circuit's nodes; none if it always does.
 
         Where r nodes of the circuit are larger, k - r - 1 of the constant neighbours may be larger too.
@@ -195,7 +196,7 @@ class _Writer:
         k = self.model.config.topk(site)
         if not nodes or k is None or k >= len(rest):
             return []
-        rest = getattr(torch.nn.functional, self.act)(rest) if active else rest
+        rest = ACTIVATIONS[self.model.config.act](rest) if activated else rest
         own = {node.index for node in nodes}
         others = sorted((abs(float(c)) for i, c in enumerate(rest) if i not in own), reverse=True)
         bars = [self._bar(others, k - rank - 1) for rank in range(len(nodes))]

@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import mean_values, run_circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.masked import run_circuit
 from circuits.circuit.nodes import Edge
 from circuits.circuit.parts import io_edges
 from circuits.circuit.score import margins, score_margins
@@ -105,6 +107,7 @@ MODELS: dict[str, Callable[..., Handmade]] = {
     "majority": majority,
     "modular": modular,
 }
+"""The builder of each hand-made model, by name."""
 
 
 def build(
@@ -173,7 +176,7 @@ def _true_circuit(model: SparseTransformer, task: Task, corpus: Corpus, edges: l
         io_edges=tuple(io_edges(model, nodes, batch, task.tokenizer)),
         widths=model.config.widths,
         n_layers=model.config.n_layers,
-        task=task.name,
+        criterion=Criterion.of(task, calibrate=False),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )

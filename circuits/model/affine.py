@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from circuits.kernels import SparseWeight, sparse_linear, trained_linear
-from circuits.kernels.memory import keep_pages
 
 
 class AffineMap(nn.Module):
@@ -37,7 +36,6 @@ class AffineMap(nn.Module):
 
     def hold_nonzeros(self, sparse: SparseWeight) -> None:
         """Make the map compact: from here on these nonzeros are its matrix."""
-        keep_pages()
         self._parameters.pop(self.MATRIX, None)
         self.sparse = sparse
 
@@ -49,9 +47,9 @@ class AffineMap(nn.Module):
         flat = x.flatten(0, -2).t()
         if self.trains:
             matrix = getattr(self, self.MATRIX)
-            y = trained_linear(flat, matrix, self.sparse, bias, on_support=self.on_support)
+            y = trained_linear(self.sparse, flat, matrix, bias, on_support=self.on_support)
         else:
-            y = sparse_linear(flat, self.sparse, bias=bias)
+            y = sparse_linear(self.sparse, flat, bias=bias)
         return y.t().unflatten(0, x.shape[:-1])
 
     def __getattr__(self, name: str) -> Any:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from circuits.files import whole_file
 from circuits.kernels import SparseWeight
 from circuits.model import compute
 from circuits.model.affine import AffineMap
@@ -58,12 +59,9 @@ def save_checkpoint(
     for name, value in (extra or {}).items():
         tensors["extra." + name] = value.detach().cpu().contiguous()
     header = {"schema": SCHEMA, "config": model.config.to_json(), "shapes": shapes, "meta": meta or {}}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
-    partial.replace(path)
-    return path
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
+    return Path(path)
 
 
 def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
-from circuits.kernels.memory import keep_pages
 from circuits.model.transformer import SparseTransformer
 
 
 @contextmanager
 def sparse_compute(
-    model: SparseTransformer, gradient: Literal["exact", "support"] = "exact"
+    model: SparseTransformer, weight_gradient: Literal["exact", "support"] = "exact"
 ) -> Iterator[dict[str, str]]:
     """Run the model's linear maps on their nonzeros, forward and backward; yields what was chosen for each.
 
@@ -25,18 +24,17 @@ def sparse_compute(
     inside: the nonzeros are read once, at the start. Inside another `sparse_compute` of the same model, that
     one goes on.
 
-    gradient: what weights that require one get. "exact": the whole matrix, so that a zero may grow back.
+    weight_gradient: what weights that require one get. "exact": the whole matrix, so that a zero may grow back.
     "support": only the nonzeros', the rest zero, which costs what the nonzeros cost.
     """
     maps = {name: linear for name, linear in model.linears()}
     if any(linear.sparse is not None for linear in maps.values()):
         yield {name: _said(linear.sparse) for name, linear in maps.items()}
         return
-    keep_pages()
     try:
         for linear in maps.values():
             linear.sparse = _compressed(linear.weight)
-            linear.on_support = gradient == "support"
+            linear.on_support = weight_gradient == "support"
         yield {name: _said(linear.sparse) for name, linear in maps.items()}
     finally:
         for linear in maps.values():

@@ -1,11 +1,16 @@
 """What decides a model: frozen, checked when made, JSON in and out."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from circuits.files import check_keys, with_tuples
-from circuits.model.mixers.compose import ComposeKind
 from circuits.model.sites import ROWS, SITES, Site, SiteName, all_sites
+
+ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
+"""none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
+
+Activation = Literal["gelu", "relu"]
+"""What an MLP's neurons do to their input; gelu is the exact one. Named as TransformerLens names them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +42,13 @@ class ModelConfig:
     attention: Literal["softmax", "compose"] = "softmax"
     "compose: heads are composed before and after the softmax, as `compose` says."
     compose: ComposeKind = "none"
-    "How heads are composed (see `attention/compose.py`): none, static, gate, qw, kw or full."
+    "How heads are composed (see `mixers/compose.py`): none, static, gate, qw, kw or full."
     compose_rank: int = 2
     "Rank of the mixing part of a composition (published: 2)."
     norm_eps: float = 1e-5
     "Added to the mean square inside RMSNorm."
+    act: Activation = "gelu"
+    "Activation of the MLP's neurons."
 
     def __post_init__(self) -> None:
         for name in ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx"):
@@ -68,6 +75,8 @@ class ModelConfig:
                 f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
                 "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
             )
+        if self.act not in get_args(Activation):
+            raise ValueError(f"act: got {self.act!r}; expected one of {get_args(Activation)}.")
         if self.norm_eps <= 0:
             raise ValueError(f"norm_eps: got {self.norm_eps}; expected a positive number such as 1e-5.")
 
@@ -100,7 +109,43 @@ class ModelConfig:
         """Plain JSON types."""
         return asdict(self)
 
+    def hashed(self) -> dict[str, Any]:
+        """What a fingerprint hashes: the fields, in JSON types, that are not as `UNSAID` has them."""
+        said = self.to_json()
+        return {f.name: said[f.name] for f in fields(self) if getattr(self, f.name) != UNSAID[f.name]}
+
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelConfig":
         """The inverse of `to_json`. Raises ValueError on a key that is unknown or missing."""
         return cls(**with_tuples(check_keys(cls, data), "topk_sites"))
+
+
+UNSAID: dict[str, Any] = {
+    "d_vocab": None,
+    "n_layers": 2,
+    "d_model": 128,
+    "n_heads": 8,
+    "d_head": 16,
+    "d_mlp": 512,
+    "n_ctx": 64,
+    "topk_fraction": 0.25,
+    "topk_sites": (
+        "attn_in",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_out",
+        "mlp_in",
+        "mlp_neuron",
+        "mlp_out",
+    ),
+    "sink": True,
+    "bigram": True,
+    "attention": "softmax",
+    "compose": "none",
+    "compose_rank": 2,
+    "norm_eps": 1e-5,
+    "act": "gelu",
+}
+"""What a field is where a fingerprint leaves it out. Values here never change, whatever today's defaults are; a new
+field joins with the value that leaves a model as models were before it."""

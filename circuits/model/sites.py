@@ -5,10 +5,11 @@ site takes a row here and its hook point in the model.
 """
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 Stack = Literal["decoder", "encoder"]
 """The stack of layers that a site belongs to; the decoder is meant where none is named."""
+STACKS: tuple[Stack, ...] = get_args(Stack)
 SiteName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
 
 
@@ -94,10 +95,10 @@ class Site(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Site":
         """The inverse of `str`. Raises ValueError on anything else."""
-        stack, layer, name, *rest = split_stack(text, 2)
-        if rest or name not in SITES or not layer.isdecimal():
+        stack, (layer, name) = split_stack(text, 2)
+        if name not in ROWS or not layer.isdecimal():
             raise ValueError(f"site: got {text!r}; expected 'layer.site' with a site out of {SITES}.")
-        return cls(int(layer), name, stack)
+        return cls(int(layer), ROWS[name].name, stack)
 
 
 class WeightAt(NamedTuple):
@@ -139,9 +140,9 @@ def prefix(stack: Stack) -> str:
     return "" if stack == "decoder" else f"{stack}."
 
 
-def split_stack(text: str, parts: int) -> list[str]:
+def split_stack(text: str, parts: int) -> tuple[Stack, list[Any]]:
     """The stack and the dotted parts of a name, as many as asked for (the missing ones empty)."""
     first, _, rest = text.partition(".")
-    stack, body = (first, rest) if first in get_args(Stack) else ("decoder", text)
-    split = body.split(".", parts - 1)
-    return [stack, *split, *[""] * (parts - len(split))]
+    named = [stack for stack in STACKS if stack == first]
+    split = (rest if named else text).split(".", parts - 1)
+    return named[0] if named else "decoder", [*split, *[""] * (parts - len(split))]

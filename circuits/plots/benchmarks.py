@@ -8,6 +8,8 @@ from plotly.colors import sample_colorscale
 
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout
 
+__all__ = ["bench_figure"]
+
 GAP = 0.035
 """Between panels, as a share of the figure's width."""
 

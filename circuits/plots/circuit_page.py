@@ -7,9 +7,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.nodes import is_pair
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
 from circuits.plots.picture.circuit import circuit_figure
 from circuits.plots.picture.labels import long_label, short_label
+
+__all__ = ["demo_page"]
 
 HEADLINES: Mapping[str, tuple[str, str]] = {
     "n_nodes": ("nodes", "{:,}"),
@@ -82,7 +85,7 @@ def edge_rows(circuit: Circuit) -> list[dict[str, Any]]:
             "from": long_label(edge.source),
             "to": long_label(edge.target),
             "weight": edge.weight,
-            "kind": "score" if edge.source.site == "attn_k" else "weight",
+            "kind": "score" if is_pair(edge) else "weight",
         }
         for edge in sorted(circuit.edges, key=lambda edge: -abs(edge.weight))
     ]

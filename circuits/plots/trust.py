@@ -1,12 +1,13 @@
 """Trust in one circuit: its report as a figure and as a page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.plots import plot
 from circuits.plots.page import heading, table, write_page
 from circuits.plots.style import (
     BAND,
@@ -21,6 +22,9 @@ from circuits.plots.style import (
     base_layout,
     escaped,
 )
+from circuits.trust.report import Entry, TrustReport
+
+__all__ = ["trust_figure", "trust_page"]
 
 ROW = 25
 """Pixels to an entry of the report."""
@@ -28,25 +32,15 @@ MARKS = {"pass": "✓", "fail": "✗", "note": "•", "not run": UNMEASURED}
 COLOURS = {"pass": POSITIVE, "fail": NEGATIVE_TEXT, "note": FAINT, "not run": FAINT}
 
 
-@runtime_checkable
-class _Entry(Protocol):
-    name: str
-    meaning: str
-    value: float
-    baseline: float
-    verdict: Any
-    unit: str
-    details: Mapping[str, Any]
-
-
-def faithfulness_figure(report: Any, *, title: str | None = None) -> go.Figure:
-    """A report of `circuits.trust.evaluate`: value against baseline for each entry, and two close-ups.
+@plot.register
+def trust_figure(report: TrustReport, *, title: str | None = None) -> go.Figure:
+    """A report of `circuits.trust.trust_report`: value against baseline for each entry, and two close-ups.
 
     Each row has its own scale, from 0 to the larger of value and baseline. Below: the share of the model's
     margin that the best-ranked nodes recover, and what interchanging each node does in circuit and in model.
     `title` replaces the usual one.
     """
-    entries: Sequence[_Entry] = report.entries
+    entries = report.entries
     rows_height, below = ROW * len(entries), 280
     height = 120 + rows_height + below
     plot_height = height - 104 - 48
@@ -66,7 +60,7 @@ def faithfulness_figure(report: Any, *, title: str | None = None) -> go.Figure:
     return figure
 
 
-def trust_page(path: str | Path, report: Any) -> Path:
+def trust_page(path: str | Path, report: TrustReport) -> Path:
     """One page about one report: the verdict, the figure, and a table with what each item means."""
     rows = [
         {
@@ -82,13 +76,13 @@ def trust_page(path: str | Path, report: Any) -> Path:
     ]
     title = f"Is the circuit for {report.task} what the model uses?"
     size = f"{report.n_nodes} nodes and {report.n_edges} edges of model {report.model_hash}."
-    figure = faithfulness_figure(report, title="")
+    figure = trust_figure(report, title="")
     return write_page(
         path, title=title, blocks=[f"{report.verdict} {size}", figure, heading("Every item"), table(rows)]
     )
 
 
-def _entry_traces(entries: Sequence[_Entry]) -> list[go.Scatter]:
+def _entry_traces(entries: Sequence[Entry]) -> list[go.Scatter]:
     ours, bases, lines = [], [], go.Scatter(x=[], y=[], mode="lines", hoverinfo="skip")
     track_x: list[float | None] = []
     track_y: list[float | None] = []
@@ -123,7 +117,7 @@ def _entry_traces(entries: Sequence[_Entry]) -> list[go.Scatter]:
     ]
 
 
-def _entry_labels(entries: Sequence[_Entry]) -> list[dict[str, Any]]:
+def _entry_labels(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     labels: list[dict[str, Any]] = []
     base = {"xref": "paper", "yref": "y", "showarrow": False, "yanchor": "middle"}
     for i, entry in enumerate(entries):
@@ -159,7 +153,7 @@ def _entry_labels(entries: Sequence[_Entry]) -> list[dict[str, Any]]:
     ]
 
 
-def _close_ups(entries: Sequence[_Entry]) -> list[go.Scatter]:
+def _close_ups(entries: Sequence[Entry]) -> list[go.Scatter]:
     by_name = {entry.name: entry for entry in entries}
     traces = []
     if "CPR" in by_name:
@@ -234,7 +228,7 @@ def _close_up_titles(split: float) -> list[dict[str, Any]]:
     ]
 
 
-def _dot(entry: _Entry) -> str:
+def _dot(entry: Entry) -> str:
     return NEGATIVE if entry.verdict == "fail" else POSITIVE if entry.verdict == "pass" else FAINT
 
 

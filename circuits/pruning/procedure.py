@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import check_task
+from circuits.kernels import keep_pages
 from circuits.model.compute import frozen
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
@@ -42,6 +43,7 @@ def prune(
     learning rates and penalties, found by Optuna, in place of `config.starts`. Raises ValueError when the task
     does not fit the model, and UnsolvedError (a ValueError) when the whole model misses the targets.
     """
+    keep_pages()
     config = config or PruneConfig()
     check_task(model, task)
     corpus = corpus or load_corpus("mini")

@@ -6,15 +6,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import ablation_values, run_circuit, run_masked
+from circuits.circuit.evaluator import Evaluator, Kept
+from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
 from circuits.circuit.parts import edges_between, io_edges
-from circuits.circuit.score import Score, UnsolvedError, margins, score_against, score_margins, task_score
+from circuits.circuit.score import (
+    Score,
+    UnsolvedError,
+    score_against,
+    score_margins,
+    task_margins,
+    task_score,
+)
 from circuits.model.sites import Site, WeightAt
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
-from circuits.pruning.judge import Judge
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import minimal, thinned
 from tasks import Batch, Corpus, Task
@@ -22,28 +30,21 @@ from tasks.base import Targets
 
 
 class Search:
-    """One pruning run: the prompts it looks at, the values it ablates with, and its history."""
+    """One pruning run: what it is judged by, the prompts that gates learn from, and its history."""
 
     def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
         self.model, self.task, self.config = model, task, config
+        self.criterion = config.criterion(task)
         self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
-        self.faithful = config.objective == "faithful"
-        if not self.faithful:  # a faithful circuit is one for what the model does, whatever that is
+        faithful = config.objective == "faithful"
+        if not faithful:  # a faithful circuit is one for what the model does, whatever that is
             _check_solved(model, task, self.batch, config)
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
-        self.reference = full_margins(model, self.pool) if self.faithful else None
-        self.judge = Judge(
-            model,
-            self.batch,
-            self.values,
-            target_loss=config.target_loss,
-            target_accuracy=config.target_accuracy,
-            calibrate=config.calibrate and not self.faithful,
-            reference=full_margins(model, self.batch) if self.faithful else None,
-        )
+        self.reference = task_margins(model, self.pool) if faithful else None
+        self.judge = Evaluator(model, task, self.criterion, self.values)
         self.history: list[dict[str, float]] = []
 
     def best(self, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
@@ -63,7 +64,7 @@ class Search:
     ) -> tuple[list[Node], list[Edge]]:
         """Drop nodes, then edges, until no single one can go: large groups of the lowest rank first."""
         show(stage="discretise", nodes=len(ranked))
-        nodes = self.minimal_nodes(thinned(ranked, self.judge.solved), None, show)
+        nodes = self.minimal_nodes(thinned(ranked, self._solved_between), "between", show)
         edges = edges_between(self.model, nodes)
         if not self.config.prune_edges:
             return nodes, edges
@@ -81,7 +82,7 @@ class Search:
             return run_masked(self.model, targets.tokens, masks, self.values)
 
         way = self._learn(parts, forward, start, show, "nodes")
-        return _last(way, self.judge.solved) or [node for own in parts.values() for node in own]
+        return _last(way, self._solved_between) or [node for own in parts.values() for node in own]
 
     def edges_by_gates(
         self, nodes: list[Node], edges: list[Edge], start: int, show: Callable[..., None]
@@ -125,13 +126,14 @@ class Search:
             parts, forward, self.pool, self.reference, config, seed=seed, like=self.model.W_E, log=log
         )
 
-    def minimal_nodes(
-        self, nodes: list[Node], edges: list[Edge] | None, show: Callable[..., None]
-    ) -> list[Node]:
+    def _solved_between(self, nodes: list[Node]) -> Score | None:
+        return self.judge.solved(nodes, "between")
+
+    def minimal_nodes(self, nodes: list[Node], edges: Kept, show: Callable[..., None]) -> list[Node]:
         """Drop nodes, least needed first, until no single one can go."""
 
         def solved(kept: list[Node]) -> Score | None:
-            return self.judge.solved(kept, None if edges is None else among(edges, kept))
+            return self.judge.solved(kept, edges if isinstance(edges, str) else among(edges, kept))
 
         return minimal(nodes, solved, lambda n: show(stage="nodes", nodes=n))
 
@@ -153,65 +155,55 @@ class Search:
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
         here = self.judge.score(nodes, edges)
-        alone = {node: self.judge.score(*without(node, nodes, edges)) for node in nodes}
-        facts = {
-            node: NodeFacts(
-                mean=float(self.values[node.at][..., node.index].mean()), effect=score.loss - here.loss
-            )
-            for node, score in alone.items()
-        }
-        spare = [
-            e for e in edges if not is_pair(e) and self.judge.solved(nodes, [x for x in edges if x != e])
-        ]
+        config = self.model.config
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
             io_edges=tuple(io_edges(self.model, nodes, self.batch, self.task.tokenizer)),
-            widths=self.model.config.widths,
-            n_layers=self.model.config.n_layers,
-            d_head=self.model.config.d_head,
-            task=self.task.name,
+            widths=config.widths,
+            n_layers=config.n_layers,
+            d_head=config.d_head,
+            criterion=self.criterion,
             model_hash=self.model.fingerprint(),
-            ablation=self.config.ablation,
             values={site: value.cpu() for site, value in self.values.items()},
-            facts=facts,
+            facts=self._facts(nodes, edges, here),
         )
         return circuit.with_metrics(
-            **self._held_out(circuit, self.judge.scale(self.judge.margins(nodes, edges))),
+            **self._held_out(nodes, edges),
             val_task_loss=here.loss,
             val_task_accuracy=here.accuracy,
-            one_minimal=not spare and not any(map(self.judge.meets, alone.values())),
+            one_minimal=not self.judge.spare(nodes, edges),
             target_loss=self.config.target_loss,
             target_accuracy=self.config.target_accuracy,
             history=self.history,
             prune=self.config.to_json(),
         )
 
-    def _held_out(self, circuit: Circuit, logit_scale: float) -> dict[str, float]:
+    def _facts(self, nodes: list[Node], edges: list[Edge], here: Score) -> dict[Node, NodeFacts]:
+        return {
+            node: NodeFacts(
+                mean=float(self.values[node.at][..., node.index].mean()),
+                effect=self.judge.score(*without(node, nodes, edges)).loss - here.loss,
+            )
+            for node in nodes
+        }
+
+    def _held_out(self, nodes: list[Node], edges: list[Edge]) -> dict[str, float]:
         """Scores on test prompts, of the circuit (the calibration is that of the validation prompts) and the model."""
-        test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
-        targets = test.tokens_and_targets()
-        with torch.no_grad():
-            margin = margins(run_circuit(self.model, circuit, targets.tokens), targets)
-        score, full = score_margins(margin * logit_scale), task_score(self.model, test)
-        same = score_against(margin, full_margins(self.model, test))
+        test, scale = self.judge.test, self.judge.scale(nodes, edges)
+        margin = test.margins(nodes, edges)
+        score, full = score_margins(margin * scale), score_margins(test.full_margins)
+        same = score_against(margin, test.full_margins)
         return {
             "kl_to_model": same.loss,
             "agreement_with_model": same.accuracy,
             "task_loss": score.loss,
             "task_accuracy": score.accuracy,
             "uncalibrated_task_loss": score_margins(margin).loss,
-            "logit_scale": logit_scale,
+            "logit_scale": scale,
             "full_task_loss": full.loss,
             "full_task_accuracy": full.accuracy,
         }
-
-
-def full_margins(model: SparseTransformer, batch: Batch) -> Tensor:
-    """Margins of the whole model, clean prompts first."""
-    targets = batch.tokens_and_targets()
-    with torch.no_grad():
-        return margins(model(targets.tokens), targets)
 
 
 def _check_solved(model: SparseTransformer, task: Task, batch: Batch, config: PruneConfig) -> None:

@@ -7,6 +7,9 @@ from typing import Any, Literal
 from circuits.files import check_keys, require, with_tuples
 from circuits.model.config import ModelConfig
 
+RENAMED = {"gradient": "gradient_scaling", "grad": "weight_gradient"}
+"""Fields of older files, and what they are called now."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -48,12 +51,12 @@ class TrainConfig:
     "Adam's epsilon."
     weight_decay: float = 0.1
     "Decay of matrices (not of biases and the bigram table), times the learning rate, after the projection."
-    gradient: Literal["clip", "rms", "none"] = "clip"
+    gradient_scaling: Literal["clip", "rms", "none"] = "clip"
     "clip: norm at most 1. rms: divide by the root mean square over all parameters, always (published)."
-    grad: Literal["exact", "support"] = "exact"
+    weight_gradient: Literal["exact", "support"] = "exact"
     "exact: every weight gets its gradient. support: where a matrix runs on its nonzeros, only those; see refresh."
     refresh: int = 10
-    "With grad='support': every how many steps all weights get their gradient, so that dropped ones may return."
+    "With weight_gradient='support': every how many steps all weights get theirs, so that dropped ones may return."
     bigram_init: Literal["counts", "zeros", "fixed"] = "counts"
     "counts: the bigram table starts at the corpus's log-probabilities. fixed: it stays there (a large one is slow)."
     log_every: int = 20
@@ -62,6 +65,13 @@ class TrainConfig:
     "Steps between measurements of the validation loss."
     n_val: int = 256
     "Validation sequences."
+
+    def __new__(cls, **values: Any) -> "TrainConfig":
+        """Raises TypeError for the older name of a field, which only `from_json` takes."""
+        for old in RENAMED.keys() & values.keys():
+            new = RENAMED[old]
+            raise TypeError(f"TrainConfig: {old!r} is called {new!r} now; pass {new}={values[old]!r}.")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "refresh", "log_every", "val_every", "n_val"):
@@ -75,8 +85,8 @@ class TrainConfig:
         require(self, "minutes", self.minutes is None or self.minutes > 0, "a positive number or None")
         for name, options in (
             ("schedule", ("linear", "exponential")),
-            ("gradient", ("clip", "rms", "none")),
-            ("grad", ("exact", "support")),
+            ("gradient_scaling", ("clip", "rms", "none")),
+            ("weight_gradient", ("exact", "support")),
             ("bigram_init", ("counts", "zeros", "fixed")),
         ):
             require(self, name, getattr(self, name) in options, f"one of {options}")
@@ -93,7 +103,7 @@ class TrainConfig:
         Published with density 1/64 for blocks and 1/16 for embeddings, at batch 512 x 256 tokens.
         """
         published: dict[str, Any] = dict(
-            density=1 / 64, embed_density=1 / 16, min_alive=4, lr=1.28e-2, eps=0.1, gradient="rms"
+            density=1 / 64, embed_density=1 / 16, min_alive=4, lr=1.28e-2, eps=0.1, gradient_scaling="rms"
         )
         return cls(**{**published, **changes})
 
@@ -130,8 +140,17 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "TrainConfig":
-        """The inverse of `to_json`. Raises ValueError on an unknown key."""
-        data = dict(check_keys(cls, data))
+        """The inverse of `to_json`; reads older files too. Raises ValueError on an unknown key, or one given twice."""
+        data = dict(check_keys(cls, with_new_names(data)))
         if isinstance(data.get("model"), dict):
             data["model"] = ModelConfig.from_json(data["model"])
         return cls(**with_tuples(data, "anneal", "betas"))
+
+
+def with_new_names(data: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older file under today's names. Raises ValueError where both names of one are given."""
+    both = [(old, new) for old, new in RENAMED.items() if old in data and new in data]
+    if both:
+        old, new = both[0]
+        raise ValueError(f"TrainConfig: got both {old!r} and {new!r}, its new name; expected {new!r} alone.")
+    return {RENAMED.get(key, key): value for key, value in data.items()}

@@ -6,27 +6,27 @@ and multiplied by sqrt(final / current), so that it rises to its quoted value as
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import sparse_compute
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
+from circuits.training.saved import with_corpus
+from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
+from circuits.views import Plotted
 from tasks import Corpus, bigram_log_probs, load_corpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(Plotted):
     """What a run leaves behind."""
 
     model: SparseTransformer
@@ -56,30 +56,14 @@ class Training:
         saved = load_checkpoint(path)
         if "train" not in saved.meta or saved.extra:
             raise ValueError(f"path: {path} is no finished run; expected a file that Training.save wrote.")
-        config = TrainConfig.from_json(saved.meta["train"])
-        corpus = load_corpus(config.corpus, 0)
-        saved.model.tokenizer = corpus.tokenizer
+        model, corpus = with_corpus(saved)
         return cls(
-            model=saved.model.eval(),
-            config=config,
+            model=model,
+            config=TrainConfig.from_json(saved.meta["train"]),
             corpus=corpus,
             history=saved.meta["history"],
             seconds=saved.meta["seconds"],
         )
-
-    def plot(self) -> Any:
-        """Loss, density and learning rate against steps, as a Plotly figure."""
-        from circuits.plots import history_figure
-
-        return history_figure(self.history)
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during training; `path` is the checkpoint to resume from."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(f"Training interrupted; resume from {path}")
-        self.path = path
 
 
 def train(
@@ -93,24 +77,20 @@ def train(
     """Train a model; the same config gives the same bits (unless `minutes` is set).
 
     corpus: text of your own in place of the one that `config.corpus` names. checkpoint: where Ctrl-C leaves
-    the run (default out/interrupted.safetensors). resume: a file that an interrupted run of the same config
+    the run (default out/interrupted.safetensors): at the end of a step it raises TrainingInterrupted, while a
+    second Ctrl-C stops at once and leaves nothing. resume: a file that an interrupted run of the same config
     left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
     met, before anything is computed or written.
     """
+    keep_pages()
     corpus = corpus or load_corpus(config.corpus, 0)
     config = with_vocabulary(config, corpus)
     check_budgets(config)
     run = _Run(config, corpus)
     if resume is not None:
         run.restore(resume)
-    try:
-        with _progress_bar(config, progress) as show:
-            while run.progress() < 1:
-                run.one_step()
-                show(run)
-    except KeyboardInterrupt:
-        path = run.save(checkpoint or Path("out") / "interrupted.safetensors")
-        raise TrainingInterrupted(path) from None
+    stopped = checkpoint or Path("out") / "interrupted.safetensors"
+    run_to_end(run, name="train", describe=_described, checkpoint=stopped, shown=progress)
     run.model.eval()
     return Training(model=run.model, config=config, corpus=corpus, history=run.history, seconds=run.seconds)
 
@@ -142,7 +122,7 @@ class Updates:
         lr = learning_rate(config, progress, density)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        _scale_gradients(self.model, config.gradient)
+        _scale_gradients(self.model, config.gradient_scaling)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         project(self.model, config, progress)
@@ -171,7 +151,7 @@ class _Run:
         self.val_tokens = corpus.windows(
             config.n_val, config.model.n_ctx, split="val", generator=torch.Generator().manual_seed(1)
         )
-        self.history: list[dict[str, int | float]] = []
+        self.history: list[Entry] = []
         self.step, self.seconds, self._tick = 0, 0.0, time.perf_counter()
 
     def progress(self) -> float:
@@ -188,7 +168,7 @@ class _Run:
             config.batch_size, config.model.n_ctx, split="train", generator=self.generator
         )
         # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
-        with sparse_compute(self.model, self._gradient()):
+        with sparse_compute(self.model, self._weight_gradient()):
             loss = self.model(tokens, return_type="loss")
         density, lr = self.updates(loss, self.progress())
         self.step += 1
@@ -196,8 +176,8 @@ class _Run:
         self.seconds, self._tick = self.seconds + now - self._tick, now
         self._record(float(loss.detach()), density, lr)
 
-    def _gradient(self) -> Literal["exact", "support"]:
-        return "exact" if self.step % self.config.refresh == 0 else self.config.grad
+    def _weight_gradient(self) -> Literal["exact", "support"]:
+        return "exact" if self.step % self.config.refresh == 0 else self.config.weight_gradient
 
     def _record(self, loss: float, density: float, lr: float) -> None:
         last = self.progress() >= 1
@@ -211,9 +191,7 @@ class _Run:
 
     def save(self, path: str | Path) -> Path:
         """Everything needed to go on: weights, Adam's moments, the generator, the history."""
-        extra = {"generator": self.generator.get_state()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            extra |= {f"adam.{index}.{key}": value for key, value in state.items()}
+        extra = {"generator": self.generator.get_state(), **optimizer_tensors("adam", self.optimizer)}
         meta = {
             "train": self.config.to_json(),
             "history": self.history,
@@ -233,12 +211,7 @@ class _Run:
         if "generator" not in saved.extra:
             raise ValueError(f"resume: {path} holds a finished model; expected a run that was interrupted.")
         self.model.load_state_dict(saved.model.state_dict())
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in saved.extra.items():
-            if name.startswith("adam."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        restore_optimizer("adam", self.optimizer, saved.extra)
         self.generator.set_state(saved.extra["generator"])
         self.history, self.step, self.seconds = (
             saved.meta["history"],
@@ -317,28 +290,6 @@ def _decay(model: SparseTransformer, amount: float) -> None:
                 matrix.parameter.mul_(1 - amount)
 
 
-@contextmanager
-def _progress_bar(config: TrainConfig, shown: bool) -> Iterator[Any]:
-    columns = (
-        TextColumn("train"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn(
-            "loss {task.fields[loss]:.3f}  density {task.fields[density]:.4f}  {task.fields[rate]:,.0f} tokens/s"
-        ),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
-        line = bar.add_task("train", total=1.0, loss=float("nan"), density=1.0, rate=0.0)
-
-        def show(run: _Run) -> None:
-            last = run.history[-1]
-            bar.update(
-                line,
-                completed=run.progress(),
-                loss=last["loss"],
-                density=last["density"],
-                rate=last["tokens_per_s"],
-            )
-
-        yield show
+def _described(entry: Entry) -> str:
+    rate = f"{entry['tokens_per_s']:,.0f} tokens/s"
+    return f"loss {entry['loss']:.3f}  density {entry['density']:.4f}  {rate}"

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from circuits.views import Cell, Plotted, html_table
+
 Verdict = Literal["pass", "fail", "note", "not run"]
 """`note`: a number without a threshold that everybody would agree on."""
 
@@ -47,7 +49,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class TrustReport(Plotted):
     """Whether a circuit is what the model uses: one entry for each item."""
 
     task: str
@@ -97,12 +99,6 @@ class Report:
             "entries": [entry.to_json() for entry in self.entries],
         }
 
-    def plot(self) -> Any:
-        """The report as a Plotly figure; see `circuits.plots.faithfulness_figure`."""
-        from circuits.plots import faithfulness_figure
-
-        return faithfulness_figure(self)
-
     def __str__(self) -> str:
         lines = [f"{self.task}: {self.n_nodes} nodes, {self.n_edges} edges. {self.verdict}"]
         for e in self.entries:
@@ -113,19 +109,28 @@ class Report:
 
     def _repr_html_(self) -> str:
         colours = {"pass": "#0b5394", "fail": "#a8500a"}
-        rows = "".join(
-            f"<tr><td style='color:{colours.get(e.verdict, '#6b7680')}'><b>{e.verdict}</b></td>"
-            f"<td style='text-align:left'>{html.escape(e.name)}</td><td>{value}</td>"
-            f"<td>{baseline}</td><td>{html.escape(e.unit)}</td>"
-            f"<td style='text-align:left'>{html.escape(e.meaning)}</td></tr>"
+        left = "text-align:left"
+        rows: list[list[str | Cell]] = [
+            [
+                Cell(e.verdict, style=f"font-weight:bold;color:{colours.get(e.verdict, '#6b7680')}"),
+                Cell(e.name, style=left),
+                *e.shown(),
+                e.unit,
+                Cell(e.meaning, style=left),
+            ]
             for e in self.entries
-            for value, baseline in [e.shown()]
-        )
+        ]
+        head: list[str | Cell] = [
+            "",
+            Cell("item", style=left),
+            "value",
+            "baseline",
+            "unit",
+            Cell("meaning", style=left),
+        ]
         return (
             f"<b>{html.escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges. "
-            f"{html.escape(self.verdict)}"
-            "<table><tr><th></th><th style='text-align:left'>item</th><th>value</th><th>baseline</th>"
-            f"<th>unit</th><th style='text-align:left'>meaning</th></tr>{rows}</table>"
+            f"{html.escape(self.verdict)}" + html_table(head, rows)
         )
 
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 from circuits.bridges import BridgeSet, load_bridges
-from circuits.model.checkpoint import load_checkpoint
 from circuits.training.loop import Training
-from tasks import load_corpus
+from circuits.training.saved import load_trained
 
 FOLDER = Path(__file__).parent
 PRETRAINED = {
@@ -28,11 +27,8 @@ def load_pretrained(name: str = "mini-python") -> Training:
 def load_pretrained_bridges(name: str = "mini-python") -> BridgeSet:
     """A dense model (`.dense`), a sparse one (`.sparse`) and bridges. Raises ValueError for an unknown name."""
     _check(name, PRETRAINED_BRIDGES)
-    folder, tokenizer = FOLDER / "bridges" / name, load_corpus("mini", 0).tokenizer
-    dense, sparse = (
-        load_checkpoint(folder / f"{side}.safetensors", tokenizer=tokenizer).model.eval()
-        for side in ("dense", "sparse")
-    )
+    folder = FOLDER / "bridges" / name
+    (dense, _), (sparse, _) = (load_trained(folder / f"{side}.safetensors") for side in ("dense", "sparse"))
     return load_bridges(folder / "bridges.safetensors", dense=dense, sparse=sparse)
 
 

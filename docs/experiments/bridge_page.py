@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from circuits.files import write_text
 from circuits.plots import bridge_figure, dilution_figure, figure_to_png, steering_figure
 from circuits.plots.markdown import around_marks, made_by, markdown_table
 
@@ -25,7 +26,7 @@ def write_bridge_page(docs: Path) -> Path:
     """
     page = docs / "explanation" / "bridges.md"
     before, after = around_marks(page, BEGIN, END)
-    page.write_text(f"{before}\n\n{markdown(docs / 'results')}\n\n{after}")
+    write_text(page, f"{before}\n\n{markdown(docs / 'results')}\n\n{after}")
     for name in NAMES:
         run = json.loads((docs / "results" / f"{name}.json").read_text())["runs"][0]
         figure = bridge_figure(run["locations"]) if name == "bridges" else _FIGURES[name](run)

@@ -17,8 +17,7 @@ from rich.console import Console
 from circuits.circuit.circuit import Circuit
 from circuits.files import once, write_results
 from circuits.training.loop import Training
-from circuits.trust import TrustConfig
-from circuits.trust import evaluate
+from circuits.trust import TrustConfig, trust_report
 from docs.experiments.runs import PAIRS, model_pair, pruned
 from docs.experiments.sparse_vs_dense import comparable
 from tasks import load_task
@@ -82,7 +81,7 @@ def case(training: Training, folder: Path, config: TrustConfig) -> dict[str, Any
 
 
 def _reported(training: Training, circuit: Circuit, config: TrustConfig) -> dict[str, Any]:
-    report = evaluate(training.model, circuit, load_task(TASK), config)
+    report = trust_report(training.model, circuit, load_task(TASK), config)
     return {
         "true_loss": report[CONTROLS["swapped_loss"]].baseline,
         **{key: report[name].value for key, name in CONTROLS.items()},

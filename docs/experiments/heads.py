@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ from circuits.composition import (
 )
 from circuits.files import mean, once, write_results
 from circuits.heads import head_report
-from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.checkpoint import save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.mixers.compose import n_parameters
 from circuits.model.transformer import SparseTransformer
@@ -41,6 +42,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Updates, new_model
+from circuits.training.saved import load_trained
 from docs.experiments.decoys import induction_model
 from docs.experiments.heads_page import write_tables
 from tasks import Batch, Composition, Corpus, load_corpus
@@ -66,8 +68,6 @@ LARGE = ModelConfig(
     bigram=False,
 )
 """The shape of a language model of 135 million parameters."""
-T_QUANTILES = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""97.5 % quantiles of Student's t for 1 to 10 degrees of freedom."""
 
 
 @app.command(name="composition")
@@ -214,7 +214,7 @@ def _prompts(which: str, n: int) -> Batch:
 
 
 def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) -> dict[str, Any]:
-    model = load_checkpoint(path).model.eval() if path.exists() else train_on_answers(config, corpus)
+    model = load_trained(path)[0] if path.exists() else train_on_answers(config, corpus)
     model.tokenizer = corpus.tokenizer
     save_checkpoint(path, model, meta={"train": config.to_json()})
     result: dict[str, Any] = {which: accuracy(model, which) for which in ("seen", "held_out")}
@@ -312,8 +312,7 @@ def interval(values: Sequence[float]) -> list[float]:
     """95 % confidence interval of the mean (Student's t); a single value gives no width."""
     if len(values) < 2:
         return [values[0], values[0]]
-    t = T_QUANTILES[min(len(values) - 2, len(T_QUANTILES) - 1)]
-    half = t * statistics.stdev(values) / len(values) ** 0.5
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return [mean(values) - half, mean(values) + half]
 
 

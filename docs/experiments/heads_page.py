@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from circuits.files import write_text
 from circuits.plots.markdown import around_marks, markdown_table
 
 NAMES = {
@@ -31,7 +32,7 @@ def write_tables(docs: Path = Path("docs")) -> list[str]:
             report = json.loads(results.read_text())
             marks = [f"<!-- table of {name}: {place} -->" for place in ("begin", "end")]
             before, after = around_marks(page, *marks)
-            page.write_text(f"{before}\n\n{render(report)}\n\n{_made(report)}\n\n{after}")
+            write_text(page, f"{before}\n\n{render(report)}\n\n{_made(report)}\n\n{after}")
             written.append(name)
     return written
 

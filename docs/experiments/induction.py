@@ -17,11 +17,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuits.composition import composition_on_data, rank_correlation
+from circuits.composition import composition_on_data
 from circuits.files import mean, once, write_results
 from circuits.heads import head_report, induction_scores, repeated_tokens
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
+from circuits.statistics import spearman
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Updates
 from tasks.tokenizer import LETTERS, WordTokenizer
@@ -158,7 +159,7 @@ def _pairs(model: SparseTransformer) -> dict[str, Any]:
         "pair_by_weights": by_weights,
         "pair_by_patching": by_patching,
         "pairs_agree": by_weights == by_patching,
-        "rank_correlation": rank_correlation(from_weights, data.effect[keys]),
+        "rank_correlation": spearman(from_weights, data.effect[keys]),
     }
 
 

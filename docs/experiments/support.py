@@ -38,7 +38,9 @@ def run(
     for seed in range(seeds):
         for width in WIDTHS:
             for grad in GRADS:
-                config = replace(at_width(width), grad=grad, seed=seed, steps=steps, val_every=steps)
+                config = replace(
+                    at_width(width), weight_gradient=grad, seed=seed, steps=steps, val_every=steps
+                )
                 training = kept_training(kept / f"{width}-{seed}-{grad}.safetensors", config)
                 one = {"seed": seed, "width": width, "grad": grad, "seconds": training.seconds}
                 runs.append({**one, "val_loss": training.val_loss})

@@ -1,4 +1,4 @@
-"""The page about faithfulness: its tables and pictures, from the results files that there are.
+"""The page about trust: its tables and pictures, from the results files that there are.
 
 python -m docs.experiments.trust_page
 """
@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from circuits.files import write_text
 from circuits.plots import (
     controls_figure,
     figure_to_png,
@@ -28,7 +29,7 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 @app.command()
 def run() -> None:
     """Rewrite what stands between the marks of the page, and the pictures beside it."""
-    page = DOCS / "explanation" / "faithfulness.md"
+    page = DOCS / "explanation" / "trust.md"
     for name, table in TABLES.items():
         source = DOCS / "results" / f"{name}.json"
         if source.exists():
@@ -36,10 +37,10 @@ def run() -> None:
             before, after = around_marks(page, *marks(name))
             parts = [table(report), made_by(report)]
             if name in FIGURES:
-                picture = page.with_name(f"faithfulness-{name}.png")
+                picture = page.with_name(f"trust-{name}.png")
                 figure_to_png(FIGURES[name](report), picture)
                 parts.insert(1, f"![]({picture.name})")
-            page.write_text("\n".join([before, "\n\n".join(parts), after]))
+            write_text(page, "\n".join([before, "\n\n".join(parts), after]))
         Console().print(f"{name}: {'written' if source.exists() else 'no results yet'}")
 
 

@@ -5,7 +5,7 @@ lists grow longer and closed lists come before. Its depth margin, the logit of `
 off the sparse circuit alone; the error rate is the dense model's. Nothing here is fitted to the dense model.
 """
 
-from circuits.bridges.dilution.search import Attack, attack, mutated, search
-from circuits.bridges.dilution.sweep import Cell, Dilution, dilution_sweep, spearman
+from circuits.bridges.dilution.attacks import Attack, attack, mutated, search
+from circuits.bridges.dilution.sweep import Cell, Dilution, dilution_sweep
 
-__all__ = ["Attack", "Cell", "Dilution", "attack", "dilution_sweep", "mutated", "search", "spearman"]
+__all__ = ["Attack", "Cell", "Dilution", "attack", "dilution_sweep", "mutated", "search"]

@@ -40,7 +40,7 @@ def error_rate(margin: Float[Tensor, " rows"], among: Bool[Tensor, " rows"] | No
     return float(wrong.float().mean())
 
 
-def check_inputs(circuit: Circuit, sparse: SparseTransformer, dense: Model) -> None:
+def check_inputs(dense: Model, sparse: SparseTransformer, circuit: Circuit) -> None:
     """Raise ValueError for a circuit of another task, or models of another vocabulary."""
     if circuit.task != "brackets":
         raise ValueError(f"circuit: got one for {circuit.task!r}; expected one for 'brackets'.")

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
-
 from circuits.bridges import Model, Side
 from circuits.bridges.dilution.margins import check_inputs, circuit_margins, error_rate, model_margins
 from circuits.circuit.circuit import Circuit
 from circuits.model.transformer import SparseTransformer
+from circuits.statistics import spearman
+from circuits.views import Plotted
 from tasks.brackets import Brackets
 
 
@@ -40,7 +38,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dilution:
+class Dilution(Plotted):
     """A sweep over lengths and distractors."""
 
     cells: tuple[Cell, ...]
@@ -73,12 +71,6 @@ class Dilution:
         cells = [asdict(cell) for cell in self.cells]
         return {**self.summary(), "cells": cells, "skipped": [list(pair) for pair in self.skipped]}
 
-    def plot(self) -> Any:
-        """Error rates of both models against length, as a Plotly figure."""
-        from circuits.plots import dilution_figure
-
-        return dilution_figure(self.to_json())
-
 
 def dilution_sweep(
     dense: Model,
@@ -95,7 +87,7 @@ def dilution_sweep(
     n: pairs of prompts a cell (test split). Cells whose prompts are longer than a model's context are skipped and
     listed. Raises ValueError when none fits, or the circuit is another task's or another model's.
     """
-    check_inputs(circuit, sparse, dense)
+    check_inputs(dense, sparse, circuit)
     n_ctx = min(Side(dense, "dense").n_ctx, sparse.config.n_ctx)
     cells, skipped = [], []
     for length in lengths:
@@ -133,17 +125,3 @@ def _cell(
         dense_error=error_rate(by_dense, deep),
         dense_shallow_error=error_rate(by_dense, ~deep),
     )
-
-
-def spearman(x: Sequence[int | float], y: Sequence[int | float]) -> float:
-    """Rank correlation, ties sharing their mean rank; NaN when either side is constant."""
-    a, b = (_ranks(torch.tensor(values, dtype=torch.float64)) for values in (x, y))
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(a.norm() * b.norm())
-    return float(a @ b) / scale if scale > 0 else float("nan")
-
-
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    below = (values[None, :] < values[:, None]).sum(dim=1)
-    same = (values[None, :] == values[:, None]).sum(dim=1)
-    return below.double() + (same.double() - 1) / 2

@@ -12,16 +12,19 @@ equations as in the authors' code.
 """
 
 import math
-from typing import Literal
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformer_lens.config import TransformerLensConfig
 from transformer_lens.hook_points import HookPoint
 
-ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
-"""none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
+from circuits.model.config import ComposeKind, ModelConfig
+from circuits.model.layers import Matrix
+from circuits.model.mixers.softmax import SoftmaxAttention
+
 BRANCHES = ("static", "query.mix", "query.gate", "key.mix", "key.gate")
 """The parts of a map; each has a hook of its name."""
 NORM_EPS = 1e-6
@@ -84,6 +87,39 @@ class Compose(nn.Module):
         return self.hook_out(mixed)
 
 
+class ComposedAttention(SoftmaxAttention):
+    """Softmax attention whose heads are composed before and after the softmax; plain where the kind is "none"."""
+
+    def __init__(self, config: ModelConfig, lens: TransformerLensConfig, layer: int) -> None:
+        super().__init__(config, lens, layer)
+        self.compose_pre, self.compose_post = (_compose(config), _compose(config))
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether there is a composition, which depends on what the layer reads."""
+        return self.compose_pre is not None
+
+    def own_matrices(self) -> Iterator[Matrix]:
+        """The parameters of both compositions."""
+        for stage in ("compose_pre", "compose_post"):
+            module: Compose | None = getattr(self, stage)
+            if module is not None:
+                for name, parameter in module.named_parameters():
+                    yield Matrix(f"{stage}.{name}", parameter, "block", None)
+
+    def before_softmax(
+        self, scores: Float[Tensor, "batch head query key"], x: Float[Tensor, "batch key d_model"] | None
+    ) -> Float[Tensor, "batch head query key"]:
+        """Scores of composed heads."""
+        return scores if self.compose_pre is None else self.compose_pre(scores, x)
+
+    def after_softmax(
+        self, pattern: Float[Tensor, "batch head query key"], x: Float[Tensor, "batch key d_model"] | None
+    ) -> Float[Tensor, "batch head query key"]:
+        """Patterns of composed heads."""
+        return pattern if self.compose_post is None else self.compose_post(pattern, x)
+
+
 def explicit_map(
     n_heads: int,
     *,
@@ -112,3 +148,9 @@ def n_parameters(kind: ComposeKind, d_model: int, n_heads: int, rank: int = 2) -
 
 def _normal(d_in: int, d_out: int, *, std: float) -> nn.Parameter:
     return nn.Parameter(torch.randn(d_in, d_out) * std)
+
+
+def _compose(config: ModelConfig) -> Compose | None:
+    if config.compose == "none":
+        return None
+    return Compose(config.compose, config.d_model, config.n_heads, config.compose_rank)

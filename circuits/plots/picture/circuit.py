@@ -6,11 +6,11 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
-from circuits.model.sites import Site
+from circuits.plots import plot
 from circuits.plots.picture.frame import SIDE_PX, Frame, make_frame
 from circuits.plots.picture.furniture import annotations, shapes
 from circuits.plots.picture.labels import key_hovers
-from circuits.plots.picture.layout import HEAD_SITES, Link, circuit_layout
+from circuits.plots.picture.layout import Link, circuit_layout
 from circuits.plots.picture.marks import (
     effect_of,
     line_hovers,
@@ -23,6 +23,8 @@ from circuits.plots.picture.marks import (
 )
 from circuits.plots.style import DESIGN_WIDTH, FAINT, INK, base_layout
 
+__all__ = ["circuit_figure"]
+
 DEFAULT_D_HEAD = 16
 LEAST_WIDTH = 860
 """Pixels below which labels would collide; a page scrolls instead (`layout.meta` tells it)."""
@@ -34,6 +36,7 @@ LEGEND = {
 }
 
 
+@plot.register
 def circuit_figure(
     circuit: Circuit,
     *,
@@ -96,10 +99,10 @@ _LEGEND_BOX: Mapping[str, Any] = {
 
 
 def _d_head(circuit: Circuit, d_head: int | None) -> int:
-    width = circuit.widths[Site(0, "attn_q")]
+    width = next((width for site, width in circuit.widths.items() if site.row.per_head), DEFAULT_D_HEAD)
     if d_head is None:
         d_head = circuit.d_head or min(DEFAULT_D_HEAD, width)
-    is_needed = any(node.site in HEAD_SITES for node in circuit.nodes)
+    is_needed = any(node.at.row.per_head for node in circuit.nodes)
     if d_head < 1 or (is_needed and width % d_head):
         raise ValueError(
             f"d_head: got {d_head}; expected a divisor of the {width} q channels of the circuit's model. "

@@ -5,25 +5,18 @@ from collections.abc import Mapping, Sequence
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
+from circuits.model.sites import ROWS, TABLE
 from circuits.plots.picture.layout import Key, Link
-from circuits.plots.style import escaped, number, printable
+from circuits.plots.style import escaped, number
+from tasks.tokenizer import printable
 
-PREFIX = {"attn_q": "q", "attn_k": "k", "attn_v": "v", "mlp_neuron": "neuron"}
-"""What a node of each site is called; the others are residual channels, `ch`."""
-
-GLOSS = {
+_DOES = {"attn_q": "seeks", "attn_k": "matches", "attn_v": "carries", "mlp_neuron": "fires"}
+GLOSS: dict[str, str] = {
     "tokens": "in",
-    "attn_in": "reads",
-    "attn_q": "seeks",
-    "attn_k": "matches",
-    "attn_v": "carries",
-    "attn_out": "writes",
-    "mlp_in": "reads",
-    "mlp_neuron": "fires",
-    "mlp_out": "writes",
+    **{row.name: row.stream or _DOES.get(row.name, "") for row in TABLE},
     "logits": "out",
 }
-"""One word on what a site does."""
+"""One word on what a site does: what it does to the residual stream, or else in its sublayer."""
 
 MAX_LISTED = 8
 """Weights listed under the pointer for one node, each way."""
@@ -32,7 +25,8 @@ MAX_LISTED = 8
 def short_label(key: Key) -> str:
     """`q 37`, `neuron 411`, `ch 17`; a token as printable characters. Escaped for plotly."""
     if isinstance(key, Node):
-        return f"{PREFIX.get(key.site, 'ch')} {key.index}"
+        row = ROWS[key.site]
+        return f"{'ch' if row.stream else row.label} {key.index}"
     return escaped(printable(key.partition(":")[2]))
 
 
@@ -73,7 +67,7 @@ def _hover(
 
 def _node_lines(node: Node, circuit: Circuit, d_head: int) -> list[str]:
     lines = [f"layer {node.layer}, site {node.site}, index {node.index}"]
-    if node.site in ("attn_q", "attn_k", "attn_v"):
+    if ROWS[node.site].per_head:
         lines.append(f"head {node.index // d_head}, channel {node.index % d_head} of {d_head}")
     facts = circuit.facts.get(node)
     mean, effect = (facts.mean, facts.effect) if facts else (float("nan"), float("nan"))

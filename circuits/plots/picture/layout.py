@@ -13,8 +13,8 @@ from itertools import groupby, pairwise
 from typing import Literal, NamedTuple, TypeGuard
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import Node, residual_links
-from circuits.model.sites import SITES
+from circuits.circuit.nodes import Node, is_pair, residual_links
+from circuits.model.sites import ROWS, SITES, TABLE
 from circuits.plots.picture.order import Joint, order, straighten
 
 Key = Node | str
@@ -23,9 +23,10 @@ Key = Node | str
 Kind = Literal["weight", "score", "residual", "embed", "unembed"]
 Point = tuple[float, float]
 
-HEAD_SITES = ("attn_q", "attn_k", "attn_v")
-RANKS = {name: 1 if name in HEAD_SITES else i for i, name in enumerate(SITES)}
-"""Sites of one layer in the order of their ranks; q, k and v share one."""
+HEAD_SITES = [row.name for row in TABLE if row.per_head]
+"""Sites whose nodes are drawn in the box of their head."""
+RANKS = {name: SITES.index(HEAD_SITES[0]) if name in HEAD_SITES else i for i, name in enumerate(SITES)}
+"""Sites of one layer in the order of their ranks; those of a head share one."""
 
 LAST = 1_000_000
 """In place of a layer for the logits, which come after all."""
@@ -135,10 +136,7 @@ def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
 
 def circuit_links(circuit: Circuit) -> list[Link]:
     """Every line of the picture: weights, score pairs, residual wires, embedding and unembedding entries."""
-    links = [
-        Link(e.source, e.target, "score" if e.source.site == "attn_k" else "weight", e.weight)
-        for e in circuit.edges
-    ]
+    links = [Link(e.source, e.target, "score" if is_pair(e) else "weight", e.weight) for e in circuit.edges]
     links += [Link(source, target, "residual", 1.0) for source, target in residual_wires(circuit.nodes)]
     for io in circuit.io_edges:
         if io.kind == "embed":
@@ -196,7 +194,7 @@ def _first_order(key: Key) -> tuple[int, int, int, str]:
 
 
 def _in_head(item: Item) -> TypeGuard[Node]:
-    return isinstance(item, Node) and item.site in HEAD_SITES
+    return isinstance(item, Node) and ROWS[item.site].per_head
 
 
 def _gap(a: Item, b: Item, same_body: bool) -> float:

@@ -10,6 +10,7 @@ from itertools import groupby, pairwise
 from typing import TypeVar
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 SWEEPS = 16
 """Barycentre passes, alternately forwards and backwards."""
@@ -159,16 +160,6 @@ def _settle(
         total = sum(pull for _, pull in pulls)
         wants.append(sum(want * pull for want, pull in pulls) / total)
         weights.append(total)
-    for block, start, shift in zip(blocks, starts, _isotonic(wants, weights), strict=False):
+    shifts = isotonic_regression(wants, weights=weights).x if wants else []
+    for block, start, shift in zip(blocks, starts, shifts, strict=False):
         place |= {item: float(offset[start + i] + shift) for i, item in enumerate(block)}
-
-
-def _isotonic(wants: Sequence[float], weights: Sequence[float]) -> list[float]:
-    """The nondecreasing sequence nearest to `wants` in weighted least squares (pool adjacent violators)."""
-    pools: list[tuple[float, float, int]] = []
-    for want, weight in zip(wants, weights, strict=True):
-        pools.append((want, weight, 1))
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (v, w, n), (v2, w2, n2) = pools[-2:]
-            pools[-2:] = [((v * w + v2 * w2) / (w + w2), w + w2, n + n2)]
-    return [value for value, _, count in pools for _ in range(count)]

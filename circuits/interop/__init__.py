@@ -1,0 +1,1 @@
+"""Models and formats that others made: one file for each."""
