@@ -46,9 +46,9 @@ class Observed:
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
         self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
-        self.scale = Evaluator(model, task, circuit.criterion, dict(circuit.values)).scale(
-            circuit.nodes, circuit.edges
-        )
+        values = {site: circuit.values[site] for site in circuit.sites}
+        judge = Evaluator(model, task, circuit.criterion, values)
+        self.scale = judge.scale(circuit.nodes, circuit.edges)
         self.kept: dict[Site, Tensor] = {}
         self.loss(circuit.nodes, self.kept)
         n_pos = self.targets.tokens.shape[1]

@@ -47,7 +47,7 @@ class Bench(MaskedModel):
             criterion = replace(criterion, target_loss=config.target_loss)
         if batch is None:
             batch = task.batch(config.n_pairs, split="test", seed=config.seed)
-        super().__init__(model, dict(circuit.values), batch)
+        super().__init__(model, {site: circuit.values[site] for site in circuit.sites}, batch)
         self.judge = Evaluator(model, task, criterion, self.values)
 
     @property
