@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from circuits.bridges.sides import Side
 from circuits.circuit.ablation import ablation_values, mean_values
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import run_circuit, run_masked
 from circuits.circuit.nodes import Node
 from circuits.interop.lens import HOOKS, LensSubject
@@ -133,9 +134,8 @@ def test_masks_have_gradients_and_a_circuit_of_nodes_runs(subject, tokens):
         edges=(),
         widths=subject.widths,
         n_layers=2,
-        task="none",
+        criterion=Criterion(task="none", task_options=None, ablation="zero"),
         model_hash=subject.fingerprint(),
-        ablation="zero",
         values=values,
     )
     masks = masks_of(subject, 0.0)
