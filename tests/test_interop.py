@@ -134,7 +134,7 @@ def test_masks_have_gradients_and_a_circuit_of_nodes_runs(subject, tokens):
         edges=(),
         widths=subject.widths,
         n_layers=2,
-        criterion=Criterion(task="none", ablation="zero"),
+        criterion=Criterion(task="none", task_options=None, ablation="zero"),
         model_hash=subject.fingerprint(),
         values=values,
     )

@@ -4,7 +4,7 @@ from circuits.model.checkpoint import Checkpoint, find_checkpoint, load_checkpoi
 from circuits.model.compute import compact, frozen, sparse_compute
 from circuits.model.config import ModelConfig
 from circuits.model.sites import SITES, WEIGHTS, Site, WeightAt, all_sites
-from circuits.model.subject import Subject
+from circuits.model.subject import SparseSubject, Subject
 from circuits.model.transformer import SparseTransformer
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Checkpoint",
     "ModelConfig",
     "Site",
+    "SparseSubject",
     "SparseTransformer",
     "Subject",
     "WeightAt",
