@@ -12,6 +12,7 @@ from circuits.circuit.masked import run_circuit
 from circuits.circuit.nodes import Node
 from circuits.handmade import MODELS, Handmade, quotes
 from circuits.trust import TrustConfig, TrustReport, trust_report
+from circuits.trust.margins import margin_agreement
 from circuits.trust.workbench import Bench
 from circuits.trust.yardsticks import _binomial_tail, _shuffled_within
 
@@ -23,6 +24,8 @@ ITEMS = {
     "KL, corrupted",
     "top-1, clean",
     "top-1, corrupted",
+    "margin ratio",
+    "margin correlation",
     "completeness, sampled",
     "completeness, worst found",
     "interchange",
@@ -156,3 +159,18 @@ def test_shuffling_keeps_to_groups() -> None:
     order = _shuffled_within(groups, torch.Generator().manual_seed(random.randrange(100)))
     assert sorted(order.tolist()) == [0, 1, 2, 3, 4]
     assert groups[order].tolist() == groups.tolist()
+
+
+def test_margins_tell_a_faint_circuit_and_one_that_orders_prompts_at_random(made: Handmade) -> None:
+    """The true circuit has the model's margins; one that knows only the sign has neither their size nor their order."""
+    bench = Bench(made.model, made.circuit, made.task, replace(QUICK, n_pairs=64))
+    ratio, order = margin_agreement(bench, random.Random(0))
+    assert ratio.value == pytest.approx(1.0, abs=0.2)
+    assert abs(ratio.baseline) < 0.1
+    assert order.value > 0.8 > order.baseline
+    sign = Bench(made.model, made.circuit, made.task, replace(QUICK, n_pairs=64))
+    noise = torch.rand(128, generator=torch.Generator().manual_seed(0))
+    sign.circuit_margins = lambda gone=(): 0.1 + 0.01 * noise  # type: ignore[method-assign]
+    ratio, order = margin_agreement(sign, random.Random(0))
+    assert ratio.value < 0.1
+    assert abs(order.value) < 0.4

@@ -18,7 +18,7 @@ from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node, all_nodes, edge_masks, is_pair, node_masks, without
 from circuits.circuit.score import Score, fitted_scale, margin_of, score_against, score_margins, two_way_kl
 from circuits.model.sites import Site, WeightAt, weights_among
-from circuits.model.transformer import SparseTransformer
+from circuits.model.subject import SparseSubject, Subject
 from tasks import Batch, Task
 from tasks.base import Targets
 
@@ -30,12 +30,12 @@ weight of the model, so that what is left out can still compete with what is kep
 class MaskedModel:
     """A model, replacement values and prompt pairs; runs the model with any nodes and edges kept."""
 
-    def __init__(self, model: SparseTransformer, values: dict[Site, Tensor], batch: Batch) -> None:
+    def __init__(self, model: Subject, values: dict[Site, Tensor], batch: Batch) -> None:
         self.model = model
-        self.values = {site: value.to(model.W_E) for site, value in values.items()}
+        self.values = {site: value.to(model.like) for site, value in values.items()}
         self.widths = {site: value.shape[-1] for site, value in values.items()}
         self.n_pairs = n = len(batch)
-        batch = batch.to(model.W_E.device)
+        batch = batch.to(model.like.device)
         self.targets = batch.tokens_and_targets()
         self._parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(n)]
         # Parts hold their clean prompts, then their corrupted ones; `_order[i]` is the row that is read i-th.
@@ -61,11 +61,11 @@ class MaskedModel:
 
     def node_masks(self, nodes: Iterable[Node]) -> dict[Site, Tensor]:
         """1 = keep, for these nodes, at every site."""
-        return node_masks(nodes, self.widths, self.model.W_E)
+        return node_masks(nodes, self.widths, self.model.like)
 
     def edge_masks(self, edges: Iterable[Edge]) -> dict[WeightAt, Tensor]:
         """1 = keep, for these edges, in every weight matrix."""
-        return edge_masks(edges, self.widths, self.model.W_E)
+        return edge_masks(edges, self.widths, self.model.like)
 
     @cached_property
     def _full_margins(self) -> Tensor:
@@ -83,7 +83,9 @@ class MaskedModel:
             yield self._run(part, masks, cut), part
 
     def _cut(self, masks: dict[Site, Tensor], edges: Kept) -> dict[WeightAt, Tensor] | None:
-        if edges == "all":
+        if edges == "all" or not isinstance(
+            self.model, SparseSubject
+        ):  # whose weights lead from no site to another
             return None
         if edges == "between":
             return {at: torch.outer(masks[at.source], masks[at.target]) for at in weights_among(masks)}
@@ -105,9 +107,7 @@ class MaskedModel:
 class Evaluator(MaskedModel):
     """A criterion applied to parts of a model: their score on its prompts, and whether it meets the targets."""
 
-    def __init__(
-        self, model: SparseTransformer, task: Task, criterion: Criterion, values: dict[Site, Tensor]
-    ) -> None:
+    def __init__(self, model: Subject, task: Task, criterion: Criterion, values: dict[Site, Tensor]) -> None:
         criterion.check(task)
         self.task, self.criterion = task, criterion
         super().__init__(model, values, task.batch(criterion.n_eval, split="val", seed=criterion.seed))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuits.model.transformer import SparseTransformer
+from circuits.model.subject import Subject
 from tasks import Batch, Task
 from tasks.base import Targets
 
@@ -95,19 +95,19 @@ def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
     return float(log_scale.exp())
 
 
-def task_margins(model: SparseTransformer, batch: Batch) -> Float[Tensor, " rows"]:
+def task_margins(model: Subject, batch: Batch) -> Float[Tensor, " rows"]:
     """Margins of the whole model on a batch of prompt pairs, clean prompts first."""
     targets = batch.tokens_and_targets()
     with torch.no_grad():
         return margins(model(targets.tokens), targets)
 
 
-def task_score(model: SparseTransformer, batch: Batch) -> Score:
+def task_score(model: Subject, batch: Batch) -> Score:
     """Loss and accuracy of the whole model on a batch of prompt pairs."""
     return score_margins(task_margins(model, batch))
 
 
-def check_task(model: SparseTransformer, task: Task) -> None:
+def check_task(model: Subject, task: Task) -> None:
     """Raise ValueError when the task's tokens or prompts do not fit the model."""
     if task.tokenizer.d_vocab != model.config.d_vocab:
         raise ValueError(

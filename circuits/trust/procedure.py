@@ -12,7 +12,7 @@ from circuits.model.compute import frozen
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
-from circuits.trust import checks, controls, yardsticks
+from circuits.trust import checks, controls, margins, yardsticks
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry, TrustReport
 from circuits.trust.workbench import Bench, Check
@@ -22,6 +22,7 @@ CHECKS: tuple[Check, ...] = (
     checks.sufficiency,
     checks.necessity,
     checks.agreement,
+    margins.margin_agreement,
     checks.completeness,
     checks.interchange,
     checks.minimality,
