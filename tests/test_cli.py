@@ -96,6 +96,25 @@ def test_trust_finds_the_model_and_writes_a_page(closer):
     assert all(entry["meaning"] in page for entry in report["entries"])
 
 
+def test_the_commands_agree_on_a_faithful_circuit_under_position_ablation(closer):
+    settings = {"objective": "faithful", "ablation": "position", "starts": 1, "steps": 40, "n_eval": 16}
+    settings |= {"n_test": 24, "n_mean": 16}
+    (closer / "prune.json").write_text(json.dumps(settings))
+    out = closer / "faithful.json"
+    pruned = invoke(
+        "prune", closer / "b.safetensors", "--config", closer / "prune.json", "--out", out, "--json"
+    )
+    assert pruned.exit_code == 0, pruned.output
+    said = json.loads(pruned.stdout)
+    done = invoke("trust", out, "--config", closer / "quick.json", "--json")
+    assert done.exit_code == 0, done.output
+    found = {entry["name"]: entry for entry in json.loads(done.stdout)["entries"]}
+    assert said["one_minimal"] is True
+    assert found["1-minimality"]["verdict"] == "pass"
+    assert found["sufficiency"]["value"] == pytest.approx(said["kl_to_model"], abs=1e-6)
+    assert found["sufficiency"]["verdict"] == "pass"
+
+
 def test_trust_prints_every_item(closer):
     done = invoke(
         "trust", closer / "c.json", "--config", closer / "quick.json", "--model", closer / "b.safetensors"

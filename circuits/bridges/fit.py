@@ -49,6 +49,7 @@ def fit_bridges(
     nothing. resume: such a file of the same arguments; the fit goes on to the very bits it would have reached.
     Raises ValueError for models and text of different vocabularies or tokenizers, locations that do not exist,
     activations that are not finite, and a file to resume that other arguments left.
+    From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
     """
     keep_pages()

@@ -42,6 +42,7 @@ def prune(
     corpus: the training text for the ablation means (default: mini-Python). search: this many runs with other
     learning rates and penalties, found by Optuna, in place of `config.starts`. Raises ValueError when the task
     does not fit the model, and UnsolvedError (a ValueError) when the whole model misses the targets.
+    From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
     config = config or PruneConfig()

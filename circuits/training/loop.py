@@ -81,6 +81,7 @@ def train(
     second Ctrl-C stops at once and leaves nothing. resume: a file that an interrupted run of the same config
     left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
     met, before anything is computed or written.
+    From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
     corpus = corpus or load_corpus(config.corpus, 0)
