@@ -1,17 +1,50 @@
-"""Train weight-sparse transformers, extract their circuits, and check that the circuits are real."""
+"""Train weight-sparse transformers, extract their circuits, and check that the circuits are real.
 
-from circuits.ablation import mean_values, run_circuit, run_masked
-from circuits.bridge import BridgeConfig, BridgeSet, fit_bridges, load_bridges
-from circuits.checkpoint import load_checkpoint, save_checkpoint
-from circuits.circuit import Circuit
-from circuits.config import ModelConfig, TrainConfig
-from circuits.model import SparseTransformer
-from circuits.nodes import Edge, Node, Site
-from circuits.prune import PruneConfig, prune
-from circuits.score import task_score
-from circuits.steer import steer
-from circuits.train import Training, TrainingInterrupted, train
-from circuits.zoo import load_pretrained, load_pretrained_bridges
+Names load when they are first used: `import circuits` costs nothing, and neither does `circuits --help`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from circuits.bridges import BridgeConfig, BridgeSet, fit_bridges, load_bridges
+    from circuits.bridges.steering import steer
+    from circuits.circuit.ablation import mean_values
+    from circuits.circuit.circuit import Circuit
+    from circuits.circuit.masked import run_circuit, run_masked
+    from circuits.circuit.nodes import Edge, Node
+    from circuits.circuit.score import task_score
+    from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+    from circuits.model.config import ModelConfig
+    from circuits.model.sites import Site
+    from circuits.model.transformer import SparseTransformer
+    from circuits.pruning.config import PruneConfig
+    from circuits.pruning.procedure import prune
+    from circuits.training import TrainConfig, Training, TrainingInterrupted, train
+    from circuits.zoo import load_pretrained, load_pretrained_bridges
+
+_HOMES = {
+    "bridges": ("BridgeConfig", "BridgeSet", "fit_bridges", "load_bridges"),
+    "bridges.steering": ("steer",),
+    "circuit.circuit": ("Circuit",),
+    "circuit.ablation": ("mean_values",),
+    "circuit.masked": ("run_circuit", "run_masked"),
+    "circuit.nodes": ("Edge", "Node"),
+    "circuit.score": ("task_score",),
+    "model.checkpoint": ("load_checkpoint", "save_checkpoint"),
+    "model.config": ("ModelConfig",),
+    "model.sites": ("Site",),
+    "model.transformer": ("SparseTransformer",),
+    "pruning.config": ("PruneConfig",),
+    "pruning.procedure": ("prune",),
+    "training": ("TrainConfig", "Training", "TrainingInterrupted", "train"),
+    "zoo": ("load_pretrained", "load_pretrained_bridges"),
+}
+"""The module, inside the package, that each public name comes from."""
+_ROOMS = (
+    *("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model"),
+    *("interop", "plots", "pruning", "training", "trust", "zoo"),
+)
 
 __all__ = [
     "BridgeConfig",
@@ -40,3 +73,18 @@ __all__ = [
     "task_score",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name, or a room of the package, when it is first asked for (PEP 562)."""
+    for home, names in _HOMES.items():
+        if name in names:
+            globals()[name] = found = getattr(import_module(f"circuits.{home}"), name)
+            return found
+    if name in _ROOMS:
+        return import_module(f"circuits.{name}")
+    raise AttributeError(f"module 'circuits' has no attribute {name!r}; it offers {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -10,7 +10,7 @@ from circuits.commands.trust import trust, verify
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     help="""Train weight-sparse transformers, extract their circuits, check them, and look at them.
 
 A first session:

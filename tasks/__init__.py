@@ -1,6 +1,8 @@
 """Synthetic tasks, training text and tokenizers; imports nothing from `circuits`."""
 
+import json
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,7 @@ __all__ = [
     "bigram_log_probs",
     "load_corpus",
     "load_task",
+    "task_options",
     "trigram_loss",
 ]
 
@@ -42,10 +45,38 @@ TASKS: dict[str, Callable[..., Task]] = {
     **{name: partial(MiniChoice, name=name) for name in FORMS},
     **{name: partial(PythonChoice, name=name) for name in CHOICES},
 }
+"""What makes each task from its options, by name."""
 
 
 def load_task(name: str, **options: Any) -> Task:
-    """The task called `name`, with `options` passed to its constructor; ValueError for an unknown name."""
+    """The task called `name`, with `options` passed to its constructor; ValueError for an unknown name.
+
+    Options may be what JSON makes of them: lists where the task holds tuples.
+    """
     if name not in TASKS:
         raise ValueError(f"name must be one of {sorted(TASKS)}, got {name!r}")
-    return TASKS[name](**options)
+    return TASKS[name](**_with_tuples(options))
+
+
+def task_options(task: Task) -> dict[str, Any] | None:
+    """The options with which `load_task(task.name, **options)` makes this very task again, as JSON types.
+
+    What is at its default is left out. None for a task that `load_task` does not make, such as one of your own.
+    """
+    if task.name not in TASKS or not is_dataclass(task):
+        return None
+    plain = load_task(task.name)
+    given = {f.name: getattr(task, f.name) for f in fields(task)}
+    options = {name: value for name, value in given.items() if value != getattr(plain, name, task)}
+    try:
+        options = json.loads(json.dumps(options))
+        return options if load_task(task.name, **options) == task else None
+    except TypeError:  # an option that JSON does not hold, or that is none of this task's
+        return None
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that frozen tasks hold."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(part) for key, part in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value

@@ -38,6 +38,7 @@ CORPORA: dict[str, Callable[[int], Corpus]] = {
     "modular": modular_corpus,
     "composition": composition_corpus,
 }
+"""What makes each training text from a seed, by name."""
 
 
 @lru_cache(maxsize=4)

@@ -237,9 +237,9 @@ class BPE:
 
 
 def printable(text: str) -> str:
-    """`text` with white space made visible and control characters written as escapes."""
+    """`text` with white space made visible and control characters written as escapes; `(empty)` where there is none."""
     shown = text.replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown)
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in shown) or "(empty)"
 
 
 def _checked(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from circuits.experiments.decoys import D_VOCAB, INDUCTION, PREVIOUS, induction_model
+from docs.experiments.decoys import D_VOCAB, INDUCTION, PREVIOUS, induction_model
 
 __all__ = ["D_VOCAB", "INDUCTION", "PREVIOUS", "bridge", "induction_model"]
 

@@ -1,7 +1,8 @@
 """A one-layer model that closes quotes, made by hand, whose circuit is known."""
 
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Node
+from circuits.circuit.nodes import Node
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from tasks import load_corpus
 
 CORPUS = load_corpus("mini")

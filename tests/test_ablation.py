@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from circuits.ablation import ablation_values, check_belongs, mean_values, run_circuit, run_masked
-from circuits.circuit import Circuit
-from circuits.gates import Gates, hard_mask
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import WEIGHTS, Site
-from circuits.prune import edges_between
+from circuits.circuit.ablation import ablation_values, mean_values
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.masked import check_belongs, run_circuit, run_masked
+from circuits.circuit.parts import edges_between
+from circuits.model.config import ModelConfig
+from circuits.model.sites import WEIGHTS, Site, WeightAt
+from circuits.model.transformer import SparseTransformer
+from circuits.pruning.gates import Gates, hard_mask
 
 CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=9)
 
@@ -27,12 +30,12 @@ def tokens() -> torch.Tensor:
 
 
 def masks_of(model, fill):
-    return {site: torch.full((CONFIG.widths[site.name],), fill) for site in model.sites()}
+    return {site: torch.full((CONFIG.widths[site],), fill) for site in model.sites()}
 
 
 def edge_masks_of(model, fill):
     return {
-        (layer, name): torch.full_like(model.linear(layer, name).weight, fill)
+        WeightAt(layer, name): torch.full_like(model.linear(layer, name).weight, fill)
         for layer in range(CONFIG.n_layers)
         for name in WEIGHTS
     }
@@ -70,7 +73,7 @@ def test_means_are_those_of_an_explicit_hook_run(model, tokens):
 def test_a_cut_weight_passes_its_sources_mean(model, tokens):
     values = mean_values(model, tokens)
     edges = edge_masks_of(model, 1.0)
-    edges[0, "W_in"][3, 5] = 0
+    edges[WeightAt(0, "W_in")][3, 5] = 0
     out = run_masked(model, tokens, masks_of(model, 1.0), values, edges)
     weight = model.linear(0, "W_in").weight
     kept = float(weight[3, 5].detach())
@@ -91,14 +94,14 @@ def test_a_cut_weight_passes_its_sources_mean(model, tokens):
 
 
 def whole_circuit(model, tokens):
-    from circuits.nodes import Node
+    from circuits.circuit.nodes import Node
 
     nodes = tuple(
-        Node(site.layer, site.name, i) for site in model.sites() for i in range(CONFIG.widths[site.name])
+        Node(site.layer, site.name, i) for site in model.sites() for i in range(CONFIG.widths[site])
     )
     return Circuit(
-        nodes=nodes, edges=tuple(edges_between(model, nodes)), widths=CONFIG.widths, n_layers=2, task="t",
-        model_hash=model.fingerprint(), values=mean_values(model, tokens),
+        nodes=nodes, edges=tuple(edges_between(model, nodes)), widths=CONFIG.widths, n_layers=2,
+        criterion=Criterion(task="t"), model_hash=model.fingerprint(), values=mean_values(model, tokens),
     )  # fmt: skip
 
 
@@ -147,7 +150,7 @@ def test_a_value_for_each_place_that_is_everywhere_the_same_is_a_mean(sparse):
     generator = torch.Generator().manual_seed(1)
     masks = {site: (torch.rand(v.shape, generator=generator) < 0.5).float() for site, v in mean.items()}
     edges = {
-        (0, name): (torch.rand(model.linear(0, name).weight.shape, generator=generator) < 0.5).float()
+        WeightAt(0, name): (torch.rand(model.linear(0, name).weight.shape, generator=generator) < 0.5).float()
         for name in ("W_Q", "W_V", "W_O", "W_in", "W_out")
     }
     with torch.no_grad():
@@ -162,7 +165,9 @@ def test_resampling_a_prompt_from_itself_changes_nothing():
     tokens = torch.randint(7, (5, 6), generator=torch.Generator().manual_seed(0))
     own = ablation_values(model, tokens, "resample")
     closed = {site: torch.zeros(value.shape[-1]) for site, value in own.items()}
-    cut = {(0, name): torch.zeros_like(model.linear(0, name).weight) for name in ("W_Q", "W_V", "W_out")}
+    cut = {
+        WeightAt(0, name): torch.zeros_like(model.linear(0, name).weight) for name in ("W_Q", "W_V", "W_out")
+    }
     with torch.no_grad():
         full = model(tokens)
         torch.testing.assert_close(run_masked(model, tokens, closed, own), full)
@@ -179,7 +184,7 @@ def test_position_means_are_means_over_the_batch():
     at_place = ablation_values(model, tokens, "position")
     everywhere = mean_values(model, tokens)
     for site, value in at_place.items():
-        assert value.shape == (6, model.config.widths[site.name])
+        assert value.shape == (6, model.config.widths[site])
         torch.testing.assert_close(value.mean(dim=0), everywhere[site])
 
 

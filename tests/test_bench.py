@@ -28,7 +28,7 @@ from circuits.bench import (
 from circuits.bench import table as bench_table
 from circuits.bench.cost import PRODUCTS, product_cost
 from circuits.bench.end_to_end import exponent, growth, measure_step, projection_share
-from circuits.bench.measure import interleaved, quartiles
+from circuits.bench.measurement import interleaved, quartiles
 from circuits.bench.steps import STEP_NAMES, StepConfig, projection, step, toy
 from circuits.bench.table import BEGIN, END
 from circuits.plots import bench_figure
@@ -240,7 +240,7 @@ def test_a_step_agrees_with_masked_dense_and_has_both_memories(name):
 @pytest.mark.parametrize("name", STEP_NAMES)
 def test_the_fast_way_multiplies_no_dense_matrix_forward(name, monkeypatch):
     config = StepConfig(name=name, d_model=64, density=1 / 16, n_layers=1, batch=2, pos=16, d_vocab=16)
-    monkeypatch.setattr("circuits.affine.F.linear", lambda *_: pytest.fail("multiplied a dense matrix"))
+    monkeypatch.setattr("circuits.model.affine.F.linear", lambda *_: pytest.fail("multiplied a dense matrix"))
     step(config, "fast")()
     with pytest.raises(pytest.fail.Exception, match="dense matrix"):
         step(config, "plain")()

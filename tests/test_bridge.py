@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.bridge import (
+from circuits.bridges import (
     BridgeConfig,
     Pair,
     Side,
@@ -19,15 +19,19 @@ from circuits.bridge import (
     load_bridges,
     locations,
 )
-from circuits.bridge.fit import least_squares
-from circuits.bridge.measure import kl_per_token, nmse
-from circuits.checkpoint import load_checkpoint
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.train import TrainConfig, TrainingInterrupted, train
+from circuits.bridges.fit import least_squares
+from circuits.bridges.measure import kl_per_token, nmse
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig
+from circuits.training.loop import train
+from circuits.training.steps import TrainingInterrupted
 from tasks.corpus import mini_corpus
 from tasks.tokenizer import CharTokenizer
 
-fit_module = importlib.import_module("circuits.bridge.fit")
+fit_module = importlib.import_module("circuits.bridges.fit")
+loop_module = importlib.import_module("circuits.training.loop")
 SMALL = ModelConfig(d_vocab=50, d_model=16, n_layers=2, n_heads=2, d_head=8, d_mlp=32, n_ctx=24)
 QUICK = TrainConfig(
     model=SMALL, steps=16, batch_size=8, n_val=16, density=0.3, val_every=60, lr=1e-2, weight_decay=0.01
@@ -212,28 +216,51 @@ def test_sparse_side_trained_beside_under_its_projection(dense, text):
     )
 
 
-def signalled(at_step: int):
-    """A `one_step` that is sent Ctrl-C in the middle of a step; the step must still be finished."""
-    whole = fit_module._Fit.one_step
+def signalled(function, at_call: int):
+    """`function`, sent Ctrl-C at the start of one of its calls; the step that it is part of must still be finished."""
+    calls = 0
 
-    def one_step(fit):
-        if fit.step == at_step:
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
             os.kill(os.getpid(), signal.SIGINT)
-        whole(fit)
+        return function(*args, **kwargs)
 
-    return one_step
+    return wrapped
 
 
-@pytest.mark.parametrize("beside", [True, False], ids=["trained beside", "fixed"])
+def with_older_names(path):
+    """Write an interrupted fit as an earlier version did, where it holds the settings of a training run."""
+    left = load_checkpoint(path)
+    if isinstance(settings := left.meta["fit"]["sparse"], dict):
+        settings["grad"], settings["gradient"] = (
+            settings.pop("weight_gradient"), settings.pop("gradient_scaling")
+        )  # fmt: skip
+        save_checkpoint(path, left.model, meta=left.meta, extra=left.extra)
+
+
+# Name: who is patched, which function, at which of its calls, and whether the sparse model trains beside.
+PLACES = {
+    "trained beside, before a step": (fit_module._Fit, "one_step", 4, True),
+    "trained beside, in a forward pass": (SparseTransformer, "forward", 21, True),  # six a step
+    "trained beside, before the projection": (loop_module, "project", 4, True),
+    "fixed, before a step": (fit_module._Fit, "one_step", 4, False),
+    "fixed, in a forward pass": (SparseTransformer, "forward", 23, False),  # two come before the first step
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_ctrl_c_leaves_a_file_from_which_the_same_bits_follow(
-    beside, dense, sparse, text, tmp_path, monkeypatch
+    place, dense, sparse, text, tmp_path, monkeypatch
 ):
+    owner, name, call, beside = PLACES[place]
     other = QUICK if beside else sparse
     config = BridgeConfig(steps=6, batch_size=4, n_val=4, log_every=1, hybrids_per_step=2)
     whole = fit_bridges(dense, other, text, config, progress=False)
     path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
-        patch.setattr(fit_module._Fit, "one_step", signalled(at_step=3))
+        patch.setattr(owner, name, signalled(getattr(owner, name), call))
         with pytest.raises(TrainingInterrupted, match="resume from") as stopped:
             fit_bridges(dense, other, text, config, checkpoint=path, progress=False)
     assert stopped.value.path == path
@@ -241,6 +268,7 @@ def test_ctrl_c_leaves_a_file_from_which_the_same_bits_follow(
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(ValueError, match="resume: .* is no interrupted fit of these"):
         fit_bridges(dense, other, text, replace(config, seed=1), resume=path, progress=False)
+    with_older_names(path)
     again = fit_bridges(dense, other, text, config, resume=path, progress=False)
     assert again.metrics == whole.metrics
     assert again.history == whole.history
@@ -354,7 +382,7 @@ def test_a_hugging_face_model_as_the_dense_side(sparse, text, tmp_path):
 
 
 def test_the_experiments_make_their_models_once(tmp_path):
-    from circuits.experiments.bridge_models import BridgeSetup, prepare
+    from docs.experiments.bridge_models import BridgeSetup, prepare
 
     shape = replace(SMALL, n_layers=1)
     setup = BridgeSetup(
@@ -372,8 +400,8 @@ def test_the_experiments_make_their_models_once(tmp_path):
 
 
 def test_the_commands_from_files_to_files(text, tmp_path):
-    from circuits.checkpoint import save_checkpoint
-    from circuits.experiments.bridge_files import bridge_files, steer_files
+    from circuits.commands.bridge_files import bridge_files, steer_files
+    from circuits.model.checkpoint import save_checkpoint
 
     shape = replace(SMALL, n_layers=1)
     dense, sparse = tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from circuits.experiments import bridge_page
-from circuits.experiments.bridge_page import BEGIN, END, NAMES, markdown, write_bridge_page
+from docs.experiments import bridge_page
+from docs.experiments.bridge_page import BEGIN, END, NAMES, markdown, write_bridge_page
 
 COMMON = {
     "command": "python -m x",

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.kernels import SparseWeight
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.topk import project_topk
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.training.projection import project_topk
 
 CONFIG = ModelConfig(d_vocab=11, d_model=32, n_heads=2, d_mlp=64, n_ctx=8, bigram=False)
 
@@ -38,6 +39,20 @@ def test_dense_weights_and_negative_zero_survive(tmp_path):
     model.W_E.data[0, 0] = -0.0
     back = load_checkpoint(save_checkpoint(tmp_path / "m.safetensors", model)).model
     assert back.fingerprint() == model.fingerprint()
+
+
+def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypatch):
+    path = save_checkpoint(tmp_path / "m.safetensors", sparse_model())
+    before = path.read_bytes()
+
+    def fails(tensors, partial, metadata):
+        partial.write_bytes(b"half")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("circuits.model.checkpoint.save_file", fails)
+    with pytest.raises(OSError, match="the disk is full"):
+        save_checkpoint(path, sparse_model())
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.safetensors", before)]
 
 
 def test_other_files_are_refused(tmp_path):

@@ -7,16 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits.circuit import Circuit
-from circuits.nodes import SITES, WEIGHTS, Edge, IOEdge, Node, NodeFacts, Site, all_sites, residual_links
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.nodes import Edge, IOEdge, Node, NodeFacts, residual_links
+from circuits.model.sites import BY_SITES, SCORE, SITES, Site, all_sites
 
-WIDTHS = dict.fromkeys(SITES, 6)
+WIDTHS = dict.fromkeys(all_sites(2), 6)
 
 
 def make(nodes, edges=(), **options):
     generator = torch.Generator().manual_seed(0)
     values = {site: torch.randn(6, generator=generator) for site in all_sites(2)}
-    defaults = dict(widths=WIDTHS, n_layers=2, task="quotes", model_hash="abc", values=values)
+    defaults = dict(
+        widths=WIDTHS, n_layers=2, criterion=Criterion(task="quotes"), model_hash="abc", values=values
+    )
     return Circuit(nodes=tuple(nodes), edges=tuple(edges), **{**defaults, **options})
 
 
@@ -30,7 +34,7 @@ def test_json_round_trip(nodes, data):
         Edge(a, b, 0.1 + a.index)
         for a in sorted(nodes)
         for b in sorted(nodes)
-        if a.layer == b.layer and (a.site, b.site) in {*WEIGHTS.values(), ("attn_k", "attn_q")}
+        if a.layer == b.layer and (a.site, b.site) in {*BY_SITES, SCORE}
     ]
     edges = data.draw(st.sets(st.sampled_from(possible))) if possible else set()
     facts = {node: NodeFacts(0.5, node.index / 3) for node in nodes}
@@ -97,17 +101,16 @@ def test_impossible_circuits_are_refused():
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 5)])
 def test_values_for_each_place_survive_the_file(shape, tmp_path):
-    widths = dict.fromkeys(SITES, 4)
+    widths = dict.fromkeys(all_sites(1), 4)
     values = {site: torch.randn(*shape, 4) for site in all_sites(1)}
     circuit = Circuit(
         nodes=(),
         edges=(),
         widths=widths,
         n_layers=1,
-        task="t",
+        criterion=Criterion(task="t", ablation="resample"),
         model_hash="m",
         values=values,
-        ablation="resample",
     )
     again = Circuit.load(circuit.save(tmp_path / "c.json"))
     assert all(torch.equal(again.values[site], value) for site, value in values.items())

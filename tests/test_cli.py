@@ -7,12 +7,13 @@ from quote_model import CORPUS, TRUE_NODES, quote_closer
 from typer.testing import CliRunner
 
 from circuits.__main__ import app
-from circuits.ablation import mean_values
-from circuits.checkpoint import save_checkpoint
-from circuits.circuit import Circuit
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.parts import edges_between
 from circuits.handmade import Recovery
-from circuits.model import SparseTransformer
-from circuits.prune import edges_between
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.transformer import SparseTransformer
 
 RUN = CliRunner()
 TINY = {
@@ -73,7 +74,7 @@ def closer(tmp_path_factory):
         edges=tuple(edges_between(model, TRUE_NODES)),
         widths=model.config.widths,
         n_layers=1,
-        task="quotes",
+        criterion=Criterion(task="quotes"),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )
@@ -125,7 +126,7 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
             exact=seed == 0, missing=[] if seed == 0 else [str(made.circuit.nodes[0])], extra=[], seconds=1.0
         )
 
-    monkeypatch.setattr("circuits.experiments.ground_truth.recover", recovered)
+    monkeypatch.setattr("circuits.handmade.proof.recover", recovered)
     done = invoke("verify", "--seeds", 2, "--models", "copying", "--json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
@@ -172,15 +173,34 @@ def test_unknown_config_keys_are_named(tmp_path):
     assert "unknown key ['learning_rate']" in " ".join(result.output.split())
 
 
+def test_a_config_that_is_no_object_is_refused(tmp_path):
+    config = tmp_path / "c.json"
+    for text, problem in (("[1, 2]", "holds a JSON list; expected"), ("{", "cannot be read as JSON")):
+        config.write_text(text)
+        result = invoke("train", "--config", config, "--out", tmp_path / "m.safetensors")
+        assert result.exit_code == 2
+        assert "config: " in result.output
+        assert problem in " ".join(result.output.split())
+
+
+def test_configs_of_older_versions_are_read(tmp_path):
+    config, out = tmp_path / "c.json", tmp_path / "m.safetensors"
+    config.write_text(json.dumps({**TINY, "steps": 2, "grad": "support", "gradient": "rms"}))
+    assert invoke("train", "--config", config, "--out", out).exit_code == 0
+    settings = load_checkpoint(out).meta["train"]
+    assert (settings["weight_gradient"], settings["gradient_scaling"]) == ("support", "rms")
+
+
 def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
     import importlib
+    import signal
 
-    module = importlib.import_module("circuits.train")
+    module = importlib.import_module("circuits.training.loop")
     one_step = module._Run.one_step
 
     def interrupted(run):
         if run.step == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         one_step(run)
 
     monkeypatch.setattr(module._Run, "one_step", interrupted)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from circuits.ablation import check_belongs
-from circuits.circuit import Circuit
-from circuits.compare import difference, intersection, overlap, transplant, union
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.compare import difference, intersection, overlap, transplant, union
+from circuits.circuit.masked import check_belongs
 from circuits.handmade import MODELS, Handmade, build
 from circuits.handmade.board import Board, nodes_of
-from circuits.handmade.handmade import _RECIPES, _true_circuit
+from circuits.handmade.catalogue import _RECIPES, _true_circuit
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,6 @@ import json
 import pytest
 import torch
 
-from circuits.attention import Compose, sink_softmax
-from circuits.attention.compose import explicit_map, n_parameters
-from circuits.checkpoint import load_checkpoint, save_checkpoint
 from circuits.composition import (
     ComposePruneConfig,
     compose_gates,
@@ -18,8 +15,13 @@ from circuits.composition import (
     prune_compositions,
     run_composed,
 )
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.train import TrainConfig, project
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.model.mixers import Compose, sink_softmax
+from circuits.model.mixers.compose import explicit_map, n_parameters
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig
+from circuits.training.loop import project
 from tasks import Batch
 from tasks.tokenizer import WordTokenizer
 
@@ -301,7 +303,7 @@ def test_figure_of_the_maps_of_a_prompt():
 
 
 def test_variants_of_the_experiment_are_comparable():
-    from circuits.experiments.heads import VARIANTS, interval, variant_config
+    from docs.experiments.heads import VARIANTS, interval, variant_config
 
     sizes = {}
     for variant in VARIANTS:
@@ -318,7 +320,7 @@ def test_variants_of_the_experiment_are_comparable():
 
 @pytest.mark.slow
 def test_the_experiment_runs_and_is_not_run_twice(tmp_path):
-    from circuits.experiments.heads import run_dynamic
+    from docs.experiments.heads import run_dynamic
 
     options = dict(seeds=1, steps=2, variants=("full",), out=tmp_path, results=tmp_path / "results.json")
     first = run_dynamic(**options)
@@ -328,7 +330,7 @@ def test_the_experiment_runs_and_is_not_run_twice(tmp_path):
 
 
 def test_the_page_takes_its_tables_from_results(tmp_path):
-    from circuits.experiments.heads_page import TABLES, write_tables
+    from docs.experiments.heads_page import TABLES, write_tables
 
     results, page = tmp_path / "results", tmp_path / "explanation" / "heads.md"
     results.mkdir()
@@ -356,7 +358,7 @@ def test_the_page_takes_its_tables_from_results(tmp_path):
 
 
 def test_the_time_of_a_head_report_is_measured(tmp_path):
-    from circuits.experiments.heads import run_report
+    from docs.experiments.heads import run_report
 
     report = run_report(model_of("none").config, results=tmp_path / "r.json")
     assert report["n_rows"] == 8

@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from circuits import kernels
-from circuits.ablation import mean_values, run_masked
-from circuits.compute import compact, sparse_compute
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.masked import run_masked
 from circuits.kernels import causal_attention
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import WEIGHTS
-from circuits.topk import project_topk
-from circuits.train import TrainConfig, Updates, train
+from circuits.model.compute import compact, sparse_compute
+from circuits.model.config import ModelConfig
+from circuits.model.sites import WEIGHTS, WeightAt
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig
+from circuits.training.loop import Updates, train
+from circuits.training.projection import project_topk
 
 CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=24, n_heads=3, d_head=5, d_mlp=37, n_ctx=9)
 
@@ -113,7 +116,7 @@ def test_node_and_edge_masks_and_their_gradients_are_those_of_the_dense_path(mod
     values = mean_values(model, tokens)
     masks = {site: torch.rand_like(value).round().requires_grad_() for site, value in values.items()}
     edges = {
-        (layer, name): torch.rand_like(model.linear(layer, name).weight.detach()).requires_grad_()
+        WeightAt(layer, name): torch.rand_like(model.linear(layer, name).weight.detach()).requires_grad_()
         for layer in range(2)
         for name in WEIGHTS
     }
@@ -131,7 +134,7 @@ def test_node_and_edge_masks_and_their_gradients_are_those_of_the_dense_path(mod
 def test_all_open_is_the_model_bit_for_bit_sparse_or_not(model, tokens):
     values = mean_values(model, tokens)
     masks = {site: torch.ones_like(value) for site, value in values.items()}
-    edges = {(0, name): torch.ones_like(model.linear(0, name).weight) for name in WEIGHTS}
+    edges = {WeightAt(0, name): torch.ones_like(model.linear(0, name).weight) for name in WEIGHTS}
     model.requires_grad_(False)
     for way in (sparse_compute(model), nullcontext()):
         with way:
@@ -187,7 +190,7 @@ QUICK = dict(model=SMALL, steps=30, batch_size=4, density=0.05, embed_density=0.
 
 @pytest.mark.parametrize("grad", ["exact", "support"])
 def test_training_repeats_bit_for_bit_with_either_gradient(grad):
-    config = TrainConfig(**QUICK, grad=grad, refresh=4)
+    config = TrainConfig(**QUICK, weight_gradient=grad, refresh=4)
     first, second = train(config, progress=False), train(config, progress=False)
     assert first.model.fingerprint() == second.model.fingerprint()
     assert all(linear.sparse is None for _, linear in first.model.linears())
@@ -207,7 +210,7 @@ def test_exact_training_keeps_the_survivors_of_dense_training(monkeypatch):
 def test_support_gradients_let_dropped_weights_return():
     """Between refreshes only survivors learn; at refreshes others may take their place."""
     always, never = (
-        train(TrainConfig(**QUICK, grad="support", refresh=refresh), progress=False).model
+        train(TrainConfig(**QUICK, weight_gradient="support", refresh=refresh), progress=False).model
         for refresh in (1, 1000)
     )
     exact = train(TrainConfig(**QUICK), progress=False).model
@@ -241,7 +244,7 @@ def test_a_compact_model_is_masked_and_cut_like_any_other(model, tokens, per_hea
     values = mean_values(model, tokens)
     masks = {site: torch.rand_like(value).round().requires_grad_() for site, value in values.items()}
     edges = {
-        (layer, name): torch.rand_like(model.linear(layer, name).weight)
+        WeightAt(layer, name): torch.rand_like(model.linear(layer, name).weight)
         for layer in range(2)
         for name in WEIGHTS
     }

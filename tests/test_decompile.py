@@ -10,13 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.ablation import mean_values, run_circuit
-from circuits.circuit import Circuit
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.evaluator import Evaluator
+from circuits.circuit.masked import run_circuit
+from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.parts import edges_between
 from circuits.decompile import describe, function_name, to_python
+from circuits.decompile.observe import Observed
 from circuits.handmade import Handmade, build, quotes
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Edge, Node
-from circuits.prune import edges_between
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from tasks import Task, load_task
 
 RUNNER = """
@@ -93,12 +98,19 @@ def test_agrees_with_the_masked_model(name: str, topk_fraction: float | None) ->
         assert len(source.splitlines()) <= 60
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_agrees_on_random_models_and_random_circuits(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "act"), [*((seed, "gelu") for seed in range(4)), (1, "relu"), (2, "relu")])
+def test_agrees_on_random_models_and_random_circuits(seed: int, act: str) -> None:
     """Bigram table, AbsTopK at a quarter, edges missing, nodes that compete for places, large weights."""
     task = load_task("quotes")
     config = ModelConfig(
-        d_vocab=task.tokenizer.d_vocab, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=64, sink=seed != 3
+        d_vocab=task.tokenizer.d_vocab,
+        d_model=16,
+        n_heads=2,
+        d_head=4,
+        d_mlp=24,
+        n_ctx=64,
+        sink=seed != 3,
+        act=act,
     )
     model = SparseTransformer(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -115,7 +127,7 @@ def random_circuit(model: SparseTransformer, generator: torch.Generator, task: T
     nodes = [
         Node(site.layer, site.name, i)
         for site in model.sites()
-        for i in range(model.config.widths[site.name])
+        for i in range(model.config.widths[site])
         if torch.rand((), generator=generator) < 0.3
     ]
     edges: list[Edge] = [e for e in edges_between(model, nodes) if torch.rand((), generator=generator) < 0.7]
@@ -125,7 +137,7 @@ def random_circuit(model: SparseTransformer, generator: torch.Generator, task: T
         edges=tuple(edges),
         widths=model.config.widths,
         n_layers=model.config.n_layers,
-        task="quotes",
+        criterion=Criterion(task="quotes"),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )
@@ -153,10 +165,14 @@ def test_describe_says_what_each_node_does() -> None:
 
 
 def test_describe_scores_as_pruning_did() -> None:
+    """By the circuit's criterion: where that calibrates, with one factor on the logits, fitted as pruning fits it."""
     made = quotes(1)
-    faint = made.circuit.with_metrics(logit_scale=0.1)
-    plain, scaled = (describe(made.model, c, made.task).splitlines()[0] for c in (made.circuit, faint))
-    assert plain != scaled
+    calibrated = replace(made.circuit, criterion=replace(made.circuit.criterion, calibrate=True))
+    plain, scaled = (Observed(made.model, c, made.task, 16) for c in (made.circuit, calibrated))
+    judge = Evaluator(made.model, made.task, calibrated.criterion, dict(calibrated.values))
+    assert plain.scale == 1
+    assert scaled.scale == judge.scale(calibrated.nodes, calibrated.edges) > 1
+    assert scaled.loss(made.circuit.nodes) < 0.5 * plain.loss(made.circuit.nodes)
 
 
 def test_a_circuit_of_another_model_is_refused() -> None:
@@ -167,4 +183,8 @@ def test_a_circuit_of_another_model_is_refused() -> None:
 def test_a_circuit_whose_outside_is_no_constant_is_refused() -> None:
     made = quotes(1)
     with pytest.raises(ValueError, match="found under 'resample' ablation"):
-        to_python(made.model, replace(made.circuit, ablation="resample"), made.task)
+        to_python(
+            made.model,
+            replace(made.circuit, criterion=replace(made.circuit.criterion, ablation="resample")),
+            made.task,
+        )

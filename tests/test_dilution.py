@@ -7,14 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.ablation import ablation_values
-from circuits.bridge import Side
-from circuits.circuit import Circuit
-from circuits.dilution import attack, dilution_sweep, mutated, spearman
-from circuits.dilution.margins import circuit_margins, model_margins
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import SITES, Node
+from circuits.bridges import Side
+from circuits.bridges.dilution import attack, dilution_sweep, mutated
+from circuits.bridges.dilution.margins import circuit_margins, model_margins
+from circuits.circuit.ablation import ablation_values
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.nodes import all_nodes
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from circuits.plots import dilution_figure
+from circuits.statistics import spearman
 from tasks.brackets import Brackets
 
 MODEL = ModelConfig(
@@ -50,15 +53,15 @@ def averaging(threshold: float) -> SparseTransformer:
 
 def whole(model: SparseTransformer, task: str = "brackets") -> Circuit:
     """The circuit that leaves nothing out."""
-    nodes = [Node(0, site, i) for site in SITES for i in range(model.config.widths[site])]
-    from circuits.prune import edges_between
+    nodes = all_nodes(model.config.widths)
+    from circuits.circuit.parts import edges_between
 
     return Circuit(
         nodes=tuple(sorted(nodes)),
         edges=tuple(sorted(edges_between(model, nodes))),
         widths=model.config.widths,
         n_layers=1,
-        task=task,
+        criterion=Criterion(task=task),
         model_hash=model.fingerprint(),
         values=ablation_values(model, torch.zeros(1, 4, dtype=torch.int64), "zero"),
     )
@@ -123,16 +126,9 @@ def test_mutation_keeps_length_depth_and_grammar():
             assert not re.search(r"\b0\d", text)
 
 
-def test_spearman_by_hand():
-    assert spearman([1, 2, 3], [10, 20, 30]) == pytest.approx(1)
-    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)
-    assert spearman([1, 1], [1, 2]) != spearman([1, 1], [1, 2])
-
-
 def test_bad_input_is_refused(sparse, circuit):
     with pytest.raises(ValueError, match="circuit: got one for 'quotes'"):
-        dilution_sweep(sparse, sparse, replace(circuit, task="quotes"))
+        dilution_sweep(sparse, sparse, replace(circuit, criterion=Criterion(task="quotes")))
     with pytest.raises(ValueError, match=r"none of .* fit n_ctx = 64"):
         dilution_sweep(sparse, sparse, circuit, lengths=(50,))
     with pytest.raises(ValueError, match="length: prompts of 50 elements"):
@@ -144,8 +140,8 @@ def test_bad_input_is_refused(sparse, circuit):
 
 
 def test_the_experiment_sweeps_and_attacks(sparse, circuit):
-    from circuits.bridge import identity_bridges
-    from circuits.experiments.bridges import dilution_of
+    from circuits.bridges import identity_bridges
+    from docs.experiments.bridges import dilution_of
 
     found = dilution_of(identity_bridges(sparse), circuit, n=4, rounds=2)
     assert found["spearman"] == spearman(

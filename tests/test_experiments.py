@@ -1,27 +1,52 @@
 """Experiments at tiny sizes: equal budgets, equal losses, honest averages, nothing done twice."""
 
+import importlib
 import json
+import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from circuits.experiments import frontier, sparse_vs_dense, trust_page
-from circuits.experiments.markdown import around_marks
-from circuits.experiments.record import write_json
-from circuits.experiments.runs import kept_training, kept_twin, pruned, train_until
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.files import write_json
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from circuits.plots import sparse_vs_dense_figure
-from circuits.prune import PruneConfig
-from circuits.train import TrainConfig, check_budgets, project, with_vocabulary
+from circuits.plots.markdown import around_marks
+from circuits.pruning.config import PruneConfig
+from circuits.training.config import TrainConfig
+from circuits.training.loop import check_budgets, project, with_vocabulary
+from docs.experiments import frontier, sparse_vs_dense, trust_page
+from docs.experiments.runs import kept_training, kept_twin, pruned, train_until
 from tasks import load_corpus
 
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(p.stem for p in (ROOT / "docs" / "experiments").glob("*.py"))
 SMALL = ModelConfig(n_layers=1, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=16)
 
 
 def tiny(**changes) -> TrainConfig:
     settings = {"model": SMALL, "steps": 40, "batch_size": 8, "density": 0.3, "n_val": 16, "min_alive": 0}
     return TrainConfig(**{**settings, **changes})
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_starts_and_says_how_it_is_run(name):
+    module = importlib.import_module(f"docs.experiments.{name}")
+    if hasattr(module, "app"):
+        shown = CliRunner().invoke(module.app, ["--help"])
+        assert shown.exit_code == 0, shown.output
+        assert f"python -m docs.experiments.{name}" in module.__doc__
+    said = re.findall(r"python -m (docs\.experiments\.\w+)", Path(module.__file__).read_text())
+    assert set(said) <= {f"docs.experiments.{other}" for other in EXPERIMENTS}
+
+
+def test_experiments_are_not_in_the_wheel():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert built == {"wheel": {"packages": ["circuits", "tasks"]}}
+    assert not list((ROOT / "circuits").rglob("experiments*"))
 
 
 def test_a_twin_stops_at_the_loss(tmp_path):
@@ -106,9 +131,9 @@ def test_the_page_quotes_the_results(tmp_path, monkeypatch):
     monkeypatch.setattr(trust_page, "figure_to_png", lambda figure, path: drawn.append(path.name))
     (tmp_path / "docs" / "explanation").mkdir(parents=True)
     marks = "".join(f"<!-- {name} -->\nold\n<!-- end of {name} -->\n" for name in trust_page.TABLES)
-    page = tmp_path / "docs" / "explanation" / "faithfulness.md"
+    page = tmp_path / "docs" / "explanation" / "trust.md"
     page.write_text(f"before\n{marks}after\n")
-    command = "python -m circuits.experiments.sparse_vs_dense --seeds 1"
+    command = "python -m docs.experiments.sparse_vs_dense --seeds 1"
     made = {"command": command, "seeds": [0], "minutes": 1.5, "machine": "a machine", "date": "2026-01-02"}
     write_json("docs/results/sparse_vs_dense.json", {**made, **stored_sizes()})
     trust_page.run()
@@ -117,15 +142,15 @@ def test_the_page_quotes_the_results(tmp_path, monkeypatch):
     assert "Geometric mean of the ratios: **12.2**" in text
     assert text.count("\nold\n") == len(trust_page.TABLES) - 1
     assert (text.startswith("before\n"), text.endswith("after\n")) == (True, True)
-    assert "![](faithfulness-sparse_vs_dense.png)\n\n`python -m circuits.experiments.sparse_vs_dense" in text
-    assert drawn == ["faithfulness-sparse_vs_dense.png"]
+    assert "![](trust-sparse_vs_dense.png)\n\n`python -m docs.experiments.sparse_vs_dense" in text
+    assert drawn == ["trust-sparse_vs_dense.png"]
     page.write_text("no marks")
     with pytest.raises(ValueError, match="expected '<!-- frontier -->'"):
         around_marks(page, *trust_page.marks("frontier"))
 
 
 def test_the_page_of_the_project_has_every_mark():
-    page = Path(__file__).parent.parent / "docs" / "explanation" / "faithfulness.md"
+    page = Path(__file__).parent.parent / "docs" / "explanation" / "trust.md"
     for name in trust_page.TABLES:
         assert around_marks(page, *trust_page.marks(name))
 

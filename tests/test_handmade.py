@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.ablation import run_circuit
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_circuit
+from circuits.circuit.score import margins, score_margins, task_score
 from circuits.handmade import METHODS, MODELS, Handmade, build, rank_metrics, recover
-from circuits.score import margins, score_margins, task_score
 
 NAMES = sorted(MODELS)
 TARGET = 0.15

@@ -21,7 +21,8 @@ from circuits.heads import (
     qk_circuit,
     repeated_tokens,
 )
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +196,7 @@ def test_figures_of_heads(model):
     assert sink == pytest.approx((1 - pattern[0].sum(-1)).clamp_min(0).tolist(), abs=1e-6)
     names = ["a", " ", "\n"]
     qk = full_qk(model, torch.arange(3), layer=0, head=1).AB
-    assert token_map_figure(qk, names, names, title="QK").layout.xaxis.ticktext == ("a", "␣", "\\n")
+    assert token_map_figure(qk, names, names, title="QK").layout.xaxis.ticktext == ("a", "·", "⏎")
     with pytest.raises(ValueError, match="tokens: got 1"):
         pattern_figure(pattern, ["a"])
     with pytest.raises(ValueError, match="values: got shape"):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from circuits.experiments.decoys import induction_model
-from circuits.experiments.induction import (
+from circuits.model.transformer import SparseTransformer
+from docs.experiments.decoys import induction_model
+from docs.experiments.induction import (
     MODEL,
     accuracy,
     compare_ways,
@@ -12,7 +13,6 @@ from circuits.experiments.induction import (
     repeated_letters,
     train_induction,
 )
-from circuits.model import SparseTransformer
 
 
 def test_letters_repeat_where_it_says_so():

@@ -1,9 +1,7 @@
 """What is pinned is what is asked for, on every Python; without a network (`make resolve` asks the package index)."""
 
-import importlib
 import os
 import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import chain
@@ -137,10 +135,3 @@ def test_resolve_asks_for_every_python_and_fails_if_one_does(unsolvable, tmp_pat
     asked = calls.read_text()
     assert "pip install" in asked
     assert all(f"--python-version {python} " in asked for python in PYTHONS)
-
-
-def test_search_without_optuna_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.delitem(sys.modules, "circuits.pruning.tune", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"install sparse-circuits\[search\]"):
-        importlib.import_module("circuits.pruning.tune")

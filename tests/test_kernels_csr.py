@@ -102,16 +102,16 @@ def test_gradcheck(impl: str) -> None:
     bias = torch.randn(7, dtype=torch.float64, requires_grad=True)
 
     def layer(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        return sparse_linear(x, weight, values, bias, impl)
+        return sparse_linear(weight, x, values, bias, impl)
 
     assert torch.autograd.gradcheck(layer, (x, values, bias))
-    assert torch.autograd.gradcheck(lambda t: sparse_linear(t, weight, impl=impl), (x,))
+    assert torch.autograd.gradcheck(lambda t: sparse_linear(weight, t, impl=impl), (x,))
 
 
 def test_a_frozen_weight_keeps_no_activations_alive() -> None:
     weight = SparseWeight.from_dense(drawn(6, 7, 0.4))
     x = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
-    y = sparse_linear(x, weight)
+    y = sparse_linear(weight, x)
     assert not any(saved is not None and saved.shape == x.shape for saved in y.grad_fn.saved_tensors)
     y.sum().backward()
     close(x.grad, weight.to_dense().sum(1, keepdim=True).expand(6, 5))
@@ -198,13 +198,19 @@ def test_errors_name_the_argument_and_the_remedy() -> None:
     with pytest.raises(ValueError, match=r"dy is \(4, 3\).*; expected \(4, 2\)"):
         sddmm(weight, x, torch.ones(4, 3))
     with pytest.raises(ValueError, match=r"bias is \(3,\) .* expected \(4,\)"):
-        sparse_linear(x, weight, bias=torch.ones(3))
+        sparse_linear(weight, x, bias=torch.ones(3))
     with pytest.raises(ValueError, match=r"out is \(4, 3\) .* expected \(4, 2\)"):
         spmm(weight, x, out=torch.ones(4, 3))
     with pytest.raises(ValueError, match=r"x is torch.float64 .* the weight torch.float32"):
-        sparse_linear(x.double(), weight)
+        sparse_linear(weight, x.double())
     with pytest.raises(ValueError, match=r"values has shape \(2,\); expected \(3,\), one per nonzero"):
-        sparse_linear(x, weight, torch.ones(2))
+        sparse_linear(weight, x, torch.ones(2))
+    with pytest.raises(
+        ValueError, match=r"weight is a Tensor; expected a SparseWeight, before the activations"
+    ):
+        sparse_linear(x, weight)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 2\); expected \(3, 4\)"):
+        SparseWeight.from_dense(torch.eye(3, 4), torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"impl is 'csr'; expected one of"):
         spmm(weight, x, impl="csr")
     with pytest.raises(ValueError, match=r"name a position twice"):

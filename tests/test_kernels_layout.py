@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from circuits.kernels.cpu_layout import contiguous, transposed
-from circuits.kernels.layout import token_major
-from circuits.kernels.masking import replace_features
+from circuits.kernels import replace_features, token_major
+from circuits.kernels.cpu.layout import contiguous, transposed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,7 +1,8 @@
 """The Triton kernels: parity with naive, and that they compile for the GPUs they are meant for.
 
 Parity runs natively on a GPU. Without one it runs on the CPU under Triton's interpreter, which has to be chosen before
-the kernels are imported: one test starts a second pytest on this file with TRITON_INTERPRET=1.
+the kernels are imported: one test starts a second pytest, on this file and on the table of operations, with
+TRITON_INTERPRET=1.
 """
 
 import os
@@ -40,7 +41,19 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.mark.skipif(INTERPRETED, reason="already under the interpreter")
 def test_parity_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "parity_of", __file__]
+    table = pathlib.Path(__file__).with_name("test_kernels_dispatch.py")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "parity_of",
+        __file__,
+        table,
+    ]
     run = subprocess.run(
         command,
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
@@ -156,7 +169,7 @@ def test_parity_of_products_and_gradients(
     w, wide, tall = weight.to_dense().double(), x.double(), dy.double()
     values = weight.values.clone()
     leaves = [leaf.requires_grad_() for leaf in (x, values, bias)]
-    y = sparse_linear(x, weight, values, bias, impl="triton")
+    y = sparse_linear(weight, x, values, bias, impl="triton")
     y.backward(dy)
     close(y.detach(), w.t() @ wide + bias.detach().double()[:, None])
     close(leaves[0].grad, w @ tall)
@@ -211,7 +224,7 @@ SIGNATURES = {
 
 
 def constants_of(name: str, dtype: str) -> dict[str, Any]:
-    from circuits.kernels import triton as kernels
+    from circuits.kernels.triton import kernels
 
     low = {"LOW": 0 if dtype == "float32" else 16}
     if name.startswith("abs_topk_fwd"):
@@ -230,7 +243,7 @@ def compile_ahead(name: str, dtype: str, capability: int, config: Any) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from circuits.kernels import triton as kernels
+    from circuits.kernels.triton import kernels
 
     kernel = getattr(kernels, name.split()[0])
     signature = dict(argument.split(":") for argument in SIGNATURES[name].split())
@@ -267,7 +280,7 @@ def check_compiled(name: str, dtype: str, capability: int, config: Any, folder: 
 
 
 def search_space(name: str) -> list[Any]:
-    from circuits.kernels import triton as kernels
+    from circuits.kernels.triton import kernels
 
     return kernels.CONFIGS.get(name, [None])
 

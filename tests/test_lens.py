@@ -5,7 +5,8 @@ import torch
 from transformer_lens import ActivationCache, patching
 from transformer_lens.tools.analysis import logit_lens
 
-from circuits.model import ModelConfig, SparseTransformer
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from tasks import load_corpus
 
 CONFIG = ModelConfig(

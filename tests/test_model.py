@@ -1,13 +1,17 @@
 """The model: its equations by hand, its sites, its errors."""
 
 import math
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
-from circuits.attention import sink_softmax
-from circuits.model import AbsTopK, Linear, ModelConfig, RMSNorm, SparseTransformer
-from circuits.nodes import SITES, Site
+from circuits.model.config import Activation, ModelConfig
+from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm
+from circuits.model.mixers import MIXERS, Attention, sink_softmax
+from circuits.model.sites import SITES, Site
+from circuits.model.transformer import SparseTransformer
 
 TINY = ModelConfig(d_vocab=11, n_layers=2, d_model=12, n_heads=3, d_head=4, d_mlp=20, n_ctx=10)
 
@@ -25,12 +29,13 @@ def tokens() -> torch.Tensor:
 def by_hand(model: SparseTransformer, tokens: torch.Tensor) -> torch.Tensor:
     """The forward pass of the module docstring, written once more with loops over heads."""
     config = model.config
+    act = {"gelu": torch.nn.functional.gelu, "relu": lambda x: x.clamp(min=0)}[config.act]
 
     def norm(x):
         return x / (x.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt()
 
     def topk(x, site):
-        k = config.topk(site)
+        k = config.topk(Site(0, site))
         if k is None:
             return x
         kept = torch.zeros_like(x)
@@ -54,7 +59,7 @@ def by_hand(model: SparseTransformer, tokens: torch.Tensor) -> torch.Tensor:
             out.append(weights / total @ v[..., cut])
         x = x + topk(torch.cat(out, -1) @ a.o.weight + a.o.bias, "attn_out")
         m = block.mlp
-        neurons = topk(torch.nn.functional.gelu(topk(norm(x), "mlp_in") @ m.W_in + m.b_in), "mlp_neuron")
+        neurons = topk(act(topk(norm(x), "mlp_in") @ m.W_in + m.b_in), "mlp_neuron")
         x = x + topk(neurons @ m.W_out + m.b_out, "mlp_out")
     logits = norm(x) @ model.W_U + model.b_U
     return logits if model.bigram is None else logits + model.bigram[tokens]
@@ -62,7 +67,8 @@ def by_hand(model: SparseTransformer, tokens: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("fraction", [0.25, None])
 @pytest.mark.parametrize("extras", [True, False])
-def test_forward_is_what_the_docstring_says(fraction, extras, tokens):
+@pytest.mark.parametrize("act", get_args(Activation))
+def test_forward_is_what_the_docstring_says(fraction, extras, act, tokens):
     config = ModelConfig(
         d_vocab=11,
         d_model=12,
@@ -73,6 +79,7 @@ def test_forward_is_what_the_docstring_says(fraction, extras, tokens):
         topk_fraction=fraction,
         sink=extras,
         bigram=extras,
+        act=act,
     )
     model = SparseTransformer(config, seed=1).double()
     for parameter in model.parameters():
@@ -119,8 +126,8 @@ def test_every_site_has_at_most_k_nonzeros(model, tokens):
     _, cache = model.run_with_cache(tokens)
     for site in model.sites():
         value = cache[model.hook_name(site)].flatten(2)
-        assert value.shape[-1] == TINY.widths[site.name]
-        assert int((value != 0).sum(-1).max()) <= TINY.topk(site.name)
+        assert value.shape[-1] == TINY.widths[site]
+        assert int((value != 0).sum(-1).max()) <= TINY.topk(site)
 
 
 def test_same_seed_same_bits_and_global_generator_untouched():
@@ -158,6 +165,10 @@ def test_config_round_trip_and_errors():
         ModelConfig(d_vocab=3, topk_fraction=0.0)
     with pytest.raises(ValueError, match="n_layers: got 0; expected a whole number"):
         ModelConfig(d_vocab=3, n_layers=0)
+    unhooked = replace(TINY)  # past the types that tests check and users do not
+    object.__setattr__(unhooked, "act", "swish")
+    with pytest.raises(ValueError, match=r"act: got 'swish'; expected one of \('gelu', 'relu'\)"):
+        unhooked.__post_init__()
     with pytest.raises((ValueError, TypeError), match="topk_sites"):
         ModelConfig.from_json({"topk_sites": ["resid"]})
     with pytest.raises(ValueError, match=r"config.d_vocab: got None"):
@@ -193,3 +204,44 @@ def test_rms_norm_has_the_gradients_of_its_formula_in_its_inputs_layout(feature_
     torch.testing.assert_close(gradient, expected, atol=1e-14, rtol=1e-13)
     assert gradient.stride() == x.stride()
     assert torch.autograd.gradgradcheck(RMSNorm(1e-5), (x,))
+
+
+@pytest.mark.parametrize("act", get_args(Activation))
+def test_the_activation_is_known_to_transformer_lens_and_part_of_the_fingerprint(act):
+    model = SparseTransformer(ModelConfig(**{**TINY.to_json(), "act": act}), seed=3)
+    assert model.cfg.act_fn == act
+    assert (model.fingerprint() == SparseTransformer(TINY, seed=3).fingerprint()) == (act == "gelu")
+
+
+def test_every_attention_of_the_config_has_a_mixer():
+    assert set(get_args(ModelConfig.__annotations__["attention"])) == set(MIXERS)
+
+
+def test_a_mixer_brings_its_parameters_hooks_and_matrices(monkeypatch, tokens):
+    class Window(Attention):
+        """Each position takes a learned share of its own v, and looks at the layer's input on the way."""
+
+        reads_input = True
+
+        def __init__(self, config, lens, layer):
+            super().__init__(config, lens, layer)
+            self.share = torch.nn.Parameter(torch.full((config.n_heads, 1), 0.5))
+            self.hook_share = torch.nn.Identity()
+
+        def mix(self, q, k, v, x):
+            assert x.shape == (4, 10, 12)
+            return v * self.hook_share(self.share)
+
+        def own_matrices(self):
+            yield Matrix("share", self.share, "block", None)
+
+    monkeypatch.setitem(MIXERS, "softmax", Window)
+    model = SparseTransformer(TINY, seed=3)
+    plain, cache = model.run_with_cache(tokens)
+    torch.testing.assert_close(cache["blocks.1.attn.hook_z"], cache["blocks.1.attn.hook_v"] / 2)
+    assert [m.name for m in model.matrices() if "share" in m.name] == ["0.share", "1.share"]
+    assert "blocks.0.attn.share" in model.weight_names()
+    model.set_use_split_qkv_input(True)
+    torch.testing.assert_close(model(tokens), plain, atol=1e-6, rtol=1e-5)
+    with pytest.raises(TypeError, match="abstract"):
+        Attention(TINY, model.cfg, 0)

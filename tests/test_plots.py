@@ -8,16 +8,18 @@ import plotly.io as pio
 import pytest
 import torch
 
-from circuits.circuit import Circuit
-from circuits.nodes import SITES, WEIGHTS, Edge, IOEdge, Node, NodeFacts, all_sites
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.nodes import Edge, IOEdge, Node, NodeFacts
+from circuits.model.sites import BY_SITES, SITES, all_sites
 from circuits.plots import circuit_figure, controls_figure, history_figure, pruning_figure
-from circuits.plots.frame import curve
-from circuits.plots.layout import circuit_layout, residual_wires
-from circuits.plots.marks import COLOURS, FIXED_WIDTHS
-from circuits.plots.order import n_crossings, order, straighten
-from circuits.plots.style import printable
+from circuits.plots.picture.frame import curve
+from circuits.plots.picture.layout import circuit_layout, residual_wires
+from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
+from circuits.plots.picture.order import n_crossings, order, straighten
+from tasks.tokenizer import printable
 
-WIDTHS = {site: 512 if site == "mlp_neuron" else 128 for site in SITES}
+WIDTHS = {site: 512 if site.name == "mlp_neuron" else 128 for site in all_sites(2)}
 
 SEEN, WHICH, OPEN = (Node(0, "attn_in", i) for i in (17, 40, 88))
 QUERY, KEY, VALUE = Node(0, "attn_q", 50), Node(0, "attn_k", 55), Node(0, "attn_v", 53)
@@ -57,14 +59,13 @@ def make_circuit(nodes=NODES, edges=EDGES, io_edges=IO_EDGES, n_layers=2, facts=
         nodes=tuple(nodes),
         edges=tuple(edges),
         io_edges=tuple(io_edges),
-        widths=WIDTHS,
+        widths={site: WIDTHS[site._replace(layer=0)] for site in all_sites(n_layers)},
         n_layers=n_layers,
-        task="quotes",
         model_hash="0" * 16,
-        values={site: torch.zeros(WIDTHS[site.name]) for site in all_sites(n_layers)},
+        values={site: torch.zeros(WIDTHS[site._replace(layer=0)]) for site in all_sites(n_layers)},
         facts=facts,
         metrics={"task_loss": 0.093, "task_accuracy": 1.0},
-        **fields,
+        **{"criterion": Criterion(task="quotes"), **fields},
     )
 
 
@@ -80,7 +81,7 @@ def random_circuit(n_nodes: int, n_layers: int, seed: int) -> Circuit:
     edges = [
         Edge(a, b, rng.gauss(0, 1))
         for a, b in itertools.product(kept, kept)
-        if a.layer == b.layer and (a.site, b.site) in WEIGHTS.values() and rng.random() < 0.15
+        if a.layer == b.layer and (a.site, b.site) in BY_SITES and rng.random() < 0.15
     ]
     readers = [node for node in kept if node.site.endswith("_in")]
     io = [IOEdge("embed", token, node, rng.gauss(0, 1)) for token in "ab" for node in readers[::3]]
@@ -289,7 +290,10 @@ def test_title_and_subtitle():
     figure = circuit_figure(make_circuit(), title="a <b> title")
     assert figure.layout.title.text.startswith("a &lt;b&gt; title<br>")
     assert "12 nodes · 9 edges · task loss 0.093 nats" in figure.layout.title.text
-    assert "zero-ablated" in circuit_figure(make_circuit(ablation="zero")).layout.title.text
+    assert (
+        "zero-ablated"
+        in circuit_figure(make_circuit(criterion=Criterion(task="quotes", ablation="zero"))).layout.title.text
+    )
 
 
 def test_circuit_plot_is_circuit_figure():
@@ -307,9 +311,9 @@ def test_importing_leaves_plotly_templates_alone():
         ("'", "'"),
         ('"', '"'),
         ("]]", "]]"),
-        ("\n", "\\n"),
-        (" return", "␣return"),
-        ("\t", "\\t"),
+        ("\n", "⏎"),
+        (" return", "·return"),
+        ("\t", "⇥"),
         ("", "(empty)"),
     ],
 )

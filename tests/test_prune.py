@@ -1,19 +1,18 @@
 """Pruning on a model whose circuit is known, and its errors."""
 
 import math
+import sys
 
 import jaxtyping
 import pytest
 import torch
 from quote_model import CORPUS, TRUE_NODES, quote_closer
 
-from circuits.ablation import run_circuit
-from circuits.circuit import Circuit
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Edge, IOEdge, Node
-from circuits.prune import PruneConfig, edges_between, io_edges, prune
-from circuits.pruning.minimal import FINEST, minimal, thinned
-from circuits.score import (
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_circuit
+from circuits.circuit.nodes import Edge, IOEdge, Node
+from circuits.circuit.parts import edges_between, io_edges
+from circuits.circuit.score import (
     Score,
     fitted_scale,
     margins,
@@ -23,6 +22,11 @@ from circuits.score import (
     two_way_kl,
     two_way_loss,
 )
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.minimal import FINEST, minimal, thinned
+from circuits.pruning.procedure import prune
 from tasks import load_task
 
 
@@ -189,3 +193,12 @@ def test_a_search_tries_the_config_first_and_keeps_the_smallest(found):
     assert best.n_nodes + best.n_edges == min(one["n_nodes"] + one["n_edges"] for one in tried)
     with pytest.raises(ValueError, match="search: got 0; expected at least 1 pruning run"):
         prune(model, load_task("quotes"), config, corpus=CORPUS, search=0, progress=False)
+
+
+def test_without_optuna_a_search_says_what_to_install(found, monkeypatch):
+    monkeypatch.delitem(sys.modules, "circuits.pruning.tune", raising=False)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(
+        ValueError, match=r'search: it needs Optuna.* `pip install "sparse-circuits\[search\]"`'
+    ):
+        prune(found[0], load_task("quotes"), PruneConfig(), corpus=CORPUS, search=2, progress=False)

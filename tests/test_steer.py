@@ -5,13 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuits.bridge import identity_bridges
-from circuits.bridge.sides import Side
-from circuits.circuit import Circuit
-from circuits.model import ModelConfig, SparseTransformer
-from circuits.nodes import Node, Site
+from circuits.bridges import identity_bridges
+from circuits.bridges.sides import Side
+from circuits.bridges.steering import _like, channel_effects, circuit_channels, steer
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.nodes import Node
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
 from circuits.plots import steering_figure
-from circuits.steer import _like, channel_effects, circuit_channels, steer
 from tasks.quotes import Quotes
 
 MODEL = ModelConfig(
@@ -59,13 +61,13 @@ def test_channel_effects_find_the_channel_that_decides(model, batch):
 
 def test_a_circuit_names_the_channels_to_move():
     nodes = tuple(sorted([Node(0, "attn_in", QUOTE), Node(0, "attn_out", BROAD), Node(0, "mlp_neuron", 1)]))
-    values = {Site(0, name): torch.zeros(width) for name, width in MODEL.widths.items()}
+    values = {site: torch.zeros(width) for site, width in MODEL.widths.items()}
     circuit = Circuit(
         nodes=nodes,
         edges=(),
         widths=MODEL.widths,
         n_layers=1,
-        task="quotes",
+        criterion=Criterion(task="quotes"),
         model_hash="0",
         values=values,
     )

@@ -2,8 +2,8 @@
 
 import pytest
 
-from circuits.experiments import support
-from circuits.train import TrainConfig
+from circuits.training.config import TrainConfig
+from docs.experiments import support
 
 
 def one(width, grad, seed, val_loss, seconds):
@@ -34,5 +34,5 @@ def test_it_writes_its_results_and_does_not_train_twice(tmp_path, monkeypatch):
     paths = dict(results=tmp_path / "r.json", kept=tmp_path / "kept")
     first = support.run(seeds=1, steps=3, **paths)
     assert [run["grad"] for run in first["runs"]] == ["exact", "support"]
-    monkeypatch.setattr("circuits.experiments.runs.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("docs.experiments.runs.train", lambda *a, **k: pytest.fail("trained again"))
     assert support.run(seeds=1, steps=3, **paths)["runs"] == first["runs"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from circuits.topk import budget, density_at, project_topk, topk_mask
+from circuits.training.projection import budget, density_at, project_topk, topk_mask
 
 
 @settings(max_examples=60, deadline=None)

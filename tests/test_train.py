@@ -1,14 +1,19 @@
 """Training: same seed same bits, exact density, resumable, errors before any work."""
 
 import importlib
+import signal
 
 import pytest
 import torch
 
-from circuits.checkpoint import load_checkpoint
-from circuits.model import ModelConfig
-from circuits.topk import budget
-from circuits.train import TrainConfig, Training, TrainingInterrupted, learning_rate, train
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig
+from circuits.training.loop import Training, learning_rate, train
+from circuits.training.projection import budget
+from circuits.training.saved import load_trained
+from circuits.training.steps import TrainingInterrupted
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
 QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
@@ -51,29 +56,70 @@ def test_loss_falls():
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained):
-    module = importlib.import_module("circuits.train")
+def test_a_trained_model_comes_with_the_tokenizer_of_its_corpus(tmp_path, trained):
+    path = trained.save(tmp_path / "m.safetensors")
+    model, corpus = load_trained(path)
+    assert corpus is trained.corpus
+    assert model.tokenizer is corpus.tokenizer
+    assert not model.training
+    assert model.fingerprint() == trained.model.fingerprint()
+    save_checkpoint(path, trained.model)
+    assert load_trained(path)[1].name == "mini"
+    save_checkpoint(path, trained.model, meta={"train": {"corpus": "nowhere"}})
+    with pytest.raises(ValueError, match="name must be one of"):
+        load_trained(path)
 
-    steps = 0
-    one_step = module._Run.one_step
 
-    def interrupted(run):
-        nonlocal steps
-        steps += 1
-        if steps == 12:
-            raise KeyboardInterrupt
-        one_step(run)
+def sigint_at(call: int, function, *, times: int = 1):
+    """`function`, with Ctrl-C pressed at the start of one of its calls."""
+    calls = 0
 
-    monkeypatch.setattr(module._Run, "one_step", interrupted)
-    path = tmp_path / "stopped.safetensors"
-    with pytest.raises(TrainingInterrupted, match="stopped.safetensors") as stop:
-        train(QUICK, checkpoint=path, progress=False)
+    def wrapped(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+LOOP = importlib.import_module("circuits.training.loop")
+PLACES = {
+    "before the step": (LOOP._Run, "one_step", 12, 12),
+    "in the forward pass": (SparseTransformer, "forward", 13, 12),  # one has measured the validation loss
+    "between optimiser and projection": (LOOP, "project", 12, 12),
+    "in the last step": (LOOP, "project", 24, 24),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, monkeypatch, trained, place):
+    owner, name, call, step = PLACES[place]
+    path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, sigint_at(call, getattr(owner, name)))
+        with pytest.raises(TrainingInterrupted, match="stopped.safetensors") as stop:
+            train(QUICK, checkpoint=path, progress=False)
     assert stop.value.path == path
-    assert torch.isfinite(load_checkpoint(path).model(torch.zeros(1, 4, dtype=torch.long))).all()
-    monkeypatch.setattr(module._Run, "one_step", one_step)
+    assert signal.getsignal(signal.SIGINT) is before
+    left = load_checkpoint(path)
+    assert left.meta["step"] == step
+    assert torch.isfinite(left.model(torch.zeros(1, 4, dtype=torch.long))).all()
     resumed = train(QUICK, resume=path, progress=False)
     assert resumed.model.fingerprint() == trained.model.fingerprint()
     assert [e["loss"] for e in resumed.history] == [e["loss"] for e in trained.history]
+
+
+def test_a_second_ctrl_c_stops_at_once_and_keeps_nothing(tmp_path, monkeypatch):
+    path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(LOOP, "project", sigint_at(3, LOOP.project, times=2))
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(QUICK, checkpoint=path, progress=False)
+    assert not isinstance(stop.value, TrainingInterrupted)
+    assert not path.exists()
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
@@ -86,9 +132,7 @@ def test_resume_refuses_other_configs_and_finished_models(tmp_path, trained):
 
 
 def test_a_density_too_small_for_j_is_refused_before_any_work(monkeypatch):
-    module = importlib.import_module("circuits.train")
-
-    monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
+    monkeypatch.setattr(LOOP._Run, "one_step", lambda run: pytest.fail("training started"))
     config = TrainConfig(model=SMALL, density=0.01, min_alive=4)
     with pytest.raises(
         ValueError, match=r"density: 0.01 is too small for 0.W_Q.*or lower min_alive to at most"
@@ -109,6 +153,49 @@ def test_config_errors():
         assert TrainConfig.from_json(config.to_json()) == config
 
 
+OLD_NAMES = {"gradient_scaling": "gradient", "weight_gradient": "grad"}
+
+
+def in_old_names(data):
+    return {OLD_NAMES.get(key, key): value for key, value in data.items()}
+
+
+def test_older_names_of_settings_are_read():
+    config = TrainConfig(gradient_scaling="rms", weight_gradient="support")
+    old = in_old_names(config.to_json())
+    assert (old["gradient"], old["grad"]) == ("rms", "support")
+    assert TrainConfig.from_json(old) == config
+    with pytest.raises(ValueError, match=r"got both 'grad' and 'weight_gradient', its new name; expected"):
+        TrainConfig.from_json({**old, "weight_gradient": "exact"})
+    with pytest.raises(
+        TypeError, match="'grad' is called 'weight_gradient' now; pass weight_gradient='support'"
+    ):
+        TrainConfig(grad="support")
+    with pytest.raises(TypeError, match="'gradient' is called 'gradient_scaling' now"):
+        TrainConfig.paper(gradient="clip")
+
+
+def test_the_shipped_model_whose_file_has_older_names_loads():
+    from circuits.zoo import pretrained
+
+    path = pretrained.FOLDER / "mini-python.safetensors"
+    assert {"grad", "gradient"} <= load_checkpoint(path).meta["train"].keys()
+    config = Training.load(path).config
+    assert (config.gradient_scaling, config.weight_gradient) == ("clip", "exact")
+
+
+def test_an_interrupted_run_with_older_names_is_taken_up(tmp_path, monkeypatch, trained):
+    path = tmp_path / "stopped.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(LOOP, "project", sigint_at(5, LOOP.project))
+        with pytest.raises(TrainingInterrupted):
+            train(QUICK, checkpoint=path, progress=False)
+    left = load_checkpoint(path)
+    meta = {**left.meta, "train": in_old_names(left.meta["train"])}
+    save_checkpoint(path, left.model, meta=meta, extra=left.extra)
+    assert train(QUICK, resume=path, progress=False).model.fingerprint() == trained.model.fingerprint()
+
+
 def test_sharkfin_follows_the_density():
     config = TrainConfig(lr=1.0, warmup=0.0, density=0.01)
     assert learning_rate(config, 0.0, 1.0) == pytest.approx(0.1)
@@ -119,14 +206,11 @@ def test_sharkfin_follows_the_density():
 
 
 def test_gradient_normalisation_is_over_all_parameters():
-    from circuits.model import SparseTransformer
-    from circuits.train import _scale_gradients
-
     model = SparseTransformer(
         ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites})
     )
     model(torch.randint(0, 7, (2, 8)), return_type="loss").backward()
-    _scale_gradients(model, "rms")
+    LOOP._scale_gradients(model, "rms")
     every = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert float(every.square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
 

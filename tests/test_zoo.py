@@ -2,9 +2,11 @@
 
 import pytest
 
-from circuits.score import task_score
-from circuits.train import TrainConfig, with_vocabulary
-from circuits.zoo import (
+from circuits.circuit.score import task_score
+from circuits.model.checkpoint import load_checkpoint
+from circuits.training.config import TrainConfig
+from circuits.training.loop import with_vocabulary
+from circuits.zoo.pretrained import (
     FOLDER,
     PRETRAINED,
     PRETRAINED_BRIDGES,
@@ -12,6 +14,21 @@ from circuits.zoo import (
     load_pretrained_bridges,
 )
 from tasks import load_task
+
+FINGERPRINTS = {
+    "mini-python": "99d1c4e35f447268",
+    "bridges/mini-python/dense": "b7bd705dcb2be28b",
+    "bridges/mini-python/sparse": "7428e1eba6792823",
+    "bridges/mini-python-long/dense": "cf1d736360b8840c",
+    "bridges/mini-python-long/sparse": "be1c9a885a37283c",
+}
+"""Circuits and bridges are tied to models by these; one that changes cuts every tie."""
+
+
+def test_the_models_that_ship_keep_their_fingerprints():
+    paths = [p for p in FOLDER.rglob("*.safetensors") if p.stem != "bridges"]
+    names = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in paths}
+    assert {name: load_checkpoint(path).model.fingerprint() for name, path in names.items()} == FINGERPRINTS
 
 
 def test_every_file_is_described_and_every_description_has_a_file():

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from circuits.bench.measure import Row, interleaved, quartiles
+from circuits.bench.measurement import Row, interleaved, quartiles
 from circuits.bench.steps import STEP_TOLERANCE, StepConfig, gradients, projection, step, toy
-from circuits.kernels.memory import release
+from circuits.kernels.cpu.memory import release
 
 REPEATS = 7
 GROWTH_DENSITIES = (1 / 256, 1 / 128, 1 / 64, 1 / 32)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from circuits import kernels
 from circuits.kernels import SparseWeight
-from circuits.topk import budget
+from circuits.training.projection import budget
 
 NAMES = ("spmm_forward", "spmm_backward", "sddmm", "abs_topk", "project_topk")
+"""The operations that are timed, by name."""
 EXPANSION = 4
 """Matrices are [d_model, 4 d_model], as in an MLP."""
 PRODUCT_TOLERANCE = 1e-5

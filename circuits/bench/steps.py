@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuits import kernels
-from circuits.ablation import run_masked
-from circuits.compute import compact, sparse_compute
-from circuits.config import ModelConfig, TrainConfig
-from circuits.gates import Gates
-from circuits.model import SparseTransformer
-from circuits.train import Updates, project
+from circuits.circuit.masked import run_masked
+from circuits.model.compute import compact, sparse_compute
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+from circuits.pruning.gates import Gates
+from circuits.training.config import TrainConfig
+from circuits.training.loop import Updates, project
 
 STEP_NAMES = ("prune_step", "train_step_exact", "train_step_support", "toy_train_step")
 STEP_TOLERANCE = 1e-9
@@ -70,7 +71,7 @@ class StepConfig:
             anneal=(0.0, 1e-9),
             min_alive=1,
             batch_size=self.batch,
-            grad="support" if self.name == "train_step_support" else "exact",
+            weight_gradient="support" if self.name == "train_step_support" else "exact",
         )
 
     def small(self) -> "StepConfig":
@@ -80,6 +81,7 @@ class StepConfig:
 
 def step(config: StepConfig, way: Literal["fast", "plain"], *, dtype: torch.dtype = torch.float32) -> Step:
     """A step ready to be run any number of times; each run returns the loss and every gradient, flat and joined."""
+    kernels.keep_pages()  # as training and pruning do
     train = config.train()
     model = SparseTransformer(train.model, seed=config.seed).to(dtype)
     for matrix in model.matrices():
@@ -98,7 +100,7 @@ def _prune_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, wa
     if way == "fast":
         compact(model)
     widths = model.config.widths
-    gates = Gates({site: (widths[site.name],) for site in model.sites()}, seed=0, like=model.W_E)
+    gates = Gates({site: (width,) for site, width in widths.items()}, seed=0, like=model.W_E)
     parameters = [*gates.parameters.values()]
     values = {site: torch.full_like(gate, 0.01) for site, gate in gates.parameters.items()}
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
@@ -123,7 +125,7 @@ def _train_step(model: SparseTransformer, train: TrainConfig, tokens: Tensor, wa
 
     def run() -> Tensor:
         with nullcontext() if sparse else masked_dense():
-            with sparse_compute(model, train.grad) if sparse else nullcontext():
+            with sparse_compute(model, train.weight_gradient) if sparse else nullcontext():
                 loss = model(tokens, return_type="loss")
             updates(loss, 0.5)
         return loss.detach().reshape(1)
@@ -166,11 +168,11 @@ def gradients(config: StepConfig, way: Literal["fast", "plain"]) -> Tensor:
     tokens = torch.randint(
         small.d_vocab, (small.batch, small.pos), generator=torch.Generator().manual_seed(1)
     )
-    with sparse_compute(model, train.grad) if way == "fast" else dense():
+    with sparse_compute(model, train.weight_gradient) if way == "fast" else dense():
         loss = model(tokens, return_type="loss")
         loss.backward()
     found = {id(p): p for p in model.parameters()}
-    if train.grad == "support" and way == "plain":
+    if train.weight_gradient == "support" and way == "plain":
         for _, linear in model.linears():
             weight = found[id(linear.weight)]
             assert weight.grad is not None
@@ -188,10 +190,10 @@ def masked_dense(abs_topk: Callable[[Tensor, int], Tensor] | None = None) -> Ite
     """Everything the plain way: dense products, torch.topk, attention with its pattern in memory."""
     with (
         patch.dict(kernels.DENSE_FROM, {name: 0.0 for name in kernels.DENSE_FROM}),
-        patch("circuits.model.abs_topk", abs_topk or _plain_abs_topk),
-        patch("circuits.model.causal_attention", _plain_attention),
-        patch("circuits.topk.kernels.topk_mask", _plain_mask),
-        patch("circuits.topk.kernels.slice_topk_mask", _plain_slice_mask),
+        patch("circuits.model.layers.abs_topk", abs_topk or _plain_abs_topk),
+        patch("circuits.model.mixers.softmax.causal_attention", _plain_attention),
+        patch("circuits.training.projection.kernels.topk_mask", _plain_mask),
+        patch("circuits.training.projection.kernels.slice_topk_mask", _plain_slice_mask),
     ):
         yield
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 
 from circuits.bench.end_to_end import cases, growth, measure_step, projection_share
-from circuits.bench.measure import Row, measure
+from circuits.bench.measurement import Row, measure
 from circuits.bench.operations import NAMES, operation
-from circuits.experiments.markdown import around_marks, markdown_table
-from circuits.experiments.record import write_results
+from circuits.files import write_results, write_text
+from circuits.plots.markdown import around_marks, markdown_table
 
 BEGIN, END = "<!-- table of circuits bench: begin -->", "<!-- end -->"
 COLUMNS = (
@@ -179,7 +179,7 @@ def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[st
         seconds=report["seconds"],
         numbers={key: report[key] for key in ("rows", "growth", "projection", "settings", "threads")},
     )
-    page.write_text(f"{before}\n\n{markdown(kept)}\n\n{after}")
+    write_text(page, f"{before}\n\n{markdown(kept)}\n\n{after}")
     figure = bench_figure([row for row in kept["rows"] if row["name"] in NAMES])
     figure_to_png(figure, docs / "benchmarks.png", width=1100)
     return kept

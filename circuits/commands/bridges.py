@@ -26,8 +26,8 @@ def bridge(
     Ctrl-C leaves a file that --resume takes up.
     """
     with clear_errors():
-        from circuits.bridge import BridgeConfig
-        from circuits.experiments.bridge_files import bridge_files
+        from circuits.bridges import BridgeConfig
+        from circuits.commands.bridge_files import bridge_files
 
         changes = read_json(config) if config else {}
         settings = BridgeConfig.from_json({"seed": seed, **changes})
@@ -51,7 +51,7 @@ def steer(
 ) -> None:
     """Move channels of the sparse model, carry the move across a bridge, and sweep its strength."""
     with clear_errors():
-        from circuits.experiments.bridge_files import steer_files
+        from circuits.commands.bridge_files import steer_files
 
         report = steer_files(
             bridges, dense, sparse, out, task=task, location=location, channels=channel or (), seed=seed

@@ -21,7 +21,7 @@ def demo(
 ) -> None:
     """Train on mini-Python, extract one circuit, write a report, the circuit and a page with its picture."""
     with clear_errors():
-        from circuits.demo import run_demo
+        from circuits.commands.demo import run_demo
 
         report = run_demo(task=task, seed=seed, out=out)
     answer(report, as_json, title=f"The circuit for {task}")
@@ -49,8 +49,8 @@ def train(
 ) -> None:
     """Train a weight-sparse transformer and save it. Ctrl-C leaves a checkpoint that --resume takes up."""
     with clear_errors():
-        from circuits.config import TrainConfig
-        from circuits.train import train as run
+        from circuits.training.config import TrainConfig, with_new_names
+        from circuits.training.loop import train as run
 
         presets: dict[str, Callable[..., TrainConfig]] = {
             "toy": TrainConfig.python if corpus == "python" else TrainConfig.toy,
@@ -62,7 +62,7 @@ def train(
         chosen = {"steps": steps, "minutes": minutes, "density": density}
         changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
         if config is not None:
-            changes |= read_json(config)
+            changes |= with_new_names(read_json(config))
         settings = TrainConfig.from_json({**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes})
         result = run(settings, checkpoint=out.with_suffix(".interrupted.safetensors"), resume=resume)
         result.save(out)
@@ -91,8 +91,8 @@ def prune(
     """Find the smallest circuit that still solves a task, and save it."""
     out = out or Path("out") / f"{task}.json"
     with clear_errors():
-        from circuits.prune import PruneConfig
-        from circuits.prune import prune as run
+        from circuits.pruning.config import PruneConfig
+        from circuits.pruning.procedure import prune as run
         from tasks import load_task
 
         found, corpus = load_model(model)
@@ -113,7 +113,7 @@ def show(
     """Print a circuit and write a page with its picture, to be opened in any browser, offline."""
     page = page or circuit.with_suffix(".html")
     with clear_errors():
-        from circuits.circuit import Circuit
+        from circuits.circuit.circuit import Circuit
         from circuits.plots import demo_page, pruning_figure
 
         found = Circuit.load(circuit)

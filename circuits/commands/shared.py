@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from circuits import files
+
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
@@ -19,23 +21,14 @@ Seed = Annotated[int, typer.Option(help="Same seed, same bits.")]
 
 def load_model(path: Path) -> tuple[Any, Any]:
     """The model of a checkpoint, its tokenizer attached, and the corpus it was trained on."""
-    from circuits.checkpoint import load_checkpoint
-    from tasks import load_corpus
+    from circuits.training.saved import load_trained
 
-    saved = load_checkpoint(path)
-    corpus = load_corpus(saved.meta.get("train", {}).get("corpus", "mini"))
-    saved.model.tokenizer = corpus.tokenizer
-    return saved.model, corpus
+    return load_trained(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration file: one JSON object. Raises ValueError on anything else."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"config: cannot read {path} ({error}); expected a file with one JSON object."
-        ) from None
+    return files.read_json(path, name="config", expected="a file with one JSON object")
 
 
 @contextmanager

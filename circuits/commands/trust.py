@@ -28,18 +28,17 @@ def trust(
     """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict."""
     page = page or circuit.with_suffix(".trust.html")
     with clear_errors():
-        from circuits.checkpoint import find_checkpoint
-        from circuits.circuit import Circuit
-        from circuits.faithfulness import TrustConfig, evaluate
+        from circuits.circuit.circuit import Circuit
+        from circuits.model.checkpoint import find_checkpoint
         from circuits.plots import trust_page
-        from tasks import load_task
+        from circuits.trust import TrustConfig, trust_report
 
         found = Circuit.load(circuit)
         path = model or find_checkpoint(circuit.parent, found.model_hash)
         loaded, corpus = load_model(path)
         changes = read_json(config) if config else {}
         settings = TrustConfig.from_json({"seed": seed, "prune_seeds": prune_seeds, **changes})
-        report = evaluate(loaded, found, load_task(found.task), settings, corpus=corpus)
+        report = trust_report(loaded, found, config=settings, corpus=corpus)
         trust_page(page, report)
     if as_json:
         answer(
@@ -67,8 +66,8 @@ def verify(
 ) -> None:
     """Prove on this machine that pruning returns circuits that are known: models compiled by hand, among decoys."""
     with clear_errors():
-        from circuits.experiments.ground_truth import verify as run
         from circuits.handmade import MODELS
+        from circuits.handmade.proof import verify as run
 
         if write and models and set(models) != set(MODELS):
             raise ValueError("write: a part of the models is not the proof; leave out --models.")

@@ -5,15 +5,15 @@ little until it is compared with what unrelated matrices of the same shape and d
 it with a null model (see `nulls`) and controls the false-discovery rate over all pairs.
 """
 
-from circuits.composition.data import DataComposition, composition_on_data, rank_correlation
-from circuits.composition.dynamic import CompositionMaps, composition_maps, folded_circuits, head_mixing
-from circuits.composition.gates import (
+from circuits.composition.branches import (
     ComposeCircuit,
     ComposePruneConfig,
     compose_gates,
     prune_compositions,
     run_composed,
 )
+from circuits.composition.data import DataComposition, composition_on_data
+from circuits.composition.dynamic import CompositionMaps, composition_maps, folded_circuits, head_mixing
 from circuits.composition.nulls import NULLS, Null, benjamini_hochberg
 from circuits.composition.parts import Reader, Writer
 from circuits.composition.paths import HeadPath, WeightPath, head_paths, virtual_head, weight_paths
@@ -42,7 +42,6 @@ __all__ = [
     "head_mixing",
     "head_paths",
     "prune_compositions",
-    "rank_correlation",
     "run_composed",
     "virtual_head",
     "weight_paths",

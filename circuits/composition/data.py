@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuits.composition.parts import Port, Reader, Writer
 from circuits.heads.weights import head_weights
+from circuits.statistics import spearman
 
 Pair = tuple[Writer, Reader]
 
@@ -38,7 +39,7 @@ class DataComposition:
             raise ValueError(
                 f"scores: none for {missing[0][0]} -> {missing[0][1]}; expected one for every pair."
             )
-        return rank_correlation(self.effect, torch.tensor([scores[pair] for pair in self.pairs]))
+        return spearman(self.effect, torch.tensor([scores[pair] for pair in self.pairs]))
 
 
 def composition_on_data(
@@ -73,18 +74,6 @@ def composition_on_data(
     return DataComposition(
         pairs=tuple(pairs), effect=torch.stack(effects).cpu(), divergence=torch.stack(divergences).cpu()
     )
-
-
-def rank_correlation(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float:
-    """Spearman's correlation: Pearson's of the ranks, ties sharing theirs; 0 where one of both is constant."""
-    x, y = (_ranks(value.double()) for value in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    size = float(x.norm() * y.norm())
-    return float(x @ y) / size if size > 0 else 0.0
-
-
-def _ranks(values: Tensor) -> Tensor:
-    return ((values[:, None] > values).double() + 0.5 * (values[:, None] == values)).sum(1)
 
 
 def _all_pairs(model: Any) -> list[Pair]:

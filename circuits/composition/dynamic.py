@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from circuits.attention.compose import BRANCHES, explicit_map
 from circuits.composition.parts import with_static_maps
 from circuits.heads.weights import head_weights
-from circuits.model import SparseTransformer
+from circuits.model.mixers.compose import BRANCHES, explicit_map
+from circuits.model.transformer import SparseTransformer
 
 Stage = Literal["pre", "post"]
 STAGES: tuple[Stage, ...] = ("pre", "post")

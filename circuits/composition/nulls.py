@@ -15,12 +15,15 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
 from circuits.composition.parts import Matrices, Parts, divided, norms, product_norms
 
 Null = Literal["permute", "redraw", "rotate"]
+"""The name of a null model: what is drawn at random, as the top of this file says."""
 NULLS: tuple[Null, ...] = get_args(Null)
+"""The null models, by name."""
 
 TIE = 1e-5
 """Relative difference below which a score counts as reached: sums in another order differ by rounding."""
@@ -82,12 +85,7 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
 
     Source: Benjamini and Hochberg 1995; independent or positively dependent tests.
     """
-    order = p.argsort()
-    n = len(p)
-    raised = p[order] * n / torch.arange(1, n + 1, dtype=p.dtype, device=p.device)
-    q = torch.empty_like(p)
-    q[order] = raised.flip(0).cummin(0).values.flip(0).clamp_max(1)
-    return q
+    return torch.from_numpy(stats.false_discovery_control(p.cpu().numpy())).to(p)
 
 
 class _Draws:

@@ -13,12 +13,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.attention import Compose
 from circuits.heads.weights import HeadWeights, head_weights
+from circuits.model.mixers import Compose
+from circuits.model.options import Says
 
 Kind = Literal["head", "neuron"]
 Port = Literal["Q", "K", "V", "in", "gate"]
 PORTS: tuple[Port, ...] = ("Q", "K", "V", "in", "gate")
+SAYS = Says(compose=("none", "static"), act=None)
+"""Products of weights: dynamic compositions of heads have no form in weights alone."""
+INSTEAD = "Measure with composition_on_data(model, tokens), or look at composition_maps(model, tokens)."
 
 
 class Writer(NamedTuple):
@@ -89,9 +93,10 @@ class Parts:
 def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> Parts:
     """Every head of a model and the given MLP neurons, as (layer, index); True: all of them.
 
-    Static compositions of heads are multiplied in; dynamic ones have no form in weights alone and are left out.
-    Raises ValueError for a neuron that the model does not have.
+    Static compositions of heads are multiplied in. Raises ValueError for a neuron that the model does not have, and for
+    dynamic compositions, which have no form in weights alone.
     """
+    SAYS.check(model, "composition from weights", instead=INSTEAD)
     heads = with_static_maps(model, head_weights(model))
     writers, written = _head_writers(heads)
     readers, read = _head_readers(heads)
@@ -109,7 +114,7 @@ def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> P
 
 
 def with_static_maps(model: Any, heads: HeadWeights) -> HeadWeights:
-    """Heads of a model with compose="static" as plain heads, exactly; others as they are.
+    """Heads of a model with compose="static" as plain heads, exactly; plain ones as they are.
 
     Head m asks with all queries, `sum_n (I + W_pre)[n, m] W_Q^n W_K^n^T`, and head n moves what all output
     circuits carry, `sum_m (I + W_post)[n, m] W_V^m W_O^m`: each has n_heads * d_head channels.

@@ -9,10 +9,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from circuits.composition.parts import Port, Reader, Writer, divided, parts_of, product_norms
+from circuits.circuit.nodes import Node
+from circuits.composition.parts import (
+    INSTEAD,
+    SAYS,
+    Port,
+    Reader,
+    Writer,
+    divided,
+    parts_of,
+    product_norms,
+    with_static_maps,
+)
 from circuits.heads.weights import head_weights
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Node, SiteName
+from circuits.model.sites import SiteName, weights_among
+from circuits.model.transformer import SparseTransformer
 
 
 class HeadPath(NamedTuple):
@@ -37,10 +48,11 @@ class HeadPath(NamedTuple):
 def virtual_head(model: Any, heads: Sequence[tuple[int, int]]) -> FactoredMatrix:
     """The OV circuit of heads in series, `W_V1 W_O1 W_V2 W_O2 ...` [d_model, d_model] in two factors.
 
-    heads: (layer, head) from early to late. Raises ValueError when they are not in forward order. Source: Elhage
-    et al. 2021, "Virtual attention heads".
+    heads: (layer, head) from early to late. Static compositions are multiplied in. Raises ValueError when heads are not
+    in forward order, and for dynamic compositions. Source: Elhage et al. 2021, "Virtual attention heads".
     """
-    weights = head_weights(model)
+    SAYS.check(model, "virtual_head", instead=INSTEAD)
+    weights = with_static_maps(model, head_weights(model))
     layers = [layer for layer, _ in heads]
     if not heads or layers != sorted(set(layers)) or not set(layers) <= set(weights.layers):
         raise ValueError(
@@ -135,13 +147,10 @@ class _WeightGraph:
     def __init__(self, model: SparseTransformer) -> None:
         self.d_head, self.n_layers = model.config.d_head, model.config.n_layers
         self.steps: dict[Node, list[tuple[Node, float]]] = defaultdict(list)
-        for layer in range(self.n_layers):
-            for name, (source, target) in WEIGHTS.items():
-                weight = model.linear(layer, name).weight.detach()
-                for (i, j), value in zip(
-                    weight.nonzero().tolist(), weight[weight != 0].tolist(), strict=True
-                ):
-                    self.steps[Node(layer, source, i)].append((Node(layer, target, j), value))
+        for at in weights_among(model.sites()):
+            weight = model.linear(*at).weight.detach()
+            for (i, j), value in zip(weight.nonzero().tolist(), weight[weight != 0].tolist(), strict=True):
+                self.steps[Node.of(at.source, i)].append((Node.of(at.target, j), value))
 
     def paths(self, hops: int, source: Writer | None, target: Reader | None) -> Iterator[WeightPath]:
         for node in sorted(self.steps):
@@ -183,7 +192,7 @@ class _UnitHeads:
     """Every head's matrices, scaled to norm 1; zeros stay zeros."""
 
     def __init__(self, model: Any) -> None:
-        weights, parts = head_weights(model), parts_of(model)
+        weights, parts = with_static_maps(model, head_weights(model)), parts_of(model)
         factors, n = parts.written[0].factors, len(parts.writers)
         size = factors.flatten(1).norm(dim=1).view(-1, 1, 1)
         self.written = _unit(factors)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from circuits.composition.nulls import Null, NullSummary, benjamini_hochberg, null_summary
 from circuits.composition.parts import Parts, Port, Reader, Writer, divided, norms, parts_of, product_norms
+from circuits.views import PlottedAsGraph, html_table
 
 
 class CompositionEdge(NamedTuple):
@@ -31,7 +33,7 @@ class CompositionEdge(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composition:
+class Composition(PlottedAsGraph):
     """Composition of every writer with every later reader, against one null model."""
 
     writers: tuple[Writer, ...]
@@ -92,18 +94,6 @@ class Composition:
             raise ValueError(f"port: got {port!r}; expected one of {sorted({r.port for r in self.readers})}.")
         return getattr(self, field)[:, columns]
 
-    def plot(self, **options: Any) -> Any:
-        """The matrix with significant pairs marked; see `circuits.plots.composition_figure`."""
-        from circuits.plots import composition_figure
-
-        return composition_figure(self, **options)
-
-    def plot_graph(self, **options: Any) -> Any:
-        """Heads and the significant edges between them; see `circuits.plots.head_graph_figure`."""
-        from circuits.plots import head_graph_figure
-
-        return head_graph_figure(self, **options)
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types: the compared pairs as rows."""
         rows = [[str(e.writer), str(e.reader), *e[2:]] for e in self.edges]
@@ -125,13 +115,11 @@ class Composition:
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("edge", "score", "null", "z", "p", "q"))
-        body = "".join(
-            f"<tr><td>{e}</td><td>{e.score:.3f}</td><td>{e.null_mean:.3f}</td><td>{e.z:+.1f}</td>"
-            f"<td>{e.p:.2g}</td><td>{e.q:.2g}</td></tr>"
+        rows = [
+            [str(e), f"{e.score:.3f}", f"{e.null_mean:.3f}", f"{e.z:+.1f}", f"{e.p:.2g}", f"{e.q:.2g}"]
             for e in self.edges[:20]
-        )
-        return f"<p>{self!r}</p><table><tr>{head}</tr>{body}</table>"
+        ]
+        return f"<p>{escape(repr(self))}</p>" + html_table(["edge", "score", "null", "z", "p", "q"], rows)
 
 
 def composition_scores(

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.ablation import run_masked
-from circuits.circuit import Circuit
-from circuits.model import SparseTransformer
-from circuits.nodes import Node, Site
-from circuits.score import margins, score_margins
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.evaluator import Evaluator
+from circuits.circuit.masked import run_masked
+from circuits.circuit.nodes import Node
+from circuits.circuit.score import margins, score_margins
+from circuits.model.sites import Site
+from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
 _WORDS = {
@@ -44,6 +46,9 @@ class Observed:
     def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
         self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
+        values = {site: circuit.values[site] for site in circuit.sites}
+        judge = Evaluator(model, task, circuit.criterion, values)
+        self.scale = judge.scale(circuit.nodes, circuit.edges)
         self.kept: dict[Site, Tensor] = {}
         self.loss(circuit.nodes, self.kept)
         n_pos = self.targets.tokens.shape[1]
@@ -64,8 +69,7 @@ class Observed:
 
         with torch.no_grad(), self.model.hooks(fwd_hooks=[(name, keep) for name in self._sites]):
             logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
-        scale = float(self.circuit.metrics.get("logit_scale", 1.0))
-        return score_margins(scale * margins(logits, self.targets)).loss
+        return score_margins(self.scale * margins(logits, self.targets)).loss
 
     @property
     def _sites(self) -> dict[str, Site]:

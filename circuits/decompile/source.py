@@ -17,33 +17,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.ablation import check_belongs
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import check_belongs
+from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS
-from circuits.model import SparseTransformer
-from circuits.nodes import SITES, WEIGHTS, Edge, Node, Site, SiteName
-from circuits.score import check_task
+from circuits.model.config import Activation
+from circuits.model.mlp import ACTIVATIONS
+from circuits.model.options import Says
+from circuits.model.sites import TABLE, WEIGHTS, Site, SiteName, WeightAt
+from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
-_SHORT: dict[SiteName, str] = dict(
-    zip(SITES, ("in", "q", "k", "v", "out", "mlp_in", "neuron", "mlp_out"), strict=True)
-)
-_INTO: dict[SiteName, str] = {target: name for name, (_, target) in WEIGHTS.items()}
+_SHORT: dict[SiteName, str] = {row.name: row.label.replace(" ", "_") for row in TABLE}
+_INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
+_AROUND: dict[Activation, str] = {"gelu": "gelu({})", "relu": "np.maximum({}, 0)"}
+"""Activations as they are written."""
+SAYS = Says(act=("gelu", "relu"))
+"""Heads that are not composed: a pattern is written out as one softmax of one product."""
 
 
 def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
     """Source of a module with one function, named after the task: token ids in, logits of the answers out.
 
     It needs numpy alone and agrees with `run_circuit` at the last token. `n_pairs` prompt pairs decide what
-    each node is named after. Raises ValueError when the circuit is of another model, or the task does not fit.
+    each node is named after. Raises ValueError when the circuit is of another model, leaves a site alone or was found
+    under an ablation of many values, when the task does not fit, and for a model with composed heads.
     """
+    SAYS.check(
+        model, "to_python", instead="Ask describe for words, or run the circuit itself with run_circuit."
+    )
     check_belongs(model, circuit)
     check_task(model, task)
     if circuit.ablation not in ("mean", "zero"):
         raise ValueError(
             f"circuit: found under {circuit.ablation!r} ablation, whose values differ from place to place; expected "
             "'mean' or 'zero', which make everything outside the circuit a constant. Prune again with one of them."
+        )
+    left = [str(site) for site in model.sites() if site not in circuit.widths]
+    if left:
+        raise ValueError(
+            f"circuit: it says nothing of site {left[0]}, which stays as it is in the model; expected a circuit of all "
+            f"{len(model.sites())} sites, so that what it leaves out is a constant. Prune over all sites."
         )
     return _Writer(model, circuit, task, n_pairs).source()
 
@@ -134,7 +150,7 @@ class _Writer:
     def _mlp(self, layer: int) -> None:
         if any(Site(layer, name) in self.by_site for name in ("mlp_in", "mlp_neuron")):
             self._read(Site(layer, "mlp_in"), f"layer {layer}, MLP")
-            self._computed(Site(layer, "mlp_neuron"), {}, around="gelu({})")
+            self._computed(Site(layer, "mlp_neuron"), {}, around=_AROUND[self.model.config.act])
         self._write(Site(layer, "mlp_out"), {})
 
     def _read(self, site: Site, title: str) -> None:
@@ -142,7 +158,7 @@ class _Writer:
         self._flush()
         self.body.append(f"# {title}")
         nodes = self.by_site.get(site, [])
-        k = self.model.config.topk(site.name)
+        k = self.model.config.topk(site)
         if nodes:
             self.body.append("h = x / size(x)" if k is None else f"h = largest(x / size(x), {k})")
         self.body += [f"{self.names[node]} = h[:, {node.index}]" for node in nodes]
@@ -150,7 +166,7 @@ class _Writer:
     def _computed(self, site: Site, mixed: dict[Node, str], around: str = "{}", onto: str = "") -> None:
         """Nodes that are a weighted sum of other nodes and a constant; `onto`: added to it straight away."""
         nodes, rest = self.by_site.get(site, []), self._rest(site)
-        bars = self._bars(site, nodes, rest, gelu=around != "{}")
+        bars = self._bars(site, nodes, rest, activated=around != "{}")
         for node in nodes:
             terms = [f"{_number(e.weight)} * {self._term(e.source, mixed)}" for e in self.into[node]]
             terms.append(_number(float(rest[node.index])))
@@ -172,15 +188,15 @@ class _Writer:
     def _term(self, node: Node, mixed: dict[Node, str]) -> str:
         return f"({mixed[node]})" if node in mixed else self.names[node]
 
-    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, gelu: bool) -> list[str]:
+    def _bars(self, site: Site, nodes: list[Node], rest: Tensor, *, activated: bool) -> list[str]:
         """AbsTopK: what a node has to exceed, by its rank among the circuit's nodes; none if it always does.
 
         Where r nodes of the circuit are larger, k - r - 1 of the constant neighbours may be larger too.
         """
-        k = self.model.config.topk(site.name)
+        k = self.model.config.topk(site)
         if not nodes or k is None or k >= len(rest):
             return []
-        rest = torch.nn.functional.gelu(rest) if gelu else rest
+        rest = ACTIVATIONS[self.model.config.act](rest) if activated else rest
         own = {node.index for node in nodes}
         others = sorted((abs(float(c)) for i, c in enumerate(rest) if i not in own), reverse=True)
         bars = [self._bar(others, k - rank - 1) for rank in range(len(nodes))]
@@ -231,10 +247,10 @@ class _Writer:
 
     def _rest(self, site: Site) -> Tensor:
         """What each coordinate of a site gets from its bias and from everything that is cut."""
-        name = _INTO[site.name]
-        linear = self.model.linear(site.layer, name)
-        cut = linear.weight.detach() * ~self.circuit.to_edge_mask()[site.layer, name].to(linear.weight.device)
-        source = self.circuit.values[Site(site.layer, WEIGHTS[name][0])].to(cut)
+        at = WeightAt(site.layer, _INTO[site.name], site.stack)
+        linear = self.model.linear(*at)
+        cut = linear.weight.detach() * ~self.circuit.to_edge_mask()[at].to(linear.weight.device)
+        source = self.circuit.values[at.source].to(cut)
         return (linear.bias.detach() + source @ cut).cpu()
 
 

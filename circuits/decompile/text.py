@@ -27,4 +27,6 @@ HELPERS = {
     return parts / (parts.sum(-1, keepdims=True) + np.exp(sink - np.maximum(scores.max(-1, keepdims=True), sink)))""",
     "gelu": """def gelu(x):  # x times the share of a normal distribution that lies below it
     return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))""",
+    "relu": """def relu(x):  # x where it is positive, else zero
+    return np.maximum(x, 0)""",
 }

@@ -1,10 +1,10 @@
 """A circuit in words: what turns each node on, what it reads and writes, what breaks without it."""
 
-from circuits.ablation import check_belongs
-from circuits.circuit import Circuit
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import check_belongs
+from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
-from circuits.model import SparseTransformer
-from circuits.score import check_task
+from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
 

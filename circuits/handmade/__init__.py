@@ -1,6 +1,6 @@
 """Models compiled by hand, in this architecture, whose circuits are known exactly."""
 
-from circuits.handmade.handmade import (
+from circuits.handmade.catalogue import (
     MODELS,
     Handmade,
     brackets,

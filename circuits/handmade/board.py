@@ -11,9 +11,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from circuits.config import ModelConfig
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Edge, Node, Site, SiteName
+from circuits.circuit.nodes import Edge, Node
+from circuits.model.config import ModelConfig
+from circuits.model.sites import WEIGHTS, Site, SiteName
+from circuits.model.transformer import SparseTransformer
 from tasks import Tokenizer
 
 SCALE = 6.0
@@ -93,7 +94,7 @@ class Board:
         """Set one weight and return the edge; what reads the residual stream is given in residual units."""
         value *= SCALE if weight in READS_STREAM else 1.0
         self.model.linear(layer, weight).weight.data[source, target] = value
-        a, b = (Node(layer, site, i) for site, i in zip(WEIGHTS[weight], (source, target), strict=True))
+        a, b = (Node(layer, site, i) for site, i in zip(WEIGHTS[weight].sites, (source, target), strict=True))
         self.touched |= {a, b}
         return Edge(a, b, float(self.model.linear(layer, weight).weight.detach()[source, target]))
 
@@ -189,7 +190,8 @@ def _places(board: Board) -> list[tuple[str, Tensor, list[int], list[int]]]:
     found: list[tuple[str, Tensor, list[int], list[int]]]
     found = [("W_E", model.W_E, [], on_stream), ("W_pos", model.W_pos, [], on_stream)]
     for layer in range(board.config.n_layers):
-        for name, (_, target) in WEIGHTS.items():
+        for name, row in WEIGHTS.items():
+            target = row.target
             inner = {n.index for n in board.touched if n.at == Site(layer, target)}
             columns = sorted(inner) if target in _INNER else on_stream
             neurons = [n.index for n in board.touched if n.at == Site(layer, "mlp_neuron")]

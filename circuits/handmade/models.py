@@ -6,9 +6,9 @@ any single node or edge the task fails. That makes the circuit the only 1-minima
 
 import random
 
+from circuits.circuit.nodes import Edge
 from circuits.handmade.board import Board
 from circuits.handmade.rules import COPIED, NAMES, SEATS
-from circuits.nodes import Edge
 from tasks.tokenizer import DIGITS, LETTERS
 
 SURE = 8.0

@@ -7,15 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Node, Site
-from circuits.score import margins, two_way_loss
+from circuits.circuit.nodes import Node
+from circuits.circuit.score import margins, two_way_loss
+from circuits.model.options import Says
+from circuits.model.sites import Site, weights_among
+from circuits.model.transformer import SparseTransformer
 from tasks import Task
 from tasks.base import Targets
 
 Ranking = Callable[[SparseTransformer, Task], list[Node]]
 N_PAIRS = 64
 """Prompt pairs that gradients are averaged over."""
+SAYS = Says(act=None)
+"""What weight magnitude sees: composed heads read the stream through weights that belong to no edge."""
 IG_STEPS = 8
 """Points between corrupted and clean embeddings."""
 
@@ -37,13 +41,16 @@ def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
 
 
 def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
-    """By the sum of |weight| over everything that the node reads and writes; the task is not looked at."""
-    scores = {site: torch.zeros(model.config.widths[site.name]) for site in model.sites()}
-    for layer in range(model.config.n_layers):
-        for name, (source, target) in WEIGHTS.items():
-            magnitude = model.linear(layer, name).weight.detach().abs().cpu()
-            scores[Site(layer, source)] += magnitude.sum(1)
-            scores[Site(layer, target)] += magnitude.sum(0)
+    """By the sum of |weight| over everything that the node reads and writes; the task is not looked at.
+
+    Raises ValueError for composed heads.
+    """
+    SAYS.check(model, "weight_magnitude", instead="Rank by attribution_patching, which runs the model.")
+    scores = {site: torch.zeros(width) for site, width in model.config.widths.items()}
+    for at in weights_among(scores):
+        magnitude = model.linear(*at).weight.detach().abs().cpu()
+        scores[at.source] += magnitude.sum(1)
+        scores[at.target] += magnitude.sum(0)
     return _ranked(scores)
 
 
@@ -51,7 +58,7 @@ def random_order(model: SparseTransformer, task: Task) -> list[Node]:
     """In an order drawn once from a fixed seed: what chance gives."""
     generator = torch.Generator().manual_seed(0)
     widths = model.config.widths
-    return _ranked({site: torch.rand(widths[site.name], generator=generator) for site in model.sites()})
+    return _ranked({site: torch.rand(width, generator=generator) for site, width in widths.items()})
 
 
 METHODS: dict[str, Ranking] = {

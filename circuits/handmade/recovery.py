@@ -4,10 +4,11 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from circuits.circuit import Circuit
-from circuits.handmade.handmade import Handmade
-from circuits.nodes import Node
-from circuits.prune import PruneConfig, prune
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.nodes import Node
+from circuits.handmade.catalogue import Handmade
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.procedure import prune
 
 
 class Recovery(NamedTuple):

@@ -7,6 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from circuits.heads.scores import (
+    INSTEAD,
+    SAYS,
     copying_scores,
     duplicate_scores,
     induction_scores,
@@ -15,6 +17,7 @@ from circuits.heads.scores import (
     repeated_tokens,
 )
 from circuits.heads.weights import head_weights
+from circuits.views import Plotted, html_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,7 @@ class HeadRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadReport:
+class HeadReport(Plotted):
     """Scores of every head of a model, from weights and on the given tokens."""
 
     rows: tuple[HeadRow, ...]
@@ -73,12 +76,6 @@ class HeadReport:
         """The inverse of `to_json`."""
         return cls(rows=tuple(HeadRow(**row) for row in data["rows"]), n_tokens=data["n_tokens"])
 
-    def plot(self) -> Any:
-        """Every column as a heat map of layers and heads; see `circuits.plots.head_report_figure`."""
-        from circuits.plots import head_report_figure
-
-        return head_report_figure(self)
-
     def __repr__(self) -> str:
         named = [f"{row.label} {row.kind}" for row in self.rows if row.kind]
         return (
@@ -87,14 +84,10 @@ class HeadReport:
 
     def _repr_html_(self) -> str:
         columns = [name for name in asdict(self.rows[0]) if name not in ("layer", "head")]
-        head = "".join(f"<th>{name.replace('_', ' ')}</th>" for name in ("head", *columns, "kind"))
-        body = "".join(
-            f"<tr><td>{row.label}</td>"
-            + "".join(f"<td>{_cell(getattr(row, name))}</td>" for name in columns)
-            + f"<td>{row.kind}</td></tr>"
-            for row in self.rows
+        head = [name.replace("_", " ") for name in ("head", *columns, "kind")]
+        return html_table(
+            head, [[row.label, *(_cell(getattr(row, c)) for c in columns), row.kind] for row in self.rows]
         )
-        return f"<table><tr>{head}</tr>{body}</table>"
 
 
 def head_report(
@@ -104,8 +97,10 @@ def head_report(
 
     text: a text or tokens to measure patterns on; default: random sequences written twice (`repeated_tokens`).
     Where a model has no position embeddings, the partners of induction heads are weighted by the previous-token
-    score of the patterns. Raises ValueError for a text without tokens.
+    score of the patterns. Raises ValueError for a text without tokens, and for composed
+    heads.
     """
+    SAYS.check(model, "head_report", instead=INSTEAD)
     if text is None:
         tokens = repeated_tokens(model, seed=seed)
     else:

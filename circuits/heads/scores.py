@@ -16,15 +16,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from circuits.attention import sink_softmax
-from circuits.heads.weights import (
-    EmbeddingWeights,
-    HeadWeights,
-    embedding_weights,
-    head_weights,
-    rms_normed,
-)
+from circuits.heads.weights import EmbeddingWeights, HeadWeights, embedding_weights, head_weights, rms_normed
+from circuits.model.mixers import sink_softmax
+from circuits.model.options import Says
 
+SAYS = Says(act=None)
+"""Scores from weights: of heads that are not composed, whose score is one product of a query and a key."""
+INSTEAD = "Measure where its heads look with pattern_scores(model, tokens), or how they mix with head_mixing."
 MAX_POSITIONS = 64
 """Positions that the previous-token score from weights looks at."""
 
@@ -35,8 +33,9 @@ def full_qk(
     """Attention scores between tokens, `E W_Q W_K^T E^T / sqrt(d_head)` [query token, key token], in nats.
 
     E holds the embeddings of `tokens`: as the norm passes them on, its weights included, or raw
-    (`normed=False`). Raises ValueError for a head or a token that the model does not have.
+    (`normed=False`). Raises ValueError for a head or a token that the model does not have, and for composed heads.
     """
+    SAYS.check(model, "full_qk", instead=INSTEAD)
     heads, at, E = _read(model, tokens, layer, head, normed)
     scale = 1 / math.sqrt(heads.W_Q.shape[-1])
     return FactoredMatrix(E @ heads.W_Q[at, head] * scale, (E @ heads.W_K[at, head]).T)
@@ -47,7 +46,8 @@ def full_ov(
 ) -> FactoredMatrix:
     """What attending to a token adds to each token's logit, `E W_V W_O W_U` [attended token, logit].
 
-    Rows and columns are `tokens`; the final norm's division is left out. Errors as in `full_qk`.
+    Rows and columns are `tokens`; the final norm's division is left out. Composed heads attend by their pattern after
+    composition. Raises ValueError for a head or a token that the model does not have.
     """
     heads, at, E = _read(model, tokens, layer, head, normed)
     W_U = embedding_weights(model).W_U[:, tokens] if normed else model.W_U.detach()[:, tokens]
@@ -72,8 +72,10 @@ def copying_scores(model: Any) -> Float[Tensor, "layer head"]:
 def previous_scores(model: Any) -> Float[Tensor, "layer head"] | None:
     """Share of attention that an average token at a position pays to the position before, from weights alone.
 
-    Mean over the first 64 positions, the first left out. None where positions are not embedded (rotary).
+    Mean over the first 64 positions, the first left out. None where positions are not embedded (rotary). Raises
+    ValueError for composed heads.
     """
+    SAYS.check(model, "previous_scores", instead=INSTEAD)
     heads, embeddings = head_weights(model), embedding_weights(model)
     if embeddings.W_pos is None:
         return None
@@ -97,8 +99,10 @@ def previous_scores(model: Any) -> Float[Tensor, "layer head"] | None:
 def duplicate_scores(model: Any) -> Float[Tensor, "layer head"]:
     """By how many nats the score for an equal token exceeds that for an average one, through the embeddings.
 
-    The mean of the diagonal of `full_qk` minus the mean of all its entries, over all tokens.
+    The mean of the diagonal of `full_qk` minus the mean of all its entries, over all tokens. Raises ValueError for
+    composed heads.
     """
+    SAYS.check(model, "duplicate_scores", instead=INSTEAD)
     heads = head_weights(model)
     spread = _covariance(embedding_weights(model))
     return torch.stack(
@@ -114,8 +118,9 @@ def induction_scores(
     The later head's queries read tokens, its keys the earlier head's output for the token before; weighted by
     the earlier head's previous-token score (`previous`; default: `previous_scores`). Summed over the earlier
     heads it is the later head's induction score; the largest entry names its partner. Raises ValueError when
-    the model's positions are rotary and `previous` is not given.
+    the model's positions are rotary and `previous` is not given, and for composed heads.
     """
+    SAYS.check(model, "induction_scores", instead=INSTEAD)
     previous = previous_scores(model) if previous is None else previous
     if previous is None:
         raise ValueError(
@@ -149,7 +154,7 @@ class PatternScores:
 
 
 def pattern_scores(model: Any, tokens: Int[Tensor, "batch pos"], *, batch_size: int = 8) -> PatternScores:
-    """Run the model on `tokens` and measure where each head looks."""
+    """Run the model on `tokens` and measure where each head looks; composed heads: before patterns are composed."""
     layers = head_weights(model).layers
     sums: dict[int, Tensor] = {}
     counts = torch.zeros(4)

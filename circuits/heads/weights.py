@@ -105,6 +105,7 @@ def embedding_weights(model: Any) -> EmbeddingWeights:
 def qk_circuit(model: Any) -> FactoredMatrix:
     """`W_Q W_K^T` of every head [layer, head, d_model, d_model], kept as its two factors.
 
+    Of composed heads, the parts that are mixed (see `circuits.composition.folded_circuits`).
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
     """
     heads = head_weights(model)

@@ -1,14 +1,16 @@
 """Every operation in plain PyTorch: slow, short, and the definition of correct."""
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.kernels.sparse_weight import SparseWeight
+from circuits.kernels.sparse_weight import SparseWeight, from_sorted
 
 
 def topk_mask(
-    w: Float[Tensor, "*shape"], k: int, always: Bool[Tensor, "*shape"] | None
+    w: Float[Tensor, "*shape"], k: int, always: Bool[Tensor, "*shape"] | None = None
 ) -> Bool[Tensor, "*shape"]:
     """True at the k largest magnitudes of the whole tensor; see `circuits.kernels.topk_mask`."""
     rank = w.abs()
@@ -72,3 +74,41 @@ def sddmm(
 ) -> Float[Tensor, " n_nonzero"]:
     """x dy^T on the support; see `circuits.kernels.sddmm`."""
     return (x @ dy.t())[weight.rows_of_values(), weight.column.long()]
+
+
+def from_dense(
+    w: Float[Tensor, "d_in d_out"], mask: Bool[Tensor, "d_in d_out"] | None = None
+) -> SparseWeight:
+    """The nonzeros of a dense matrix, or the entries that `mask` marks; see `SparseWeight.from_dense`."""
+    support = (w != 0) if mask is None else mask
+    rows, columns = support.nonzero(as_tuple=True)
+    return from_sorted(rows, columns, w[rows, columns], (w.shape[0], w.shape[1]))
+
+
+def causal_attention(
+    q: Float[Tensor, "batch pos head d_head"],
+    k: Float[Tensor, "batch pos head d_head"],
+    v: Float[Tensor, "batch pos head d_head"],
+    sink: Float[Tensor, " head"] | None,
+) -> Float[Tensor, "batch pos head d_head"]:
+    """Softmax over the keys so far and the sink, the pattern in memory; see `circuits.kernels.causal_attention`."""
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    scores = scores.masked_fill(later, -torch.inf)
+    column = scores.new_full((*scores.shape[:3], 1), -torch.inf)
+    if sink is not None:
+        column = sink[:, None, None].expand_as(column)
+    pattern = torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+    return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+
+
+def token_major(x: Float[Tensor, "batch pos *width"]) -> Float[Tensor, "batch pos *width"]:
+    """x, contiguous; see `circuits.kernels.token_major`."""
+    return x.contiguous()
+
+
+def replace_features(
+    x: Float[Tensor, "batch pos *width"], mask: Float[Tensor, "*width"], value: Float[Tensor, "*width"]
+) -> Float[Tensor, "batch pos *width"]:
+    """x where the mask is 1, the value where it is 0; see `circuits.kernels.replace_features`."""
+    return x * mask + value * (1 - mask)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
+from circuits.kernels.dispatch import implementation
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SparseWeight:
@@ -110,24 +112,31 @@ class SparseWeight:
             raise ValueError(
                 "rows and columns name a position twice; expected each once: add the values up first"
             )
-        return _from_sorted(rows[by_row], columns[by_row], values[by_row], shape)
+        return from_sorted(rows[by_row], columns[by_row], values[by_row], shape)
 
     @classmethod
     def from_dense(
-        cls, w: Float[Tensor, "d_in d_out"], mask: Bool[Tensor, "d_in d_out"] | None = None
+        cls,
+        w: Float[Tensor, "d_in d_out"],
+        mask: Bool[Tensor, "d_in d_out"] | None = None,
+        impl: str = "auto",
     ) -> "SparseWeight":
         """From a dense matrix: its nonzeros, or the entries that `mask` marks, zero or not.
 
-        Not differentiable: for gradients to the values use `sparse_linear`.
-        """
-        w = w.detach()
-        if w.device.type == "cpu" and w.dtype in (torch.float32, torch.float64):
-            from circuits.kernels.cpu import compress  # compiles: only when it is needed
+        Not differentiable: for gradients to the values use `sparse_linear`. impl: see `chosen_impl`; there is no
+        `triton`.
 
-            return compress(w, mask)
-        support = (w != 0) if mask is None else mask
-        rows, columns = support.nonzero(as_tuple=True)
-        return _from_sorted(rows, columns, w[rows, columns], (w.shape[0], w.shape[1]))
+        Raises:
+            ValueError: a mask of another shape, or an impl that cannot run it.
+        """
+        if mask is not None and mask.shape != w.shape:
+            got, expected = tuple(mask.shape), tuple(w.shape)
+            raise ValueError(
+                f"mask has shape {got}; expected {expected}, the shape of w: give one for each entry"
+            )
+        w = w.detach()
+        weight: SparseWeight = implementation("from_dense", impl, w).from_dense(w, mask)
+        return weight
 
 
 _TENSORS = ("values", "row_start", "column", "column_start", "row", "order")
@@ -139,8 +148,8 @@ def _starts(of: Tensor, n: int) -> Tensor:
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
 
 
-def _from_sorted(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> SparseWeight:
-    """From entries in row-major order, in plain PyTorch."""
+def from_sorted(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> SparseWeight:
+    """From entries in row-major order, each position once; not checked."""
     order = columns.long().argsort(stable=True)
     return SparseWeight(
         shape=shape,

@@ -1,45 +1,43 @@
-"""Figures and pages: data in, a plotly Figure or one self-contained HTML file out. Nothing is shown."""
+"""Figures and pages: data in, a plotly Figure or one self-contained HTML file out. Nothing is shown.
 
-from circuits.plots.bench import bench_figure
-from circuits.plots.bridge import bridge_figure, chain_figure, dilution_figure, steering_figure
-from circuits.plots.circuit import circuit_figure
-from circuits.plots.composition import composition_figure, composition_maps_figure, head_graph_figure
-from circuits.plots.demo import demo_page
-from circuits.plots.faithfulness import faithfulness_figure, trust_page
-from circuits.plots.heads import head_report_figure, pattern_figure, token_map_figure
-from circuits.plots.history import history_figure, pruning_figure
-from circuits.plots.page import Html, heading, headline, table, write_page
-from circuits.plots.recovery import controls_figure, ground_truth_figure, transplant_figure
-from circuits.plots.sizes import frontier_figure, sparse_vs_dense_figure
-from circuits.plots.snapshot import figure_to_png
+A new picture is one new file here. What its `__all__` names can be imported from `circuits.plots`; a function with
+`@plot.register` draws things of the type of its first argument.
+"""
 
-__all__ = [
-    "Html",
-    "bench_figure",
-    "bridge_figure",
-    "chain_figure",
-    "circuit_figure",
-    "composition_figure",
-    "composition_maps_figure",
-    "controls_figure",
-    "demo_page",
-    "dilution_figure",
-    "faithfulness_figure",
-    "figure_to_png",
-    "frontier_figure",
-    "ground_truth_figure",
-    "head_graph_figure",
-    "head_report_figure",
-    "heading",
-    "headline",
-    "history_figure",
-    "pattern_figure",
-    "pruning_figure",
-    "sparse_vs_dense_figure",
-    "steering_figure",
-    "table",
-    "token_map_figure",
-    "transplant_figure",
-    "trust_page",
-    "write_page",
-]
+from functools import singledispatch
+from importlib import import_module
+from pkgutil import walk_packages
+from typing import Any
+
+
+@singledispatch
+def plot(thing: Any, **options: Any) -> Any:
+    """The picture of a result (a circuit, a report, a run, a model, ...) as a plotly Figure.
+
+    options: those of the function that draws its type, which `help(plot.dispatch(type(thing)))` shows. Raises
+    TypeError for a type without a picture.
+    """
+    known = sorted(kind.__name__ for kind in plot.registry if kind is not object)
+    raise TypeError(
+        f"thing: got a {type(thing).__name__}; expected one of {', '.join(known)}. What a results file holds is drawn "
+        "by a function of its own: see dir(circuits.plots)."
+    )
+
+
+def _public_names() -> dict[str, Any]:
+    """What the `__all__` of every module in this folder and below it names; importing them registers their types."""
+    modules = [import_module(found.name) for found in walk_packages(__path__, f"{__name__}.")]
+    return {name: getattr(module, name) for module in modules for name in getattr(module, "__all__", ())}
+
+
+def __getattr__(name: str) -> Any:
+    """Say what there is; type checkers learn from it that names are found when this package is imported."""
+    raise AttributeError(
+        f"module 'circuits.plots' has no attribute {name!r}; it offers {', '.join(__all__)}."
+    )
+
+
+__all__ = ["plot"]
+_FOUND = _public_names()
+__all__ += sorted(_FOUND)
+globals().update(_FOUND)

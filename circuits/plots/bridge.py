@@ -5,7 +5,13 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.bridges import BridgeSet
+from circuits.bridges.dilution import Dilution
+from circuits.bridges.steering import Steering
+from circuits.plots import plot
 from circuits.plots.style import BAND, FAINT, INK, MINUS, NEGATIVE, POSITIVE, RESIDUAL, SCORE, base_layout
+
+__all__ = ["bridge_figure", "chain_figure", "dilution_figure", "steering_figure"]
 
 GRID: Mapping[str, Any] = {
     "gridcolor": BAND,
@@ -54,6 +60,12 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
     _panel_title(figure, "loss recovered by the hybrid", 1.0)
     _panel_title(figure, "NMSE of the map", 0.43)
     return figure
+
+
+@plot.register
+def _of_bridges(bridges: BridgeSet, *, title: str = "Bridges") -> go.Figure:
+    """`bridge_figure` of the metrics of bridges."""
+    return bridge_figure(bridges.metrics["locations"], title=title)
 
 
 def chain_figure(
@@ -142,6 +154,12 @@ def steering_figure(steering: Mapping[str, Any], *, title: str = "Steering the d
     return figure
 
 
+@plot.register
+def _of_steering(steering: Steering, *, title: str = "Steering the dense model") -> go.Figure:
+    """`steering_figure` of a sweep."""
+    return steering_figure(steering.to_json(), title=title)
+
+
 def dilution_figure(dilution: Mapping[str, Any], *, title: str = "Context dilution") -> go.Figure:
     """Error rates on deep lists of the dense and the sparse model against list length, and the depth margin below.
 
@@ -178,6 +196,12 @@ def dilution_figure(dilution: Mapping[str, Any], *, title: str = "Context diluti
     _panel_title(figure, "depth margin of the sparse circuit (nats)", 0.38)
     _rule(figure, 0.0, "", "y2")
     return figure
+
+
+@plot.register
+def _of_dilution(dilution: Dilution, *, title: str = "Context dilution") -> go.Figure:
+    """`dilution_figure` of a sweep."""
+    return dilution_figure(dilution.to_json(), title=title)
 
 
 def _points(x: Sequence[Any], y: Sequence[float], name: str, colour: str, panel: int) -> go.Scatter:

@@ -1,36 +1,28 @@
 """Composition between heads: matrices with significance, the graph of heads, and maps of dynamic heads."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import torch
 
+from circuits.composition import Composition, CompositionEdge, CompositionMaps
+from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of, panels, token_labels
-from circuits.plots.order import Joint, order, straighten
-from circuits.plots.style import (
-    FAINT,
-    INK,
-    NEGATIVE,
-    PAPER,
-    POSITIVE,
-    SCORE,
-    base_layout,
-    escaped,
-    number,
-)
+from circuits.plots.picture.order import Joint, order, straighten
+from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, SCORE, base_layout, escaped, number
 
-if TYPE_CHECKING:
-    from circuits.composition import Composition, CompositionEdge, CompositionMaps
+__all__ = ["composition_figure", "composition_maps_figure", "head_graph_figure"]
 
 PORT_COLOURS = {"Q": NEGATIVE, "K": POSITIVE, "V": SCORE, "in": FAINT, "gate": FAINT}
 MAX_EDGES = 24
 """Edges between heads that a map of a prompt shows, the strongest ones."""
 
 
+@plot.register
 def composition_figure(
-    composition: "Composition", *, rate: float = 0.05, title: str = "Composition"
+    composition: Composition, *, rate: float = 0.05, title: str = "Composition"
 ) -> go.Figure:
     """z-scores of every pair, a panel a port; circles mark pairs that are significant at this discovery rate.
 
@@ -69,7 +61,7 @@ def composition_figure(
 
 
 def head_graph_figure(
-    composition: "Composition",
+    composition: Composition,
     *,
     rate: float = 0.05,
     top: int = 60,
@@ -123,7 +115,7 @@ def head_graph_figure(
 
 
 def composition_maps_figure(
-    maps: "CompositionMaps", tokens: Sequence[str], *, row: int = 0, title: str | None = None
+    maps: CompositionMaps, tokens: Sequence[str], *, row: int = 0, title: str | None = None
 ) -> go.Figure:
     """The maps of one prompt: their mean between heads, and the strongest edges at every query token.
 
@@ -158,7 +150,7 @@ def composition_maps_figure(
     )  # fmt: skip
 
 
-def _told(composition: "Composition", i: int, j: int) -> str:
+def _told(composition: Composition, i: int, j: int) -> str:
     values = (composition.scores, composition.null_mean, composition.z, composition.p, composition.q)
     score, null, z, p, q = (float(x[i, j]) for x in values)
     return (
@@ -175,7 +167,7 @@ def _marks(found: np.ndarray) -> go.Scatter:
     )  # fmt: skip
 
 
-def _places(ranks: list[list[str]], edges: "Sequence[CompositionEdge]") -> dict[str, tuple[float, float]]:
+def _places(ranks: list[list[str]], edges: Sequence[CompositionEdge]) -> dict[str, tuple[float, float]]:
     """Layer across, heads down in an order with few crossings; edges over several layers are left straight."""
     layer_of = {name: x for x, rank in enumerate(ranks) for name in rank}
     joints: list[Joint[str]] = [
@@ -192,7 +184,7 @@ def _unit_gap(a: str, b: str) -> float:
     return 1.0
 
 
-def _edge(edge: "CompositionEdge", place: dict[str, tuple[float, float]]) -> go.Scatter:
+def _edge(edge: CompositionEdge, place: dict[str, tuple[float, float]]) -> go.Scatter:
     (x0, y0), (x1, y1) = place[str(edge.writer)], place[str(edge.reader.part)]
     t = np.linspace(0, 1, 24)
     smooth = t * t * (3 - 2 * t)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, base_layout, printable
+from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, base_layout, escaped
+from tasks.tokenizer import printable
 
 DIVERGING = [[0.0, NEGATIVE], [0.5, PAPER], [1.0, POSITIVE]]
 SEQUENTIAL = [[0.0, PAPER], [0.5, "#8fb3d9"], [1.0, POSITIVE]]
@@ -137,7 +138,7 @@ def _axis(
         "range": [-0.5, len(labels) - 0.5],
         "tickmode": "array",
         "tickvals": shown,
-        "ticktext": [labels[i] for i in shown],
+        "ticktext": [escaped(labels[i]) for i in shown],
         "tickangle": -90 if upright else 0,
         "tickfont": {"size": 11 if len(labels) <= 24 else 9},
         "title": {"text": title, "font": {"size": 12, "color": FAINT}, "standoff": 6},

@@ -1,18 +1,18 @@
 """Heads: what a report says of each, where they look (sink included), and full circuits between tokens."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.heads import HeadReport
+from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of, panels, token_labels
 from circuits.plots.style import escaped, number
 
-if TYPE_CHECKING:
-    from circuits.heads import HeadReport
+__all__ = ["head_report_figure", "pattern_figure", "token_map_figure"]
 
 COLUMNS = (
     ("previous", "previous token (share)", False),
@@ -27,7 +27,8 @@ WIDTH, LABEL = 860, 13
 """Pixels: of all panels together, and that one token on an axis takes at least."""
 
 
-def head_report_figure(report: "HeadReport", *, title: str = "Heads") -> go.Figure:
+@plot.register
+def head_report_figure(report: HeadReport, *, title: str = "Heads") -> go.Figure:
     """Six scores of a report, each as a heat map of layers and heads: above from patterns, below from weights."""
     layers = sorted({row.layer for row in report.rows})
     heads = sorted({row.head for row in report.rows})

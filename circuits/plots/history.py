@@ -6,7 +6,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.plots import plot
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout
+from circuits.training import Training
+
+__all__ = ["history_figure", "pruning_figure"]
 
 PANEL_GAP = 0.1
 """Between panels, as a share of the figure's height."""
@@ -44,6 +48,12 @@ def history_figure(history: Sequence[Row], *, title: str = "Training") -> go.Fig
     figure.update_layout(**base_layout(title=title, subtitle=" · ".join(said), height=600))
     figure.update_layout(yaxis2={"type": "log", "dtick": "D2", "tickformat": ".2~%"})
     return figure
+
+
+@plot.register
+def _of_training(training: Training, *, title: str = "Training") -> go.Figure:
+    """`history_figure` of a run's history."""
+    return history_figure(training.history, title=title)
 
 
 def pruning_figure(

@@ -8,7 +8,11 @@ from typing import Any, TypeAlias
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from circuits.files import write_text
 from circuits.plots.style import MINUS, UNMEASURED
+from circuits.views import Cell, html_table
+
+__all__ = ["Html", "heading", "headline", "table", "write_page"]
 
 # The page may run its own scripts and draw its own images, and can reach nothing: opening it asks no one.
 POLICY = (
@@ -75,18 +79,18 @@ def write_page(path: str | Path, *, title: str, blocks: Iterable[Any]) -> Path:
             parts.append(figure_html(block, f"figure-{n_figures}"))
             n_figures += 1
         elif isinstance(block, str):
-            parts.append(block if isinstance(block, Html) else f"<p>{html.escape(block, quote=False)}</p>")
+            parts.append(block if isinstance(block, Html) else f"<p>{html.escape(block)}</p>")
         else:
             raise ValueError(
                 f"blocks: number {i} is a {type(block).__name__}; expected a plotly Figure, Html or str. "
                 "Turn rows into Html with circuits.plots.table(rows)."
             )
     script = f"<script>{get_plotlyjs()}</script>" if n_figures else ""
-    return _write_atomically(Path(path), _document(title, script, "\n".join(parts)))
+    return write_text(path, _document(title, script, "\n".join(parts)))
 
 
 def _document(title: str, script: str, body: str) -> str:
-    shown = html.escape(title, quote=False)
+    shown = html.escape(title)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -109,17 +113,9 @@ def figure_html(figure: go.Figure, div: str, config: str = CONFIG) -> str:
     )
 
 
-def _write_atomically(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-    return path
-
-
 def heading(text: str) -> Html:
     """A heading between blocks."""
-    return Html(f"<h2>{html.escape(text, quote=False)}</h2>")
+    return Html(f"<h2>{html.escape(text)}</h2>")
 
 
 def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None = None) -> Html:
@@ -133,19 +129,14 @@ def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None =
         c: all(isinstance(row[c], int | float) and not isinstance(row[c], bool) for row in rows if c in row)
         for c in columns
     }
-    head = "".join(_cell("th", column, is_number[column]) for column in columns)
-    body = ""
-    for row in rows:
-        cells = (_cell("td", row.get(c, ""), is_number[c], formats.get(c, "")) for c in columns)
-        body += f"<tr>{''.join(cells)}</tr>\n"
-    head, body = f"<thead><tr>{head}</tr></thead>", f"<tbody>\n{body}</tbody>"
-    return Html(f'<div class="wide"><table>\n{head}\n{body}\n</table></div>')
+    head = [_cell(column, is_number[column]) for column in columns]
+    body = [[_cell(row.get(c, ""), is_number[c], formats.get(c, "")) for c in columns] for row in rows]
+    return Html(f'<div class="wide">{html_table(head, body)}</div>')
 
 
-def _cell(tag: str, value: Any, is_number: bool, form: str = "") -> str:
+def _cell(value: Any, is_number: bool, form: str = "") -> Cell:
     is_prose = isinstance(value, str) and len(value) > PROSE
-    side = ' class="number"' if is_number else ' class="prose"' if is_prose else ""
-    return f"<{tag}{side}>{html.escape(_shown(value, form), quote=False)}</{tag}>"
+    return Cell(_shown(value, form), "number" if is_number else "prose" if is_prose else "")
 
 
 def _shown(value: Any, form: str) -> str:
@@ -161,7 +152,7 @@ def _shown(value: Any, form: str) -> str:
 def headline(numbers: Mapping[str, str]) -> Html:
     """A row of large numbers, each under the word for it."""
     cards = "".join(
-        f"<div><b>{html.escape(value, quote=False)}</b><span>{html.escape(word, quote=False)}</span></div>"
+        f"<div><b>{html.escape(value)}</b><span>{html.escape(word)}</span></div>"
         for word, value in numbers.items()
     )
     return Html(f'<div class="headline">{cards}</div>')

@@ -6,8 +6,11 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from circuits.compare import TransplantTable
+from circuits.circuit.compare import TransplantTable
+from circuits.plots import plot
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, SCORE, base_layout
+
+__all__ = ["controls_figure", "ground_truth_figure", "transplant_figure"]
 
 CHANCE = math.log(2)
 TARGET = 0.15
@@ -15,7 +18,7 @@ TARGET = 0.15
 
 
 def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
-    """A table of `circuits.handmade.verify`: for each method and model, the share of true nodes it finds.
+    """A table of `circuits.handmade.proof.verify`: for each method and model, the share of true nodes it finds.
 
     A method that ranks nodes is given the true number n; the cell is the share of true nodes among its first n.
     Raises ValueError when the table has no models.
@@ -29,9 +32,7 @@ def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
         [_ground_truth_note(table["per_model"][m]["methods"][method]) for m in models] for method in methods
     ]
     said = f"{table['recovered']} of {table['total']} circuits recovered exactly, nodes and edges"
-    figure = _heat_map(
-        cells, models, methods, notes, [[f"{v:.2f}" for v in row] for row in cells], ends=(0, 1)
-    )
+    figure = _heat_map(cells, models, methods, notes, [[f"{v:.2f}" for v in row] for row in cells])
     title = "Known circuits: share of true nodes found"
     figure.update_layout(**base_layout(title=title, subtitle=said, height=150 + 46 * len(methods)))
     return figure
@@ -78,6 +79,7 @@ def controls_figure(report: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
+@plot.register
 def transplant_figure(table: TransplantTable) -> go.Figure:
     """Each circuit on each task, and the whole model in the last row: task loss in nats; dark is solved."""
     names = [*table.circuits, "whole model"]
@@ -85,7 +87,7 @@ def transplant_figure(table: TransplantTable) -> go.Figure:
     solved = [[1 - min(loss, CHANCE) / CHANCE for loss in row] for row in losses]
     notes = [[f"task loss {loss:.4f} nats" for loss in row] for row in losses]
     shown = [[f"{loss:.2f}" for loss in row] for row in losses]
-    figure = _heat_map(solved, list(table.tasks), names, notes, shown, ends=(0, 1))
+    figure = _heat_map(solved, list(table.tasks), names, notes, shown)
     said = f"Task loss in nats; chance is {CHANCE:.2f}, and dark cells are solved"
     figure.update_layout(
         **base_layout(title="Circuits on each task", subtitle=said, height=150 + 46 * len(names))
@@ -99,15 +101,13 @@ def _heat_map(
     rows: list[str],
     notes: list[list[str]],
     shown: list[list[str]],
-    *,
-    ends: tuple[float, float],
 ) -> go.Figure:
     heat = go.Heatmap(
         z=cells,
         x=columns,
         y=rows,
-        zmin=ends[0],
-        zmax=ends[1],
+        zmin=0,
+        zmax=1,
         colorscale=[[0, BAND], [1, POSITIVE]],
         showscale=False,
         xgap=3,

@@ -7,6 +7,8 @@ import plotly.graph_objects as go
 
 from circuits.plots.style import BAND, BOX, FAINT, INK, NEGATIVE, POSITIVE, base_layout
 
+__all__ = ["frontier_figure", "sparse_vs_dense_figure"]
+
 
 def sparse_vs_dense_figure(report: Mapping[str, Any]) -> go.Figure:
     """A row for each task: edges of the sparse and of the dense circuit (medians over seeds), and their ratio.

@@ -10,6 +10,8 @@ from plotly.offline import get_plotlyjs
 
 from circuits.plots.page import figure_html
 
+__all__ = ["figure_to_png"]
+
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER_OPTIONS = (
     "--headless",

@@ -63,20 +63,6 @@ def base_layout(*, title: str, subtitle: str = "", height: int) -> dict[str, Any
     }
 
 
-def printable(token: str) -> str:
-    r"""A token as one can read it: space as `␣`, control characters escaped (`\n`), the rest as it is."""
-    shown = "".join(_printable(character) for character in token)
-    return shown or "(empty)"
-
-
-def _printable(character: str) -> str:
-    if character == " ":
-        return "␣"
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode("ascii")
-
-
 def escaped(text: str) -> str:
     """Text that neither a browser nor plotly reads as markup."""
     return html.escape(text, quote=False)

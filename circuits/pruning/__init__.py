@@ -1,1 +1,6 @@
-"""The parts of pruning: its settings, gate training, the judge of what will do, and dropping until nothing can go."""
+"""Pruning: gates and how they are learned, the search for what they leave, and dropping until nothing can go."""
+
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.procedure import prune
+
+__all__ = ["PruneConfig", "prune"]

@@ -1,17 +1,19 @@
 """What decides a pruning run."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, get_args
 
-from circuits.config import check_keys, require, with_tuples
-from circuits.nodes import Ablation
+from circuits.circuit.criterion import Criterion, Objective
+from circuits.circuit.nodes import Ablation
+from circuits.files import check_keys, require, with_tuples
+from tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """Everything that decides a pruning run."""
 
-    objective: Literal["task", "faithful"] = "task"
+    objective: Objective = "task"
     "task: give the right answers. faithful: give the model's, right or wrong, on clean and corrupted prompts."
     target_loss: float = 0.15
     "Nats at most: of two-way task loss (chance is 0.693), or of KL from the model's answer-or-foil distribution."
@@ -51,9 +53,14 @@ class PruneConfig:
     def __post_init__(self) -> None:
         for name in ("starts", "steps", "batch_size", "n_mean", "n_eval", "n_test"):
             require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
-        require(self, "objective", self.objective in ("task", "faithful"), "'task' or 'faithful'")
+        require(self, "objective", self.objective in get_args(Objective), "'task' or 'faithful'")
         for name in ("target_loss", "lr"):
             require(self, name, getattr(self, name) > 0, "a positive number")
+
+    def criterion(self, task: Task) -> Criterion:
+        """What these settings ask of a circuit for the task."""
+        shared = {f.name for f in fields(Criterion)} & {f.name for f in fields(self)}
+        return Criterion.of(task, **{name: getattr(self, name) for name in shared})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -1,15 +1,16 @@
-"""Gate training: which parts are needed, learned all at once. Parts are nodes, or edges."""
+"""How gates are learned, for whoever has some: parts of a circuit, nonsense controls, compositions of heads."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from circuits.gates import Gates
+from circuits.circuit.score import margins, two_way_kl
 from circuits.pruning.config import PruneConfig
-from circuits.score import margins, two_way_kl
+from circuits.pruning.gates import Gates
 from tasks import Batch
 from tasks.base import Targets
 
@@ -17,6 +18,81 @@ Key = TypeVar("Key", bound=Hashable)
 Part = TypeVar("Part")
 Forward = Callable[[Targets, dict[Key, Tensor]], Float[Tensor, "rows pos d_vocab"]]
 """Logits on prompts under the masks: for each key one number in [0, 1] a part, 1 = keep."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSettings:
+    """How gates are learned: AdamW with a learning rate that falls linearly to 0."""
+
+    steps: int
+    "Optimiser steps."
+    batch_size: int
+    "Prompt pairs per step."
+    lr: float
+    "Peak learning rate."
+    seed: int
+    "Decides gates and prompts."
+    betas: tuple[float, float] = (0.9, 0.95)
+    "AdamW's averaging constants."
+    weight_decay: float = 1e-3
+    "AdamW's weight decay."
+
+
+class GateLearner(Generic[Key]):
+    """Gates and their optimiser; each step is a batch of prompts, a loss that the caller makes, and an update."""
+
+    def __init__(
+        self,
+        shapes: Mapping[Key, tuple[int, ...]],
+        pool: Batch,
+        settings: GateSettings,
+        *,
+        like: Tensor,
+        beside: Sequence[Tensor] = (),
+    ) -> None:
+        """pool: prompt pairs to learn from; beside: other parameters that learn along, without decay or bounds."""
+        self.gates = Gates(dict(shapes), seed=settings.seed, like=like)
+        self.pool, self.settings = pool, settings
+        self._generator = torch.Generator().manual_seed(settings.seed)
+        own = [*self.gates.parameters.values()]
+        self._parameters = [*own, *(p for p in beside if p.requires_grad)]
+        groups: list[dict[str, Any]] = [{"params": own}, {"params": [*beside], "weight_decay": 0.0}]
+        self._optimizer = torch.optim.AdamW(
+            groups, lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+
+    def steps(self) -> Iterator[tuple[int, Int64[Tensor, " pairs"], dict[Key, Tensor]]]:
+        """The number of each step, the pairs of the pool it looks at, and the masks as they are: 1 = keep.
+
+        Call `backward` and `update` before the next one.
+        """
+        for step in range(self.settings.steps):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.settings.lr * (1 - step / self.settings.steps)
+            rows = torch.randint(len(self.pool), (self.settings.batch_size,), generator=self._generator)
+            yield step, rows, self.gates.masks()
+
+    def backward(
+        self, loss: Float[Tensor, ""], penalty: float, masks: Mapping[Key, Tensor]
+    ) -> tuple[Float[Tensor, ""], dict[Key, Tensor]]:
+        """Gradients of `loss` + `penalty` nats an open gate; returns how many are open, and d loss / d mask."""
+        n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
+        wanted = [*self._parameters, *masks.values()]
+        grads = torch.autograd.grad(loss + penalty * n_open, wanted)
+        for parameter, grad in zip(self._parameters, grads, strict=False):
+            parameter.grad = grad
+        by_mask = zip(masks, grads[len(self._parameters) :], strict=True)
+        return n_open.detach(), {key: grad - penalty for key, grad in by_mask}
+
+    def update(self) -> None:
+        """One step of the optimiser; gates stay in their bounds."""
+        self._optimizer.step()
+        self.gates.clamp()
+
+
+def rising(penalty: float, step: int, steps: int) -> float:
+    """The penalty at a step: from 0 to its full size over the first half, so that gates close one by one."""
+    return penalty * min(1.0, 2 * step / steps)
 
 
 def learn_gates(
@@ -36,41 +112,33 @@ def learn_gates(
     from; reference: the margins that the circuit should have on them, clean prompts first (None: the right answers
     decide); log: called with step, loss in nats and number of open gates.
     """
-    gates = Gates({key: (len(own),) for key, own in parts.items()}, seed=seed, like=like)
     calibrated = config.calibrate and reference is None
     log_scale = torch.zeros((), device=like.device, requires_grad=calibrated)
-    groups: list[dict[str, Any]] = [
-        {"params": [*gates.parameters.values()]},
-        {"params": [log_scale], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-    generator = torch.Generator().manual_seed(seed)
-    importance = {key: torch.zeros_like(gate) for key, gate in gates.parameters.items()}
+    settings = GateSettings(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        seed=seed,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+    )
+    shapes = {key: (len(own),) for key, own in parts.items()}
+    learner = GateLearner(shapes, pool, settings, like=like, beside=[log_scale])
+    importance = {key: torch.zeros_like(gate) for key, gate in learner.gates.parameters.items()}
     way: list[list[Part]] = []
-    for step in range(config.steps):
-        rows = torch.randint(len(pool), (config.batch_size,), generator=generator)
+    for step, rows, masks in learner.steps():
         targets = pool.rows(rows).tokens_and_targets()
         wanted = None if reference is None else reference[torch.cat([rows, rows + len(pool)])]
-        masks = gates.masks()
-        for mask in masks.values():
-            mask.retain_grad()
         loss = two_way_kl(margins(forward(targets, masks), targets) * log_scale.exp(), wanted)
-        n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 - step / config.steps)
-        optimizer.zero_grad(set_to_none=True)
-        penalty = config.penalty * min(1.0, 2 * step / config.steps)
-        (loss + penalty * n_open).backward()
-        for key, mask in masks.items():
-            assert mask.grad is not None
-            importance[key].lerp_((mask.grad - penalty).abs(), 0.05)
+        n_open, by_mask = learner.backward(loss, rising(config.penalty, step, config.steps), masks)
+        for key, grad in by_mask.items():
+            importance[key].lerp_(grad.abs(), 0.05)
         if not way or n_open < min(0.9 * len(way[-1]), len(way[-1]) - 1):
-            way.append(_ranked(parts, gates, importance))
-        optimizer.step()
-        gates.clamp()
+            way.append(_ranked(parts, learner.gates, importance))
+        learner.update()
         if step % 20 == 0 or step == config.steps - 1:
             log(step, float(loss.detach()), int(n_open))
-    return [*way, _ranked(parts, gates, importance)]
+    return [*way, _ranked(parts, learner.gates, importance)]
 
 
 def _ranked(

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from circuits.nodes import Edge, Node
-from circuits.score import Score
+from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.score import Score
 
 Part = TypeVar("Part", Node, Edge)
 Solved = Callable[[list[Part]], Score | None]

@@ -6,43 +6,45 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from circuits.ablation import ablation_values, run_circuit, run_masked
-from circuits.circuit import Circuit
-from circuits.model import SparseTransformer
-from circuits.nodes import WEIGHTS, Edge, Node, NodeFacts, Site
+from circuits.circuit.ablation import ablation_values
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.evaluator import Evaluator, Kept
+from circuits.circuit.masked import run_masked
+from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
+from circuits.circuit.parts import edges_between, io_edges
+from circuits.circuit.score import (
+    Score,
+    UnsolvedError,
+    score_against,
+    score_margins,
+    task_margins,
+    task_score,
+)
+from circuits.model.sites import Site, WeightAt
+from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
-from circuits.pruning.judge import Judge
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import minimal, thinned
-from circuits.pruning.parts import among, edges_between, io_edges, is_pair, without
-from circuits.score import Score, UnsolvedError, margins, score_against, score_margins, task_score
 from tasks import Batch, Corpus, Task
 from tasks.base import Targets
 
 
 class Search:
-    """One pruning run: the prompts it looks at, the values it ablates with, and its history."""
+    """One pruning run: what it is judged by, the prompts that gates learn from, and its history."""
 
     def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
         self.model, self.task, self.config = model, task, config
+        self.criterion = config.criterion(task)
         self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
-        self.faithful = config.objective == "faithful"
-        if not self.faithful:  # a faithful circuit is one for what the model does, whatever that is
+        faithful = config.objective == "faithful"
+        if not faithful:  # a faithful circuit is one for what the model does, whatever that is
             _check_solved(model, task, self.batch, config)
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
-        self.reference = full_margins(model, self.pool) if self.faithful else None
-        self.judge = Judge(
-            model,
-            self.batch,
-            self.values,
-            target_loss=config.target_loss,
-            target_accuracy=config.target_accuracy,
-            calibrate=config.calibrate and not self.faithful,
-            reference=full_margins(model, self.batch) if self.faithful else None,
-        )
+        self.reference = task_margins(model, self.pool) if faithful else None
+        self.judge = Evaluator(model, task, self.criterion, self.values)
         self.history: list[dict[str, float]] = []
 
     def best(self, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
@@ -62,7 +64,7 @@ class Search:
     ) -> tuple[list[Node], list[Edge]]:
         """Drop nodes, then edges, until no single one can go: large groups of the lowest rank first."""
         show(stage="discretise", nodes=len(ranked))
-        nodes = self.minimal_nodes(thinned(ranked, self.judge.solved), None, show)
+        nodes = self.minimal_nodes(thinned(ranked, self._solved_between), "between", show)
         edges = edges_between(self.model, nodes)
         if not self.config.prune_edges:
             return nodes, edges
@@ -73,26 +75,23 @@ class Search:
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
         """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
         parts = {
-            site: [Node(site.layer, site.name, i) for i in range(value.shape[-1])]
-            for site, value in self.values.items()
+            site: [Node.of(site, i) for i in range(value.shape[-1])] for site, value in self.values.items()
         }
 
         def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
             return run_masked(self.model, targets.tokens, masks, self.values)
 
         way = self._learn(parts, forward, start, show, "nodes")
-        return _last(way, self.judge.solved) or [node for own in parts.values() for node in own]
+        return _last(way, self._solved_between) or [node for own in parts.values() for node in own]
 
     def edges_by_gates(
         self, nodes: list[Node], edges: list[Edge], start: int, show: Callable[..., None]
     ) -> list[Edge]:
         """Learn gates on weights between the nodes; the fewest open ones that meet the target, and all q-k pairs."""
-        names = {sites: name for name, sites in WEIGHTS.items()}
-        parts: dict[tuple[int, str], list[Edge]] = {}
+        parts: dict[WeightAt, list[Edge]] = {}
         for edge in edges:
             if not is_pair(edge):
-                key = (edge.source.layer, names[edge.source.site, edge.target.site])
-                parts.setdefault(key, []).append(edge)
+                parts.setdefault(weight_of(edge), []).append(edge)
         kept = self.judge.node_masks(nodes)
         places = {
             key: (torch.tensor([e.source.index for e in own]), torch.tensor([e.target.index for e in own]))
@@ -100,7 +99,7 @@ class Search:
         }
         closed = self.judge.edge_masks([])
 
-        def forward(targets: Targets, masks: dict[tuple[int, str], Tensor]) -> Tensor:
+        def forward(targets: Targets, masks: dict[WeightAt, Tensor]) -> Tensor:
             cut = {k: m.index_put(places[k], masks[k]) if k in masks else m for k, m in closed.items()}
             return run_masked(self.model, targets.tokens, kept, self.values, cut)
 
@@ -127,13 +126,14 @@ class Search:
             parts, forward, self.pool, self.reference, config, seed=seed, like=self.model.W_E, log=log
         )
 
-    def minimal_nodes(
-        self, nodes: list[Node], edges: list[Edge] | None, show: Callable[..., None]
-    ) -> list[Node]:
+    def _solved_between(self, nodes: list[Node]) -> Score | None:
+        return self.judge.solved(nodes, "between")
+
+    def minimal_nodes(self, nodes: list[Node], edges: Kept, show: Callable[..., None]) -> list[Node]:
         """Drop nodes, least needed first, until no single one can go."""
 
         def solved(kept: list[Node]) -> Score | None:
-            return self.judge.solved(kept, None if edges is None else among(edges, kept))
+            return self.judge.solved(kept, edges if isinstance(edges, str) else among(edges, kept))
 
         return minimal(nodes, solved, lambda n: show(stage="nodes", nodes=n))
 
@@ -155,65 +155,55 @@ class Search:
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
         here = self.judge.score(nodes, edges)
-        alone = {node: self.judge.score(*without(node, nodes, edges)) for node in nodes}
-        facts = {
-            node: NodeFacts(
-                mean=float(self.values[node.at][..., node.index].mean()), effect=score.loss - here.loss
-            )
-            for node, score in alone.items()
-        }
-        spare = [
-            e for e in edges if not is_pair(e) and self.judge.solved(nodes, [x for x in edges if x != e])
-        ]
+        config = self.model.config
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
             io_edges=tuple(io_edges(self.model, nodes, self.batch, self.task.tokenizer)),
-            widths=self.model.config.widths,
-            n_layers=self.model.config.n_layers,
-            d_head=self.model.config.d_head,
-            task=self.task.name,
+            widths=config.widths,
+            n_layers=config.n_layers,
+            d_head=config.d_head,
+            criterion=self.criterion,
             model_hash=self.model.fingerprint(),
-            ablation=self.config.ablation,
             values={site: value.cpu() for site, value in self.values.items()},
-            facts=facts,
+            facts=self._facts(nodes, edges, here),
         )
         return circuit.with_metrics(
-            **self._held_out(circuit, self.judge.scale(self.judge.margins(nodes, edges))),
+            **self._held_out(nodes, edges),
             val_task_loss=here.loss,
             val_task_accuracy=here.accuracy,
-            one_minimal=not spare and not any(map(self.judge.meets, alone.values())),
+            one_minimal=not self.judge.spare(nodes, edges),
             target_loss=self.config.target_loss,
             target_accuracy=self.config.target_accuracy,
             history=self.history,
             prune=self.config.to_json(),
         )
 
-    def _held_out(self, circuit: Circuit, logit_scale: float) -> dict[str, float]:
+    def _facts(self, nodes: list[Node], edges: list[Edge], here: Score) -> dict[Node, NodeFacts]:
+        return {
+            node: NodeFacts(
+                mean=float(self.values[node.at][..., node.index].mean()),
+                effect=self.judge.score(*without(node, nodes, edges)).loss - here.loss,
+            )
+            for node in nodes
+        }
+
+    def _held_out(self, nodes: list[Node], edges: list[Edge]) -> dict[str, float]:
         """Scores on test prompts, of the circuit (the calibration is that of the validation prompts) and the model."""
-        test = self.task.batch(self.config.n_test, split="test", seed=self.config.seed)
-        targets = test.tokens_and_targets()
-        with torch.no_grad():
-            margin = margins(run_circuit(self.model, circuit, targets.tokens), targets)
-        score, full = score_margins(margin * logit_scale), task_score(self.model, test)
-        same = score_against(margin, full_margins(self.model, test))
+        test, scale = self.judge.test, self.judge.scale(nodes, edges)
+        margin = test.margins(nodes, edges)
+        score, full = score_margins(margin * scale), score_margins(test.full_margins)
+        same = score_against(margin, test.full_margins)
         return {
             "kl_to_model": same.loss,
             "agreement_with_model": same.accuracy,
             "task_loss": score.loss,
             "task_accuracy": score.accuracy,
             "uncalibrated_task_loss": score_margins(margin).loss,
-            "logit_scale": logit_scale,
+            "logit_scale": scale,
             "full_task_loss": full.loss,
             "full_task_accuracy": full.accuracy,
         }
-
-
-def full_margins(model: SparseTransformer, batch: Batch) -> Tensor:
-    """Margins of the whole model, clean prompts first."""
-    targets = batch.tokens_and_targets()
-    with torch.no_grad():
-        return margins(model(targets.tokens), targets)
 
 
 def _check_solved(model: SparseTransformer, task: Task, batch: Batch, config: PruneConfig) -> None:

@@ -1,0 +1,266 @@
+"""Fitting bridges: two maps for each pair of locations, alone or together with the sparse model.
+
+One step: both models run plainly; at each pair the maps carry each side's activations over (two NMSE terms),
+and each model runs on from what was carried to it (two KL terms against the dense model's own predictions).
+A sparse model that is trained beside also learns from its cross-entropy and from the dense model's predictions,
+through every term, under its own projection.
+"""
+
+import json
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from circuits.bridges.checks import check_finite, check_text, resolve_pairs
+from circuits.bridges.config import TERMS, BridgeConfig
+from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
+from circuits.bridges.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
+from circuits.bridges.sides import Model, Side, still
+from circuits.kernels import keep_pages
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.compute import sparse_compute
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig, with_new_names
+from circuits.training.loop import Updates, check_budgets, new_model
+from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
+from tasks import Corpus
+
+
+def fit_bridges(
+    dense: Model,
+    sparse: SparseTransformer | TrainConfig,
+    text: Corpus,
+    config: BridgeConfig | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> BridgeSet:
+    """Bridges between two models, with validation metrics; the same arguments give the same bits.
+
+    dense: any model with residual-stream hooks; it is run, never changed. sparse: a model, which stays as it is;
+    or a TrainConfig, by which a new one is trained under its projection together with the bridges (it is the
+    result's `sparse`). checkpoint: where Ctrl-C leaves the fit (default out/bridges.interrupted.safetensors);
+    it waits for the end of a step and raises TrainingInterrupted, while a second one stops at once and leaves
+    nothing. resume: such a file of the same arguments; the fit goes on to the very bits it would have reached.
+    Raises ValueError for models and text of different vocabularies or tokenizers, locations that do not exist,
+    activations that are not finite, and a file to resume that other arguments left.
+    Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
+    """
+    keep_pages()
+    config = config or BridgeConfig()
+    fit = _Fit(Side(dense, "dense"), sparse, text, config)
+    if resume is not None:
+        fit.restore(resume)
+    held = (dense,) if fit.updates else (dense, fit.sparse.model)
+    stopped = checkpoint or Path("out") / "bridges.interrupted.safetensors"
+    with still(*held):
+        run_to_end(fit, name="bridges", describe=_described, checkpoint=stopped, shown=progress)
+    return fit.result()
+
+
+class _Fit:
+    """The mutable state of one fit."""
+
+    def __init__(
+        self, dense: Side, sparse: SparseTransformer | TrainConfig, text: Corpus, config: BridgeConfig
+    ) -> None:
+        self.dense, self.text, self.config = dense, text, config
+        self.updates: Updates | None = None
+        self.n_steps, self.batch_size = config.steps, config.batch_size
+        check_text(dense, text)
+        if isinstance(sparse, TrainConfig):
+            train = replace(sparse, model=replace(sparse.model, d_vocab=text.tokenizer.d_vocab))
+            check_budgets(train)
+            sparse = new = new_model(train, text).to(dense.device)
+            self.updates = Updates(new, train)
+            self.n_steps, self.batch_size = train.steps, train.batch_size
+        self.sparse = Side(sparse, "sparse")
+        check_text(self.sparse, text)
+        self.pairs = resolve_pairs(dense, self.sparse, config.pairs)
+        self.maps = new_maps(dense, self.sparse, self.pairs, config.topk_fraction, seed=config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.n_pos = min(dense.n_ctx, self.sparse.n_ctx)
+        if self.updates is None and config.init == "regression":
+            self._regress()
+        self.optimizer = torch.optim.Adam(self.maps.parameters(), lr=config.lr, betas=config.betas, eps=1e-8)
+        self.history: list[Entry] = []
+        self.step = 0
+
+    def progress(self) -> float:
+        """Fraction of the steps done."""
+        return self.step / self.n_steps
+
+    def one_step(self) -> None:
+        """One update of the maps, and of the sparse model where it trains."""
+        step = self.step
+        with sparse_compute(self.sparse.model, self._weight_gradient()):
+            terms = self._terms(self._windows(self.batch_size))
+        loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
+        if not bool(loss.isfinite()):
+            raise ValueError(
+                f"text: the loss is {float(loss)} at step {step}; expected finite numbers. Lower lr ({self.config.lr})."
+            )
+        progress = self.progress()
+        lr = self.config.lr * min(1.0, (step + 1) / max(1, self.n_steps // 100)) * (1 - progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.updates is None:
+            loss.backward()
+        else:
+            self.updates(loss, progress)
+        nn.utils.clip_grad_norm_(self.maps.parameters(), 1.0)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        if step % self.config.log_every == 0 or step == self.n_steps - 1:
+            values = {name: float(term.detach()) for name, term in terms.items()}
+            self.history.append({"step": step + 1, "loss": float(loss.detach()), "lr": lr, **values})
+        self.step += 1
+
+    def _weight_gradient(self) -> Literal["exact", "support"]:
+        """Which weights of a sparse model that trains get a gradient in this step."""
+        if self.updates is None or self.step % self.updates.config.refresh == 0:
+            return "exact"
+        return self.updates.config.weight_gradient
+
+    def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            reference, dense = self.dense.run(tokens, keep=[p.dense for p in self.pairs])
+        with nullcontext() if self.updates else torch.no_grad():
+            logits, sparse = self.sparse.run(tokens, keep=[p.sparse for p in self.pairs])
+        check_finite(self.dense, dense)
+        check_finite(self.sparse, sparse)
+        terms = {name: reference.new_zeros(()) for name in TERMS[:4]}
+        chosen, weight = self._chosen()
+        for i, (pair, maps) in enumerate(zip(self.pairs, self.maps, strict=True)):
+            assert isinstance(maps, Maps)
+            encoded, decoded = maps.encode(dense[pair.dense]), maps.decode(sparse[pair.sparse])
+            terms["nmse_encode"] = terms["nmse_encode"] + nmse(encoded, sparse[pair.sparse].detach())
+            terms["nmse_decode"] = terms["nmse_decode"] + nmse(decoded, dense[pair.dense])
+            for name, side, place, value in (
+                ("kl_dense_to_sparse", self.sparse, pair.sparse, encoded),
+                ("kl_sparse_to_dense", self.dense, pair.dense, decoded),
+            ):
+                if i in chosen and getattr(self.config, name) > 0:
+                    hybrid, _ = side.run(tokens, replace={place: put(value)})
+                    terms[name] = terms[name] + weight * kl_per_token(reference, hybrid)
+        if self.updates is not None:
+            terms["kl_plain"] = kl_per_token(reference, logits)
+            terms["cross_entropy"] = next_token_loss(logits, tokens)
+        return terms
+
+    def _chosen(self) -> tuple[set[int], float]:
+        """The pairs whose hybrids are run in this step, and how many each one stands for."""
+        n = len(self.pairs)
+        some = min(self.config.hybrids_per_step or n, n)
+        return set(torch.randperm(n, generator=self.generator)[:some].tolist()), n / some
+
+    def _windows(self, n: int) -> Tensor:
+        tokens = self.text.windows(n, self.n_pos, split="train", generator=self.generator)
+        return tokens.to(self.dense.device)
+
+    def _regress(self) -> None:
+        """Set the maps to the least-squares ones of a sample of text (before AbsTopK)."""
+        tokens = self._windows(64)
+        with torch.no_grad(), still(self.dense.model, self.sparse.model):
+            _, dense = self.dense.run(tokens, keep=[p.dense for p in self.pairs])
+            _, sparse = self.sparse.run(tokens, keep=[p.sparse for p in self.pairs])
+        check_finite(self.dense, dense)
+        check_finite(self.sparse, sparse)
+        for pair, maps in zip(self.pairs, self.maps, strict=True):
+            assert isinstance(maps, Maps)
+            for linear, x, y in (
+                (maps.encoder, dense[pair.dense], sparse[pair.sparse]),
+                (maps.decoder, sparse[pair.sparse], dense[pair.dense]),
+            ):
+                weight, bias = least_squares(x.flatten(0, 1), y.flatten(0, 1))
+                linear.weight.data.copy_(weight)
+                linear.bias.data.copy_(bias)
+
+    def save(self, path: str | Path) -> Path:
+        """Everything needed to go on: maps, sparse model, Adam's moments, the generator, the history."""
+        extra = {f"maps.{name}": value for name, value in self.maps.state_dict().items()}
+        extra["generator"] = self.generator.get_state()
+        for name, optimizer in self._optimizers().items():
+            extra |= optimizer_tensors(name, optimizer)
+        meta = {"fit": self._identity(), "step": self.step, "history": self.history}
+        return save_checkpoint(path, self.sparse.model, meta=meta, extra=extra)
+
+    def restore(self, path: str | Path) -> None:
+        """Take up a fit that `save` left. Raises ValueError when it was of other arguments."""
+        saved = load_checkpoint(path)
+        if _in_new_names(saved.meta.get("fit")) != self._identity():
+            raise ValueError(
+                f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
+                f"Ctrl-C left of the same call ({self._identity()})."
+            )
+        if self.updates is not None:  # else it is the same already, and maybe compact
+            self.sparse.model.load_state_dict(saved.model.state_dict())
+        self.generator.set_state(saved.extra["generator"])
+        self.maps.load_state_dict(
+            {k.removeprefix("maps."): value for k, value in saved.extra.items() if k.startswith("maps.")}
+        )
+        for name, optimizer in self._optimizers().items():
+            restore_optimizer(name, optimizer, saved.extra)
+        self.step, self.history = saved.meta["step"], saved.meta["history"]
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        beside = {} if self.updates is None else {"adam_sparse": self.updates.optimizer}
+        return {"adam_maps": self.optimizer, **beside}
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a fit to be taken up again, in JSON types."""
+        sparse = self.sparse.fingerprint() if self.updates is None else self.updates.config.to_json()
+        identity = {
+            "dense": self.dense.fingerprint(),
+            "sparse": sparse,
+            "text": self.text.name,
+            "bridge": self.config.to_json(),
+        }
+        return json.loads(json.dumps(identity))
+
+    def result(self) -> BridgeSet:
+        """The bridges with their metrics on validation text."""
+        sparse = self.sparse.model
+        sparse.eval()
+        bridges = BridgeSet(
+            dense=self.dense.model,
+            sparse=sparse,
+            pairs=self.pairs,
+            maps=self.maps.requires_grad_(False),
+            topk_fraction=self.config.topk_fraction,
+            history=self.history,
+        )
+        generator = torch.Generator().manual_seed(1)
+        tokens = self.text.windows(self.config.n_val, self.n_pos, split="val", generator=generator)
+        metrics = bridge_metrics(bridges, tokens.to(self.dense.device))
+        return replace(bridges, metrics={**metrics, "bridge": self.config.to_json()})
+
+
+def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
+    """Weight [d_in, d_out] and bias [d_out] of the affine map from rows of x to rows of y, slightly damped."""
+    a, b = x.double(), y.double()
+    centre, shift = a.mean(dim=0), b.mean(dim=0)
+    a, b = a - centre, b - shift
+    gram = a.T @ a
+    damp = (
+        ridge
+        * gram.diagonal().mean().clamp_min(1e-12)
+        * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    )
+    weight = torch.linalg.solve(gram + damp, a.T @ b)
+    return weight.to(x), (shift - centre @ weight).to(x)
+
+
+def _in_new_names(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What an interrupted fit says of itself, also where an older version wrote it."""
+    if identity is None or not isinstance(identity["sparse"], dict):
+        return identity
+    return {**identity, "sparse": with_new_names(identity["sparse"])}
+
+
+def _described(entry: Entry) -> str:
+    return f"loss {entry['loss']:.3f}"

@@ -1,0 +1,242 @@
+"""Pairs of locations, the two affine maps between each, and the passes that cross from model to model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from circuits.bridges.sides import Model, Role, Side
+from circuits.files import whole_file
+from circuits.model.layers import AbsTopK, Linear
+from circuits.model.transformer import SparseTransformer
+from circuits.views import Plotted
+
+SCHEMA = "sparse-circuits/bridges/1"
+
+
+class Pair(NamedTuple):
+    """A location of the dense model and the one of the sparse model that it is tied to."""
+
+    dense: str
+    """Location of the dense model, such as `0.attn`."""
+    sparse: str
+    """Location of the sparse model."""
+
+    def __str__(self) -> str:
+        return self.dense if self.dense == self.sparse else f"{self.dense}~{self.sparse}"
+
+
+class Maps(nn.Module):
+    """Bridge encoder `AbsTopK(h W_e + b_e)`, dense to sparse, and bridge decoder `h W_d + b_d`, back."""
+
+    def __init__(self, d_dense: int, d_sparse: int, topk_fraction: float | None) -> None:
+        super().__init__()
+        self.encoder = Linear(d_dense, d_sparse, d_dense**-0.5)
+        self.decoder = Linear(d_sparse, d_dense, d_sparse**-0.5)
+        self.topk = AbsTopK(None if topk_fraction is None else max(1, int(topk_fraction * d_sparse)))
+
+    def encode(self, h: Float[Tensor, "*batch d_dense"]) -> Float[Tensor, "*batch d_sparse"]:
+        """What the sparse model would hold where the dense one holds `h`; at most k nonzeros."""
+        return self.topk(self.encoder(h))
+
+    def decode(self, h: Float[Tensor, "*batch d_sparse"]) -> Float[Tensor, "*batch d_dense"]:
+        """What the dense model would hold where the sparse one holds `h`."""
+        return self.decoder(h)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BridgeSet(Plotted):
+    """All bridges between a dense and a sparse model. It works with these two models and no others."""
+
+    dense: Model
+    "The dense model; never changed."
+    sparse: SparseTransformer
+    "The sparse model: the one given, or the one that was trained together with the bridges."
+    pairs: tuple[Pair, ...]
+    "The tied locations, in the order in which they were given."
+    maps: nn.ModuleList
+    "`Maps` of each pair."
+    topk_fraction: float | None
+    "Fraction of the sparse width that encoders keep; None: all."
+    metrics: dict[str, Any] = field(default_factory=dict)
+    "Validation metrics: `locations` holds a row for each pair; see `bridge_metrics`."
+    history: list[dict[str, int | float]] = field(default_factory=list)
+    "Losses over the steps of fitting."
+
+    def index(self, pair: Pair | str) -> int:
+        """Position of a pair, given as such, by its name, or by a location that only one pair has."""
+        names = [str(p) for p in self.pairs]
+        if str(pair) in names:
+            return names.index(str(pair))
+        found = [i for i, p in enumerate(self.pairs) if pair in (p.dense, p.sparse)]
+        if len(found) != 1:
+            raise ValueError(
+                f"location: got {str(pair)!r}; expected one of {names}, the pairs of this BridgeSet."
+            )
+        return found[0]
+
+    def at(self, pair: Pair | str) -> tuple[Pair, Maps]:
+        """A pair and its maps; see `index`. Raises ValueError for a location without a bridge."""
+        i = self.index(pair)
+        maps = self.maps[i]
+        assert isinstance(maps, Maps)
+        return self.pairs[i], maps
+
+    def hybrid(
+        self, tokens: Int[Tensor, "batch pos"], *crossings: Pair | str, start: Role = "dense"
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of a pass that starts in one model and changes to the other at each crossing, in order.
+
+        Each model runs its own forward pass; at a crossing the whole residual stream is mapped and put in the
+        place of the other model's. No crossing: the plain model. Raises ValueError for a location without a
+        bridge, or a crossing that lies before the one through which its model was entered.
+        """
+        if start not in ("dense", "sparse"):
+            raise ValueError(f"start: got {start!r}; expected 'dense' or 'sparse'.")
+        ties = [self.at(crossing) for crossing in crossings]
+        return cross(
+            {"dense": Side(self.dense, "dense"), "sparse": Side(self.sparse, "sparse")}, tokens, ties, start
+        )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the two models' weights."""
+        return {
+            "dense": Side(self.dense, "dense").fingerprint(),
+            "sparse": Side(self.sparse, "sparse").fingerprint(),
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The worst location of every metric, flat and in plain JSON types."""
+        rows = self.metrics.get("locations", [])
+        worst = {
+            "min_recovered_dense_to_sparse": min(
+                (r["recovered_dense_to_sparse"] for r in rows), default=None
+            ),
+            "min_recovered_sparse_to_dense": min(
+                (r["recovered_sparse_to_dense"] for r in rows), default=None
+            ),
+            "max_nmse_encode": max((r["nmse_encode"] for r in rows), default=None),
+            "max_nmse_decode": max((r["nmse_decode"] for r in rows), default=None),
+        }
+        return {
+            "n_pairs": len(self.pairs),
+            **worst,
+            **{k: v for k, v in self.metrics.items() if k.startswith("loss")},
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the maps and all that is known of them to one safetensors file, in one step; returns its path.
+
+        The models are not in it: save the sparse one with `save_checkpoint`.
+        """
+        header = {
+            "schema": SCHEMA,
+            "fingerprints": self.fingerprints(),
+            "pairs": [list(pair) for pair in self.pairs],
+            "topk_fraction": self.topk_fraction,
+            "metrics": self.metrics,
+            "history": self.history,
+        }
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.maps.state_dict().items()}
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
+        return Path(path)
+
+
+def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:
+    """Read what `BridgeSet.save` wrote. Raises ValueError for another file, or for other models than its own."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("sparse-circuits", "{}"))
+            if header.get("schema") != SCHEMA:
+                raise ValueError(f"path: {path} has schema {header.get('schema')!r}; expected {SCHEMA!r}.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"path: {path} cannot be read as bridges ({error}); expected a file that BridgeSet.save wrote."
+        ) from None
+    sides = {"dense": Side(dense, "dense"), "sparse": Side(sparse, "sparse")}
+    for role, side in sides.items():
+        check_model(side, header["fingerprints"][role], path)
+    pairs = tuple(Pair(*pair) for pair in header["pairs"])
+    maps = new_maps(sides["dense"], sides["sparse"], pairs, header["topk_fraction"], seed=0)
+    maps.load_state_dict(tensors)
+    return BridgeSet(
+        dense=dense,
+        sparse=sparse,
+        pairs=pairs,
+        maps=maps.requires_grad_(False),
+        topk_fraction=header["topk_fraction"],
+        metrics=header["metrics"],
+        history=header["history"],
+    )
+
+
+def identity_bridges(model: SparseTransformer) -> BridgeSet:
+    """Bridges between a model and itself that change nothing: every hybrid is the plain model."""
+    pairs = tuple(Pair(place, place) for place in Side(model, "sparse").locations)
+    side = Side(model, "sparse")
+    maps = new_maps(side, side, pairs, None, seed=0)
+    with torch.no_grad():
+        for each in maps.modules():
+            if isinstance(each, Linear):
+                each.weight.copy_(torch.eye(side.d_model))
+    maps.requires_grad_(False)
+    return BridgeSet(dense=model, sparse=model, pairs=pairs, maps=maps, topk_fraction=None)
+
+
+def new_maps(
+    dense: Side, sparse: Side, pairs: Sequence[Pair], topk_fraction: float | None, *, seed: int
+) -> nn.ModuleList:
+    """Maps of every pair with random weights, on the sparse model's device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        maps = [Maps(dense.d_model, sparse.d_model, topk_fraction) for _ in pairs]
+    return nn.ModuleList(maps).to(sparse.device)
+
+
+def cross(
+    sides: dict[Any, Side], tokens: Tensor, ties: Sequence[tuple[Pair, Maps]], start: Role
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """The pass behind `BridgeSet.hybrid`; differentiable in the maps and in both models."""
+    now: Role = start
+    entered: dict[str, Any] = {}
+    for pair, maps in ties:
+        side, place = sides[now], getattr(pair, now)
+        if entered and side.locations.index(place) < side.locations.index(next(iter(entered))):
+            raise ValueError(
+                f"crossings: got {[str(p) for p, _ in ties]} from {start}, which leaves the {now} model at {place!r}, "
+                f"before it was entered at {next(iter(entered))!r}; expected locations in forward order."
+            )
+        _, kept = side.run(tokens, keep=[place], replace=entered)
+        value = maps.encode(kept[place]) if now == "dense" else maps.decode(kept[place])
+        now = other(now)
+        entered = {getattr(pair, now): put(value)}
+    return sides[now].run(tokens, replace=entered)[0]
+
+
+def put(value: Tensor) -> Any:
+    """An edit that replaces whatever is there by `value`."""
+    return lambda x: value.to(x)
+
+
+def other(role: Role) -> Literal["dense", "sparse"]:
+    """The model on the far side."""
+    return "sparse" if role == "dense" else "dense"
+
+
+def check_model(side: Side, expected: str, path: str | Path) -> None:
+    """Raise ValueError when a model is not the one that saved bridges belong to."""
+    found = side.fingerprint()
+    if found != expected:
+        raise ValueError(
+            f"{side.role}: the bridges of {path} belong to {side.role} model {expected}, but this model is {found}; "
+            "expected the same weights. Load the checkpoint that they were fitted with, or fit new bridges."
+        )

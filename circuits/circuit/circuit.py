@@ -1,0 +1,286 @@
+"""A circuit: nodes and edges of one model, and what holds everything else in place.
+
+It is a set of nodes and of edges between them, together with the values that everything outside it
+is held at. It knows which model it was found in (`model_hash`) and which task it solves, so it can be saved,
+sent to somebody else, and evaluated again to the same number.
+"""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.nodes import (
+    Ablation,
+    Edge,
+    IOEdge,
+    Node,
+    NodeFacts,
+    edge_masks,
+    is_pair,
+    node_masks,
+    residual_links,
+)
+from circuits.files import read_json, write_json
+from circuits.model.sites import BY_SITES, SCORE, Site, WeightAt, all_sites
+from circuits.views import Decompiled, Plotted, html_table
+
+SCHEMA = "sparse-circuits/circuit/1"
+"""Name and version of the JSON layout. A file that says anything else is refused."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuit(Plotted, Decompiled):
+    """Nodes, the edges between them, and what holds everything else in place."""
+
+    nodes: tuple[Node, ...]
+    "Sorted."
+    edges: tuple[Edge, ...]
+    "Nonzero weights between nodes, and q-k pairs; sorted."
+    io_edges: tuple[IOEdge, ...] = ()
+    "Embedding and unembedding entries of the task's tokens, counted apart."
+    widths: Mapping[Site, int]
+    "Number of coordinates of each site."
+    n_layers: int
+    "Layers of the model."
+    d_head: int | None = None
+    "Channels of a head, so that q, k and v channels can be told apart by head; None: not known."
+    criterion: Criterion
+    "What it was asked to do, on which prompts, and what takes the place of everything outside it."
+    model_hash: str
+    "`SparseTransformer.fingerprint()` of the model it belongs to."
+    values: Mapping[Site, Float[Tensor, "*where width"]] = field(repr=False)
+    "The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."
+    facts: Mapping[Node, NodeFacts] = field(default_factory=dict, repr=False)
+    "Mean and ablation effect of each node."
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    "Task loss (nats, two-way), accuracy and whatever else was measured: to look at, nothing is computed from it."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(sorted(set(self.nodes))))
+        object.__setattr__(self, "edges", tuple(sorted(set(self.edges))))
+        object.__setattr__(self, "io_edges", tuple(sorted(set(self.io_edges))))
+        for node in self.nodes:
+            _check_node(node, self.n_layers, self.widths)
+        kept = set(self.nodes)
+        for edge in self.edges:
+            _check_edge(edge, kept)
+        for site in self.sites:
+            if site not in self.values or self.values[site].shape[-1:] != (self.widths[site],):
+                raise ValueError(
+                    f"values: none of width {self.widths[site]} for site {site}; expected one value for "
+                    "every coordinate of every site. Take them from circuits.mean_values(model, ...)."
+                )
+
+    @property
+    def task(self) -> str:
+        """Name of the task that the circuit performs."""
+        return self.criterion.task
+
+    @property
+    def ablation(self) -> Ablation:
+        """What coordinates outside the circuit are replaced by."""
+        return self.criterion.ablation
+
+    @property
+    def sites(self) -> list[Site]:
+        """Every site that the circuit speaks of, in forward order: others are left as they are."""
+        return list(self.widths)
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of kept coordinates over all eight sites of all layers."""
+        return len(self.nodes)
+
+    @property
+    def n_edges(self) -> int:
+        """Number of nonzero weights between kept nodes, plus q-k pairs."""
+        return len(self.edges)
+
+    @property
+    def loss(self) -> float:
+        """Task loss in nats when only the circuit is kept (nan if it was not measured)."""
+        return float(self.metrics.get("task_loss", float("nan")))
+
+    def to_mask(self) -> dict[Site, Bool[Tensor, " width"]]:
+        """One mask a site: True = keep."""
+        return node_masks(self.nodes, self.widths, torch.empty(0, dtype=torch.bool))
+
+    def to_edge_mask(self) -> dict[WeightAt, Bool[Tensor, "d_in d_out"]]:
+        """One mask for each weight matrix, by `WeightAt(layer, name)`: True = keep. Q-k pairs are not weights."""
+        return edge_masks(self.edges, self.widths, torch.empty(0, dtype=torch.bool))
+
+    def to_networkx(self) -> nx.DiGraph:
+        """A directed graph: nodes carry layer, site, index, mean, effect; edges carry weight and kind.
+
+        Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `residual` (one residual
+        channel written by one node and read by a later one; it carries no weight and is not counted),
+        `embed` and `unembed` (from and to nodes named `token:...` and `logit:...`, counted in `io_edges`).
+        """
+        graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)
+        for node in self.nodes:
+            facts = self.facts.get(node, NodeFacts(float("nan"), float("nan")))
+            graph.add_node(node, layer=node.layer, site=node.site, index=node.index, **facts._asdict())
+        for edge in self.edges:
+            kind = "score" if is_pair(edge) else "weight"
+            graph.add_edge(edge.source, edge.target, weight=edge.weight, kind=kind)
+        for source, target in residual_links(self.nodes):
+            graph.add_edge(source, target, weight=1.0, kind="residual")
+        for io in self.io_edges:
+            if io.kind == "embed":
+                graph.add_edge(f"token:{io.token}", io.node, weight=io.weight, kind=io.kind)
+            else:
+                graph.add_edge(io.node, f"logit:{io.token}", weight=io.weight, kind=io.kind)
+        return graph
+
+    def summary(self) -> dict[str, Any]:
+        """The counts and the plain numbers among the metrics, flat."""
+        numbers = {k: v for k, v in self.metrics.items() if isinstance(v, bool | int | float | str)}
+        counts = {"n_nodes": self.n_nodes, "n_edges": self.n_edges, "n_io_edges": len(self.io_edges)}
+        return {"task": self.task, **counts, **numbers}
+
+    def with_metrics(self, **metrics: Any) -> "Circuit":
+        """The same circuit with more entries in `metrics`."""
+        return replace(self, metrics={**self.metrics, **metrics})
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain JSON types. Values are base64 of little-endian float32: exact, and small."""
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "model_hash": self.model_hash,
+            "ablation": self.ablation,
+            "criterion": self.criterion.to_json(),
+            "n_layers": self.n_layers,
+            "d_head": self.d_head,
+            "widths": _by_name(self.widths),
+            "n_nodes": self.n_nodes,
+            "n_edges": self.n_edges,
+            "nodes": [str(node) for node in self.nodes],
+            "edges": [[str(e.source), str(e.target), e.weight] for e in self.edges],
+            "io_edges": [[e.kind, e.token, str(e.node), e.weight] for e in self.io_edges],
+            "facts": {str(node): facts._asdict() for node, facts in self.facts.items()},
+            "metrics": dict(self.metrics),
+            "values": {str(site): _pack(value) for site, value in self.values.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Circuit":
+        """The inverse of `to_json`. Raises ValueError when the schema is another or a key is missing."""
+        if data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"schema: got {data.get('schema')!r}; expected {SCHEMA!r}. Save the circuit again with this "
+                "version of sparse-circuits (Circuit.save)."
+            )
+        try:
+            return cls(
+                nodes=tuple(Node.parse(text) for text in data["nodes"]),
+                edges=tuple(Edge(Node.parse(s), Node.parse(t), float(w)) for s, t, w in data["edges"]),
+                io_edges=tuple(IOEdge(k, tok, Node.parse(n), float(w)) for k, tok, n, w in data["io_edges"]),
+                widths=_by_site(data["widths"], data["n_layers"]),
+                n_layers=data["n_layers"],
+                d_head=data.get("d_head"),
+                criterion=_criterion(data),
+                model_hash=data["model_hash"],
+                values={Site.parse(text): _unpack(value) for text, value in data["values"].items()},
+                facts={Node.parse(text): NodeFacts(**facts) for text, facts in data["facts"].items()},
+                metrics=data["metrics"],
+            )
+        except KeyError as missing:
+            raise ValueError(
+                f"circuit JSON: key {missing} is missing; expected every key that Circuit.to_json writes. "
+                "The file was cut short or edited: save it again."
+            ) from None
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON in one step (a reader never sees half a file); returns the path."""
+        return write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Circuit":
+        """Read a circuit that `save` wrote. Raises ValueError on anything else."""
+        return cls.from_json(read_json(path, name="path", expected="a file that Circuit.save wrote"))
+
+    def __repr__(self) -> str:
+        return (
+            f"Circuit(task={self.task!r}, {self.n_nodes} nodes, {self.n_edges} edges, "
+            f"{len(self.io_edges)} io edges, loss {self.loss:.3f} nats, {self.ablation} ablation)"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"]
+            for node in self.nodes
+            for facts in [self.facts.get(node, NodeFacts(float("nan"), float("nan")))]
+        ]
+        return (
+            f"<b>{escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
+            f"task loss {self.loss:.3f} nats ({self.ablation} ablation)"
+            + html_table(["layer", "site", "index", "mean", "effect (nats)"], rows)
+        )
+
+
+def _check_node(node: Node, n_layers: int, widths: Mapping[Site, int]) -> None:
+    if not 0 <= node.index < widths.get(node.at, 0):
+        raise ValueError(
+            f"nodes: {node} lies outside the model; expected a layer below {n_layers} and an index below "
+            f"{widths.get(node.at, 'the width of a site')}. Is the circuit from another model?"
+        )
+
+
+def _check_edge(edge: Edge, kept: set[Node]) -> None:
+    for end in (edge.source, edge.target):
+        if end not in kept:
+            raise ValueError(f"edges: {edge.source} -> {edge.target}, but {end} is no node; add it to nodes.")
+    sites = (edge.source.site, edge.target.site)
+    if edge.source.layer != edge.target.layer or sites not in {*BY_SITES, SCORE}:
+        raise ValueError(
+            f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
+            f"of {[*BY_SITES, SCORE]}."
+        )
+
+
+def _criterion(data: Mapping[str, Any]) -> Criterion:
+    """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
+    if "criterion" in data:
+        return Criterion.from_json(data["criterion"])
+    settings = data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
+    known = {f.name for f in fields(Criterion)}
+    kept = {name: value for name, value in settings.items() if name in known}
+    return Criterion(**{**kept, "task": data["task"], "ablation": data["ablation"]})
+
+
+def _by_name(widths: Mapping[Site, int]) -> dict[str, int]:
+    """Widths by the name of the site where all layers agree, else by the site."""
+    names = {site.name: width for site, width in widths.items()}
+    alike = all(site.stack == "decoder" and names[site.name] == width for site, width in widths.items())
+    layers = {site.layer for site in widths}
+    if alike and len(widths) == len(names) * len(layers):
+        return {str(name): width for name, width in names.items()}
+    return {str(site): width for site, width in widths.items()}
+
+
+def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
+    """The inverse of `_by_name`."""
+    if all("." in key for key in widths):
+        return {Site.parse(key): width for key, width in widths.items()}
+    return {site: widths[site.name] for site in all_sites(n_layers) if site.name in widths}
+
+
+def _pack(value: Tensor) -> Any:
+    text = base64.b64encode(value.detach().cpu().numpy().astype("<f4").tobytes()).decode()
+    return text if value.ndim == 1 else {"shape": list(value.shape), "data": text}
+
+
+def _unpack(packed: Any) -> Tensor:
+    text, shape = (packed, (-1,)) if isinstance(packed, str) else (packed["data"], packed["shape"])
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").copy()).view(*shape)

@@ -1,0 +1,88 @@
+"""What a circuit must do, on which prompts: the one thing that pruning and trust both judge by."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args
+
+from circuits.circuit.nodes import Ablation
+from circuits.files import check_keys, require
+from tasks import Task, load_task, task_options
+
+Objective = Literal["task", "faithful"]
+"""task: give the right answers. faithful: give the model's, right or wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """What is asked of a circuit, complete: with the model and the task, it says for any part whether that will do."""
+
+    task: str
+    "Name of the task."
+    task_options: Mapping[str, Any] | None = field(default_factory=dict)
+    "With which `load_task` makes the task; None: it cannot, the task is one of your own."
+    objective: Objective = "task"
+    "Whether the right answers or the model's decide."
+    target_loss: float = 0.15
+    "Nats at most: of two-way task loss (chance is 0.693), or of KL from the model's answer-or-foil distribution."
+    target_accuracy: float = 0.985
+    "Fraction of prompts, at least, on which the circuit prefers what is right (faithful: what the model prefers)."
+    calibrate: bool = True
+    "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
+    ablation: Ablation = "mean"
+    "What is outside the circuit is replaced by."
+    n_eval: int = 512
+    "Validation prompt pairs that decide."
+    n_test: int = 1024
+    "Test prompt pairs that the score is reported on."
+    seed: int = 0
+    "Decides the prompts."
+
+    def __post_init__(self) -> None:
+        require(self, "objective", self.objective in get_args(Objective), "'task' or 'faithful'")
+        require(self, "ablation", self.ablation in get_args(Ablation), f"one of {get_args(Ablation)}")
+        require(self, "target_loss", self.target_loss > 0, "a positive number")
+        require(self, "target_accuracy", 0 <= self.target_accuracy <= 1, "a fraction in [0, 1]")
+        for name in ("n_eval", "n_test"):
+            require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
+
+    @classmethod
+    def of(cls, task: Task, **changes: Any) -> "Criterion":
+        """The criterion for a task, with all its options."""
+        return cls(task=task.name, task_options=task_options(task), **changes)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a factor is fitted: where right answers decide, and it is asked for."""
+        return self.calibrate and self.objective == "task"
+
+    def load_task(self) -> Task:
+        """The task with all its options. Raises ValueError for one that `tasks.load_task` does not make."""
+        if self.task_options is None:
+            raise ValueError(
+                f"task: {self.task!r} is no task of the package, which could be made anew from its name; expected "
+                "the Task itself. Pass it as task=."
+            )
+        return load_task(self.task, **self.task_options)
+
+    def check(self, task: Task) -> None:
+        """Raise ValueError when the criterion was set up for another task, or for other options of it."""
+        asked = replace(self, task=task.name, task_options=task_options(task))
+        if asked != self:
+            raise ValueError(
+                f"task: got {_said(asked)}, but the circuit is judged by {_said(self)}; expected that one. To judge it "
+                "by another, give it a criterion of that: dataclasses.replace(circuit, criterion=Criterion.of(task))."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Criterion":
+        """The inverse of `to_json`. Raises ValueError on an unknown key."""
+        return cls(**check_keys(cls, data))
+
+
+def _said(criterion: Criterion) -> str:
+    options = ", ".join(f"{name}={value!r}" for name, value in (criterion.task_options or {}).items())
+    return f"{criterion.task}({options})"

@@ -1,0 +1,195 @@
+"""A model with only some parts kept, on fixed prompts, and whether that will do: what pruning and trust both ask.
+
+`MaskedModel` runs any nodes and edges on one batch of prompt pairs. `Evaluator` is such a run on the prompts of a
+criterion, with its verdict. Nothing else decides whether a part of a model is good enough.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.masked import run_masked
+from circuits.circuit.nodes import Edge, Node, all_nodes, edge_masks, is_pair, node_masks, without
+from circuits.circuit.score import Score, fitted_scale, margin_of, score_against, score_margins, two_way_kl
+from circuits.model.sites import Site, WeightAt, weights_among
+from circuits.model.subject import SparseSubject, Subject
+from tasks import Batch, Task
+from tasks.base import Targets
+
+Kept = Sequence[Edge] | Literal["between", "all"]
+"""The weights that are kept: these, with none else; "between": all between kept nodes, with none else; "all": every
+weight of the model, so that what is left out can still compete with what is kept in AbsTopK."""
+
+
+class MaskedModel:
+    """A model, replacement values and prompt pairs; runs the model with any nodes and edges kept."""
+
+    def __init__(self, model: Subject, values: dict[Site, Tensor], batch: Batch) -> None:
+        self.model = model
+        self.values = {site: value.to(model.like) for site, value in values.items()}
+        self.widths = {site: value.shape[-1] for site, value in values.items()}
+        self.n_pairs = n = len(batch)
+        batch = batch.to(model.like.device)
+        self.targets = batch.tokens_and_targets()
+        self._parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(n)]
+        # Parts hold their clean prompts, then their corrupted ones; `_order[i]` is the row that is read i-th.
+        self._order = torch.cat([torch.arange(a, b) + half for a, b in _slices(n) for half in (0, n)])
+
+    @cached_property
+    def every(self) -> list[Node]:
+        """Every node of the model."""
+        return all_nodes(self.widths)
+
+    def logits(self, nodes: Iterable[Node], edges: Kept) -> Float[Tensor, "rows d_vocab"]:
+        """Logits at the answer position, clean prompts first."""
+        return self._in_order(torch.cat([logits for logits, _ in self._read(nodes, edges)]))
+
+    def margins(self, nodes: Iterable[Node], edges: Kept) -> Float[Tensor, " rows"]:
+        """Logit of the answer minus logit of the foil, clean prompts first."""
+        return self._in_order(self._margins(nodes, edges))
+
+    @cached_property
+    def full_margins(self) -> Float[Tensor, " rows"]:
+        """Margins of the whole model, clean prompts first."""
+        return self._in_order(self._full_margins)
+
+    def node_masks(self, nodes: Iterable[Node]) -> dict[Site, Tensor]:
+        """1 = keep, for these nodes, at every site."""
+        return node_masks(nodes, self.widths, self.model.like)
+
+    def edge_masks(self, edges: Iterable[Edge]) -> dict[WeightAt, Tensor]:
+        """1 = keep, for these edges, in every weight matrix."""
+        return edge_masks(edges, self.widths, self.model.like)
+
+    @cached_property
+    def _full_margins(self) -> Tensor:
+        """Margins of the whole model, in the order in which they are read."""
+        return torch.cat([margin_of(self._run(part, {}, None), part) for part in self._parts])
+
+    def _margins(self, nodes: Iterable[Node], edges: Kept) -> Tensor:
+        return torch.cat([margin_of(logits, part) for logits, part in self._read(nodes, edges)])
+
+    def _read(self, nodes: Iterable[Node], edges: Kept) -> Iterator[tuple[Tensor, Targets]]:
+        """Logits at the answer position and their prompts, a few rows, then many, at a time."""
+        masks = self.node_masks(nodes)
+        cut = self._cut(masks, edges)
+        for part in self._parts:
+            yield self._run(part, masks, cut), part
+
+    def _cut(self, masks: dict[Site, Tensor], edges: Kept) -> dict[WeightAt, Tensor] | None:
+        if edges == "all" or not isinstance(
+            self.model, SparseSubject
+        ):  # whose weights lead from no site to another
+            return None
+        if edges == "between":
+            return {at: torch.outer(masks[at.source], masks[at.target]) for at in weights_among(masks)}
+        assert not isinstance(edges, str), f"edges: got {edges!r}"
+        return self.edge_masks(edges)
+
+    def _run(
+        self, part: Targets, masks: dict[Site, Tensor], cut: dict[WeightAt, Tensor] | None
+    ) -> Float[Tensor, "rows d_vocab"]:
+        with torch.no_grad():
+            logits = run_masked(self.model, part.tokens, masks, self.values, cut)
+        return logits[torch.arange(len(logits), device=logits.device), part.position]
+
+    def _in_order(self, read: Tensor) -> Tensor:
+        """Rows as they were read, put back: clean prompts first."""
+        return torch.empty_like(read).index_copy_(0, self._order.to(read.device), read)
+
+
+class Evaluator(MaskedModel):
+    """A criterion applied to parts of a model: their score on its prompts, and whether it meets the targets."""
+
+    def __init__(self, model: Subject, task: Task, criterion: Criterion, values: dict[Site, Tensor]) -> None:
+        criterion.check(task)
+        self.task, self.criterion = task, criterion
+        super().__init__(model, values, task.batch(criterion.n_eval, split="val", seed=criterion.seed))
+
+    def score(self, nodes: Sequence[Node], edges: Kept) -> Score:
+        """Score on the validation prompts, after a calibration of these parts' own if the criterion asks for one."""
+        return self._score(self._margins(nodes, edges))
+
+    def solved(self, nodes: Sequence[Node], edges: Kept) -> Score | None:
+        """The validation score if it meets both targets, else None.
+
+        Most of what is tried fails on the first few prompts: reading stops as soon as no outcome on the
+        remaining ones could meet the targets, which changes no answer.
+        """
+        read: list[Tensor] = []
+        for logits, part in self._read(nodes, edges):
+            read.append(margin_of(logits, part))
+            if self._out_of_reach(torch.cat(read)):
+                return None
+        score = self._score(torch.cat(read))
+        return score if self.meets(score) else None
+
+    def meets(self, score: Score) -> bool:
+        """Whether a score is within both targets."""
+        return score.loss <= self.criterion.target_loss and score.accuracy >= self.criterion.target_accuracy
+
+    def spare(self, nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node | Edge]:
+        """The nodes and weights that could go, one at a time, while the rest meets the targets: none if 1-minimal.
+
+        A q-k pair has no weight that could be cut: it stands as long as both of its channels do.
+        """
+        weights = [edge for edge in edges if not is_pair(edge)]
+        return [
+            *(node for node in nodes if self.solved(*without(node, nodes, edges))),
+            *(w for w in weights if self.solved(nodes, [edge for edge in edges if edge != w])),
+        ]
+
+    def scale(self, nodes: Sequence[Node], edges: Kept) -> float:
+        """The calibration factor of these parts, fitted on the validation prompts; 1 without calibration."""
+        return fitted_scale(self._margins(nodes, edges)) if self.criterion.calibrated else 1.0
+
+    @cached_property
+    def test(self) -> MaskedModel:
+        """Runs on the test prompts, which decide nothing."""
+        batch = self.task.batch(self.criterion.n_test, split="test", seed=self.criterion.seed)
+        return MaskedModel(self.model, self.values, batch)
+
+    def held_out(self, nodes: Sequence[Node], edges: Kept) -> Score:
+        """Score on the test prompts, with the calibration of the validation prompts."""
+        return self.scored(self.test, nodes, edges, self.scale(nodes, edges))
+
+    def scored(self, runs: MaskedModel, nodes: Iterable[Node], edges: Kept, scale: float = 1.0) -> Score:
+        """Score of parts on any prompts: against the right answers, or against the whole model's."""
+        return self.score_of(runs, runs.margins(nodes, edges), scale)
+
+    def score_of(self, runs: MaskedModel, margin: Float[Tensor, " rows"], scale: float = 1.0) -> Score:
+        """Score of margins on the prompts of `runs`, clean prompts first."""
+        if self.criterion.objective == "faithful":
+            return score_against(margin, runs.full_margins)
+        return score_margins(margin * scale)
+
+    def loss_of(self, runs: MaskedModel, margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """The loss of such a score, differentiable."""
+        return two_way_kl(margin, runs.full_margins if self.criterion.objective == "faithful" else None)
+
+    def _out_of_reach(self, read: Tensor) -> bool:
+        share = len(read) / (2 * self.n_pairs)
+        score = self._score(read)
+        wrong = (1 - score.accuracy) * share
+        return (
+            score.loss * share > self.criterion.target_loss
+            or wrong > 1 - self.criterion.target_accuracy + 1e-9
+        )
+
+    def _score(self, margin: Tensor) -> Score:
+        """Of the margins read so far."""
+        if self.criterion.objective == "faithful":
+            return score_against(margin, self._full_margins[: len(margin)])
+        return score_margins(margin * (fitted_scale(margin) if self.criterion.calibrated else 1.0))
+
+
+def _slices(n: int, first: int = 16, most: int = 64) -> list[tuple[int, int]]:
+    """Bounds of consecutive parts of n rows: a small one, then larger ones that still fit the processor's cache."""
+    bounds = [0, *range(first, n, most), n]
+    return list(itertools.pairwise(bounds))

@@ -1,0 +1,146 @@
+"""A model with only some parts kept: a coordinate that is left out is replaced, a weight passes a constant.
+
+One function, `run_masked`, serves pruning, trust and everything else that leaves parts out. It runs
+the model's own forward pass (AbsTopK included) with a hook at each site.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuits.circuit.circuit import Circuit
+from circuits.kernels import replace_features, sparse_linear
+from circuits.model.sites import Site, WeightAt
+from circuits.model.subject import SparseSubject, Subject
+from circuits.model.transformer import SparseTransformer
+
+Masks = Mapping[Site, Tensor]
+"""A tensor [width] for each masked site: 1 = keep."""
+Values = Mapping[Site, Tensor]
+"""The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."""
+EdgeMasks = Mapping[WeightAt, Tensor]
+"""A tensor [d_in, d_out] for each masked weight matrix, by the matrix: 1 = keep."""
+
+
+def run_masked(
+    model: Subject,
+    tokens: Int[Tensor, "batch pos"],
+    masks: Masks,
+    values: Values,
+    edge_masks: EdgeMasks | None = None,
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits with every masked coordinate x replaced by `x * m + value * (1 - m)`; differentiable in the masks.
+
+    A masked weight passes its source's replacement value instead of its source: what it contributes becomes a
+    constant. With all masks one, the result is the plain model's, bit for bit, in or out of `sparse_compute`;
+    in it, a run costs what the nonzeros cost.
+    """
+    hooks = [(model.hook_name(site), _replacer(mask, values[site])) for site, mask in masks.items()]
+    with model.hooks(fwd_hooks=hooks):
+        if not edge_masks:
+            return model(tokens)
+        if not isinstance(model, SparseTransformer):
+            raise ValueError(
+                f"edge_masks: got some for a {type(model).__name__}; expected none, since only the weights of a "
+                "SparseTransformer lead from site to site. Mask its sites."
+            )
+        with _cut(model, edge_masks, values) as parameters:
+            return torch.func.functional_call(model, parameters, (tokens,))
+
+
+def run_circuit(
+    model: Subject, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits when only the circuit is kept: its nodes, its edges, and everything else at its ablation values.
+
+    Raises ValueError when the circuit belongs to another model.
+    """
+    check_belongs(model, circuit)
+    device = model.like.device
+    masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
+    cut = circuit.to_edge_mask() if isinstance(model, SparseSubject) else {}
+    edges = {key: mask.to(model.like) for key, mask in cut.items()}
+    values = {site: value.to(device) for site, value in circuit.values.items()}
+    return run_masked(model, tokens, masks, values, edges)
+
+
+def check_belongs(model: Subject, circuit: Circuit) -> None:
+    """Raise ValueError when the circuit was found in another model."""
+    found = model.fingerprint()
+    if circuit.model_hash != found:
+        raise ValueError(
+            f"circuit: it belongs to model {circuit.model_hash}, but this model is {found}; expected the same "
+            "weights. Load the checkpoint it was found in, or prune this model."
+        )
+
+
+def _replacer(mask: Tensor, value: Tensor) -> Callable[..., Tensor]:
+    def replace(x: Tensor, hook: Any) -> Tensor:
+        m = mask.view(x.shape[2:])
+        if value.ndim == 1:
+            return replace_features(x, m, value.view(x.shape[2:]))
+        v = _there(value, x)
+        return x * m + v.reshape(*v.shape[:-1], *x.shape[2:]) * (1 - m)
+
+    return replace
+
+
+def _there(value: Tensor, x: Tensor) -> Tensor:
+    """The part of a value that belongs to the rows and positions of x [batch, pos, ...]."""
+    if value.ndim > 1 and value.shape[-2] < x.shape[1]:
+        raise ValueError(
+            f"values: got those of {value.shape[-2]} positions for prompts of {x.shape[1]} tokens; expected at least "
+            "as many. Take them from longer text, or run shorter prompts."
+        )
+    if value.ndim == 3:
+        return value[torch.arange(len(x), device=value.device) % len(value), : x.shape[1]]
+    return value[: x.shape[1]] if value.ndim == 2 else value
+
+
+@contextmanager
+def _cut(model: SparseTransformer, edge_masks: EdgeMasks, values: Values) -> Iterator[dict[str, Tensor]]:
+    """Parameters with the weights cut, and biases that pass on what a cut weight's source contributes on average.
+
+    A frozen weight that runs on its nonzeros is cut there; inside, its map then has no use for the parameter.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    before = {key: model.linear(*key).sparse for key in edge_masks}
+    replaced: dict[str, Tensor] = {}
+    handles: list[Any] = []
+    try:
+        for key, mask in edge_masks.items():
+            linear, value = model.linear(*key), values[WeightAt(*key).source]
+            if linear.sparse is None or linear.trains or (_reads_weights(model) and not linear.is_compact):
+                linear.sparse = None
+                replaced[names[id(linear.weight)]] = linear.weight * mask
+                passed = value @ (linear.weight * (1 - mask))
+            else:
+                kept = mask[linear.sparse.rows_of_values(), linear.sparse.column.long()]
+                rest = linear.sparse.values * (1 - kept)
+                columns = value.reshape(-1, value.shape[-1]).T.contiguous()
+                passed = sparse_linear(linear.sparse, columns, values=rest).T.reshape(*value.shape[:-1], -1)
+                linear.sparse = linear.sparse.with_values(linear.sparse.values * kept)
+            if value.ndim == 1:
+                replaced[names[id(linear.bias)]] = linear.bias + passed
+            else:  # differs from place to place, as no bias can
+                handles.append(linear.register_forward_hook(partial(_add, passed)))
+        yield replaced
+    finally:
+        for handle in handles:
+            handle.remove()
+        for key, sparse in before.items():
+            model.linear(*key).sparse = sparse
+
+
+def _add(passed: Tensor, module: Any, inputs: Any, output: Tensor) -> Tensor:
+    return output + _there(passed, output)
+
+
+def _reads_weights(model: SparseTransformer) -> bool:
+    """Whether TransformerLens's per-head options are on, under which attention reads weights head by head."""
+    return model.cfg.use_split_qkv_input or model.cfg.use_attn_result

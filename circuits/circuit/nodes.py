@@ -1,0 +1,150 @@
+"""What a circuit is made of: nodes, edges, and the masks that keep some of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+from circuits.model.sites import (
+    BY_SITES,
+    ROWS,
+    SCORE,
+    SITES,
+    Site,
+    SiteName,
+    Stack,
+    WeightAt,
+    prefix,
+    split_stack,
+    weights_among,
+)
+
+Ablation = Literal["mean", "zero", "position", "resample"]
+"""What is left out is replaced by: its mean over batch and positions; zero; its mean at that position; its value at
+that position in another text, the next of a few in turn for each prompt."""
+Widths = Mapping[Site, int]
+"""Number of coordinates of each site that there is."""
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Node:
+    """One coordinate of one site."""
+
+    layer: int
+    site: SiteName
+    index: int
+    stack: Stack = "decoder"
+
+    @property
+    def at(self) -> Site:
+        """The site that this node is a coordinate of."""
+        return Site(self.layer, self.site, self.stack)
+
+    @classmethod
+    def of(cls, site: Site, index: int) -> "Node":
+        """A coordinate of a site."""
+        return cls(site.layer, site.name, index, site.stack)
+
+    def __str__(self) -> str:
+        return f"{prefix(self.stack)}{self.layer}.{self.site}.{self.index}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Node":
+        """Read `layer.site.index` back. Raises ValueError on anything else."""
+        stack, (layer, site, index) = split_stack(text, 3)
+        if site not in SITES or not layer.isdecimal() or not index.isdecimal():
+            raise ValueError(f"node: got {text!r}; expected 'layer.site.index' with a site out of {SITES}.")
+        return cls(int(layer), site, int(index), stack)
+
+
+class Edge(NamedTuple):
+    """A nonzero weight between two kept nodes.
+
+    A q-channel and the k-channel that it is multiplied with are an edge too (source k, target q); its weight
+    is the 1/sqrt(d_head) that their product enters the attention score with.
+    """
+
+    source: Node
+    target: Node
+    weight: float
+
+
+class IOEdge(NamedTuple):
+    """A nonzero of the embedding or of the unembedding that ties a token of the task to a node."""
+
+    kind: Literal["embed", "unembed"]
+    token: str
+    node: Node
+    weight: float
+
+
+class NodeFacts(NamedTuple):
+    """What was measured about one node of a circuit."""
+
+    mean: float
+    """Its value when ablated: the mean over the training distribution."""
+    effect: float
+    """Rise of the circuit's task loss, in nats, when this node alone is ablated too."""
+
+
+def all_nodes(widths: Widths) -> list[Node]:
+    """Every node there is, site after site."""
+    return [Node.of(site, i) for site, width in widths.items() for i in range(width)]
+
+
+def node_masks(nodes: Iterable[Node], widths: Widths, like: Tensor) -> dict[Site, Shaped[Tensor, " width"]]:
+    """A mask for each site, of the type and on the device of `like`: 1 (or True) at these nodes."""
+    masks = {site: like.new_zeros(width) for site, width in widths.items()}
+    for node in nodes:
+        masks[node.at][node.index] = 1
+    return masks
+
+
+def edge_masks(
+    edges: Iterable[Edge], widths: Widths, like: Tensor
+) -> dict[WeightAt, Shaped[Tensor, "d_in d_out"]]:
+    """A mask for each weight matrix between these sites: 1 at these edges. Q-k pairs are not weights."""
+    masks = {at: like.new_zeros(widths[at.source], widths[at.target]) for at in weights_among(widths)}
+    for edge in edges:
+        if not is_pair(edge):
+            masks[weight_of(edge)][edge.source.index, edge.target.index] = 1
+    return masks
+
+
+def weight_of(edge: Edge) -> WeightAt:
+    """The weight matrix that an edge is an entry of."""
+    source = edge.source
+    return WeightAt(source.layer, BY_SITES[source.site, edge.target.site], source.stack)
+
+
+def is_pair(edge: Edge) -> bool:
+    """Whether an edge is a q-k pair, which has no weight of its own."""
+    return (edge.source.site, edge.target.site) == SCORE
+
+
+def among(edges: Iterable[Edge], nodes: Iterable[Node]) -> list[Edge]:
+    """The edges that run between two of the nodes."""
+    kept = set(nodes)
+    return [edge for edge in edges if edge.source in kept and edge.target in kept]
+
+
+def without(node: Node, nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[list[Node], list[Edge]]:
+    """Nodes and edges that are left when one node goes."""
+    rest = [n for n in nodes if n != node]
+    return rest, among(edges, rest)
+
+
+def residual_links(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
+    """Pairs of kept nodes that meet in one residual channel: one writes it, a later sublayer reads it."""
+    on_stream = [node for node in sorted(nodes) if ROWS[node.site].stream]
+    return [
+        (writer, reader)
+        for writer in on_stream
+        for reader in on_stream
+        if ROWS[writer.site].stream == "writes"
+        and ROWS[reader.site].stream == "reads"
+        and (writer.index, writer.stack) == (reader.index, reader.stack)
+        and (writer.layer, SITES.index(writer.site)) < (reader.layer, SITES.index(reader.site))
+    ]

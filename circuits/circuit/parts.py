@@ -1,0 +1,50 @@
+"""The parts of a circuit that follow from its nodes: the weights between them, and the tokens that they meet."""
+
+from collections.abc import Sequence
+
+from circuits.circuit.nodes import Edge, IOEdge, Node
+from circuits.model.sites import ROWS, SCORE, Site, weights_among
+from circuits.model.transformer import SparseTransformer
+from tasks import Batch, Tokenizer
+
+
+def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]:
+    """Every nonzero weight that runs between two of the nodes, and every q-k pair."""
+    edges = []
+    by_site: dict[Site, list[Node]] = {}
+    for node in nodes:
+        by_site.setdefault(node.at, []).append(node)
+    for at in weights_among(by_site):
+        rows, columns = by_site[at.source], by_site[at.target]
+        weight = model.linear(*at).weight.detach()
+        block = weight[[a.index for a in rows]][:, [b.index for b in columns]]
+        edges += [Edge(rows[i], columns[j], float(block[i, j])) for i, j in block.nonzero().tolist()]
+    for site, queries in by_site.items():
+        if site.name == SCORE[1]:
+            keys = {node.index: node for node in by_site.get(site._replace(name=SCORE[0]), [])}
+            pairs = [(keys[query.index], query) for query in queries if query.index in keys]
+            edges += [Edge(*pair, model.config.d_head**-0.5) for pair in pairs]
+    return edges
+
+
+def io_edges(
+    model: SparseTransformer, nodes: Sequence[Node], batch: Batch, tokenizer: Tokenizer
+) -> list[IOEdge]:
+    """Embedding and unembedding nonzeros that tie the task's tokens to nodes on the residual stream.
+
+    The task's tokens: those in which clean and corrupted prompts differ (embedding), answers and foils
+    (unembedding).
+    """
+    differ = batch.clean != batch.corrupt
+    told_apart = set(batch.clean[differ].tolist()) | set(batch.corrupt[differ].tolist())
+    answers = set(batch.answer.tolist()) | set(batch.foil.tolist())
+    name = tokenizer.token
+    found = []
+    for node in nodes:
+        if ROWS[node.site].stream == "reads":
+            column = model.W_E.detach()[:, node.index]
+            found += [IOEdge("embed", name(t), node, float(column[t])) for t in told_apart if column[t] != 0]
+        elif ROWS[node.site].stream == "writes":
+            row = model.W_U.detach()[node.index]
+            found += [IOEdge("unembed", name(t), node, float(row[t])) for t in answers if row[t] != 0]
+    return found

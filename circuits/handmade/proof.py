@@ -1,0 +1,112 @@
+"""The proof on ground truth: every hand-made model pruned among many sets of decoys; `circuits verify` runs it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from circuits.files import mean, once, results_report, write_json
+from circuits.handmade import METHODS, MODELS, rank_metrics, recover
+from circuits.pruning.config import PruneConfig
+
+RESULTS, KEPT = Path("docs/results/ground_truth.json"), Path("out/ground_truth")
+
+
+def verify(
+    seeds: int = 10,
+    *,
+    models: Sequence[str] = tuple(MODELS),
+    resume: bool = False,
+    write: bool = False,
+    log: Callable[[str], Any] = print,
+) -> dict[str, Any]:
+    """Prune every hand-made model under `seeds` sets of decoys, and rank its nodes by other methods.
+
+    Returns recovered, total, per_model and methods (means over the models); `write` keeps that in
+    docs/results/ground_truth.json, anew after each seed. Each run is kept under out/ground_truth; `resume` takes
+    what is there as done.
+    Raises ValueError for an unknown model or fewer than one seed.
+    """
+    unknown = sorted(set(models) - set(MODELS))
+    if unknown or seeds < 1:
+        raise ValueError(
+            f"models, seeds: got {unknown or list(models)}, {seeds}; expected models out of {sorted(MODELS)} "
+            "and at least one seed."
+        )
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    for seed in range(seeds):
+        for name in models:
+            runs[name].append(_kept(name, seed, resume))
+            log(_said(name, seed, runs[name][-1]))
+        if write:
+            write_json(RESULTS, _report(runs))
+    return _report(runs)
+
+
+def _report(runs: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    seeds = len(next(iter(runs.values())))
+    per_model = {name: _summary(own) for name, own in runs.items()}
+    return results_report(
+        command=f"circuits verify --seeds {seeds} --write",
+        seeds=range(seeds),
+        seconds=sum(run["seconds"] for own in runs.values() for run in own),
+        numbers={
+            "recovered": sum(entry["recovered"] for entry in per_model.values()),
+            "total": seeds * len(per_model),
+            "per_model": per_model,
+            "methods": _averaged([entry["methods"] for entry in per_model.values()]),
+        },
+    )
+
+
+def _kept(name: str, seed: int, resume: bool) -> dict[str, Any]:
+    path = KEPT / f"{name}-{seed}.json"
+    if not resume:
+        path.unlink(missing_ok=True)
+    return once(path, PruneConfig(seed=seed).to_json(), partial(_one, name, seed))
+
+
+def _one(name: str, seed: int) -> dict[str, Any]:
+    """One model with one set of decoys: what pruning returned, and how well every method ranks."""
+    made = MODELS[name](seed)
+    found = recover(made, seed)
+    circuit = made.circuit
+    missing, extra = (sum(">" not in part for part in parts) for parts in (found.missing, found.extra))
+    hits = circuit.n_nodes - missing
+    # A set has no ranking, and so no AUROC.
+    pruning = {"precision": hits / max(1, hits + extra), "recall": hits / circuit.n_nodes}
+    ranked = {method: rank_metrics(rank(made.model, made.task), circuit) for method, rank in METHODS.items()}
+    return {
+        "seed": seed,
+        "exact": found.exact,
+        "missing": found.missing,
+        "extra": found.extra,
+        "seconds_prune": round(found.seconds, 1),
+        "n_nodes": circuit.n_nodes,
+        "n_edges": circuit.n_edges,
+        "n_nodes_model": sum(made.model.config.widths.values()),
+        "methods": {"pruning": pruning, **ranked},
+    }
+
+
+def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "recovered": sum(run["exact"] for run in runs),
+        "total": len(runs),
+        **{key: runs[0][key] for key in ("n_nodes", "n_edges", "n_nodes_model")},
+        "seconds_prune": round(mean([run["seconds_prune"] for run in runs]), 1),
+        "misses": [{k: run[k] for k in ("seed", "missing", "extra")} for run in runs if not run["exact"]],
+        "methods": _averaged([run["methods"] for run in runs]),
+    }
+
+
+def _averaged(tables: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {
+        method: {key: round(mean([table[method][key] for table in tables]), 4) for key in measures}
+        for method, measures in tables[0].items()
+    }
+
+
+def _said(name: str, seed: int, run: dict[str, Any]) -> str:
+    result = "exact" if run["exact"] else f"missing {run['missing']}, extra {run['extra']}"
+    return f"{name} {seed}: {result} ({run['seconds_prune']:.1f} s)"

@@ -1,0 +1,56 @@
+"""The one dispatcher: which backend runs a call, by what the backends declare."""
+
+import importlib
+from types import ModuleType
+
+from torch import Tensor
+
+from circuits.kernels.backend import OPS, Backend
+from circuits.kernels.cpu import CPU
+from circuits.kernels.triton import TRITON
+
+NAIVE = Backend(name="naive", module="circuits.kernels.naive", runs=dict.fromkeys(OPS, lambda *tensors: ""))
+"""Every operation on everything: it defines them. (Declared here, since its module needs what needs this one.)"""
+BACKENDS = (CPU, TRITON, NAIVE)
+"""In the order in which `auto` asks them."""
+DENSE_FROM = {backend.name: backend.dense_from for backend in BACKENDS if backend is not NAIVE}
+"""Density from which the product with a dense matrix is faster, as each backend declares it."""
+
+
+def chosen(op: str, impl: str, *tensors: Tensor, density: float | None = None) -> Backend:
+    """The backend that runs an operation of `OPS` on these tensors; loads nothing.
+
+    Args:
+        op: a name of `OPS`.
+        impl: the name of a backend, or `auto`: the first of `BACKENDS` that runs it.
+        tensors: what `Backend.runs` is told.
+        density: of the weight, for products: from `DENSE_FROM` up, `auto` is `naive`.
+
+    Raises:
+        ValueError: no backend of this name runs the operation, or it does not take these tensors.
+    """
+    if impl == "auto":
+        fitting = next(b for b in BACKENDS if op in b.runs and not b.runs[op](*tensors))
+        dense = density is not None and density >= DENSE_FROM.get(fitting.name, 0.0)
+        return NAIVE if dense else fitting
+    able = {backend.name: backend for backend in BACKENDS if op in backend.runs}
+    if impl not in able:
+        names = ", ".join(repr(name) for name in ("auto", *able))
+        raise ValueError(
+            f"impl is {impl!r}; expected one of {names}, which run {op}: impl='auto' always does"
+        )
+    if misfit := able[impl].runs[op](*tensors):
+        x = tensors[0]
+        got = f"{x.dtype} {list(x.shape)} on {x.device}"
+        raise ValueError(f"impl={impl!r} {misfit}; got {got}: convert it, or use impl='auto'")
+    return able[impl]
+
+
+def load(backend: Backend) -> ModuleType:
+    """The module that holds a backend's functions."""
+    return importlib.import_module(backend.module)
+
+
+def implementation(op: str, impl: str, *tensors: Tensor, density: float | None = None) -> ModuleType:
+    """The module that runs an operation on these tensors: `load` of `chosen`, with its arguments and errors."""
+    return load(chosen(op, impl, *tensors, density=density))

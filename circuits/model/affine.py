@@ -1,0 +1,69 @@
+"""Affine maps, and the three ways in which one holds its matrix: whole, beside its nonzeros, or as nonzeros alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from circuits.kernels import SparseWeight, sparse_linear, trained_linear
+
+
+class AffineMap(nn.Module):
+    """`x @ W + b`, what `Linear` and `Unembed` share: its matrix may run on its nonzeros, or be nothing but them.
+
+    While `sparse_compute` is on, both are held. In a compact map (`circuits.model.compute.compact`) the matrix is no
+    parameter: reading it makes it from the nonzeros.
+    """
+
+    MATRIX, BIAS = "weight", "bias"
+    "Names of the two parameters."
+    sparse: SparseWeight | None = None
+    "The nonzeros, while the map runs on them; else None."
+    on_support: bool = False
+    "Whether the gradient to the matrix is taken at the nonzeros only."
+
+    @property
+    def is_compact(self) -> bool:
+        """Whether only the nonzeros are held."""
+        return self.MATRIX not in self._parameters
+
+    @property
+    def trains(self) -> bool:
+        """Whether the matrix wants a gradient."""
+        return not self.is_compact and self._parameters[self.MATRIX].requires_grad  # type: ignore[union-attr]
+
+    def hold_nonzeros(self, sparse: SparseWeight) -> None:
+        """Make the map compact: from here on these nonzeros are its matrix."""
+        self._parameters.pop(self.MATRIX, None)
+        self.sparse = sparse
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """A plain affine map. On the nonzeros, activations lie feature-major in memory, whatever their shape says."""
+        bias = getattr(self, self.BIAS)
+        if self.sparse is None:
+            return F.linear(x, getattr(self, self.MATRIX).T, bias)
+        flat = x.flatten(0, -2).t()
+        if self.trains:
+            matrix = getattr(self, self.MATRIX)
+            y = trained_linear(self.sparse, flat, matrix, bias, on_support=self.on_support)
+        else:
+            y = sparse_linear(self.sparse, flat, bias=bias)
+        return y.t().unflatten(0, x.shape[:-1])
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.MATRIX and self.sparse is not None and self.is_compact:
+            return self.sparse.to_dense()
+        return super().__getattr__(name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AffineMap":
+        super()._apply(fn, recurse)
+        if self.sparse is not None:
+            self.sparse = self.sparse.map(fn)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.is_compact:
+            destination[prefix + self.MATRIX] = getattr(self, self.MATRIX)

@@ -1,0 +1,137 @@
+"""Checkpoints: one safetensors file, JSON in its header, written in one step.
+
+A weight matrix with many zeros is stored as its nonzeros (values, and their flat positions as uint32: 8 bytes
+each); anything else is stored whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from circuits.files import whole_file
+from circuits.kernels import SparseWeight
+from circuits.model import compute
+from circuits.model.affine import AffineMap
+from circuits.model.config import ModelConfig
+from circuits.model.transformer import SparseTransformer
+
+SCHEMA = "sparse-circuits/checkpoint/1"
+_VALUES, _POSITIONS = ".nonzero_values", ".nonzero_positions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model and what is known about how it came to be."""
+
+    model: SparseTransformer
+    "Weights and config."
+    meta: dict[str, Any]
+    "Training configuration, history and whatever else was saved beside it."
+    extra: dict[str, Tensor]
+    "Tensors that are not weights, such as the optimiser's, by name."
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: SparseTransformer,
+    *,
+    meta: dict[str, Any] | None = None,
+    extra: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write the model, `meta` (JSON types) and `extra` tensors to one file; a reader never sees half of it."""
+    tensors: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for name in model.weight_names():
+        value = model.weight_named(name).cpu().contiguous()
+        if 2 * int(value.count_nonzero()) < value.numel() < 2**32:
+            positions = value.flatten().nonzero().squeeze(-1)
+            tensors[name + _VALUES] = value.flatten()[positions]
+            tensors[name + _POSITIONS] = positions.to(torch.uint32)
+            shapes[name] = list(value.shape)
+        else:
+            tensors[name] = value.clone()
+    for name, value in (extra or {}).items():
+        tensors["extra." + name] = value.detach().cpu().contiguous()
+    header = {"schema": SCHEMA, "config": model.config.to_json(), "shapes": shapes, "meta": meta or {}}
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
+    return Path(path)
+
+
+def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:
+    """Read what `save_checkpoint` wrote: the same bits. Raises ValueError on any other file.
+
+    tokenizer: attached to the model; checkpoints hold weights, not vocabularies. compact: for looking at and not for
+    training; a matrix that runs on its nonzeros is never made dense (see `circuits.model.compute.compact`).
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("sparse-circuits", "{}"))
+            if header.get("schema") != SCHEMA:
+                raise ValueError(f"path: {path} has schema {header.get('schema')!r}; expected {SCHEMA!r}.")
+            model = _empty_model(ModelConfig.from_json(header["config"]), tokenizer)
+            for name in model.weight_names():
+                _fill(model, name, file, header["shapes"].get(name), compact)
+            extra = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("extra.")}  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(
+            f"path: {path} cannot be read as a checkpoint ({error}); expected a file that save_checkpoint or "
+            "`circuits train` wrote."
+        ) from None
+    return Checkpoint(model=compute.compact(model) if compact else model, meta=header["meta"], extra=extra)
+
+
+def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
+    """The checkpoint in `folder` that holds the model with this fingerprint.
+
+    Raises ValueError when none does, naming those that were looked at.
+    """
+    seen: dict[str, str] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            seen[path.name] = load_checkpoint(path).model.fingerprint()
+        except ValueError:
+            continue  # another program's file, or bridges
+        if seen[path.name] == model_hash:
+            return path
+    looked = ", ".join(f"{name} ({found})" for name, found in seen.items()) or "none at all"
+    raise ValueError(
+        f"model: no checkpoint in {folder} holds model {model_hash}; found {looked}. Expected the model that "
+        "the circuit was found in beside it: say where it is with --model."
+    )
+
+
+def _empty_model(config: ModelConfig, tokenizer: Any) -> SparseTransformer:
+    """A model whose weights take no memory yet."""
+    with torch.device("meta"):
+        return SparseTransformer(config, tokenizer=tokenizer)
+
+
+def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | None, compact: bool) -> None:
+    """Read one weight into the model. shape: given for a weight that is stored as nonzeros."""
+    path, _, own = name.rpartition(".")
+    module = model.get_submodule(path)
+    expected = list(getattr(module, own).shape)
+    stored = file.get_slice(name).get_shape() if shape is None else shape
+    if stored != expected:
+        raise ValueError(f"path: its {name} has shape {stored}; expected {expected}, as its own config says.")
+    if shape is None:
+        weight = file.get_tensor(name)
+    else:
+        values = file.get_tensor(name + _VALUES)
+        positions = file.get_tensor(name + _POSITIONS).to(torch.int64)
+        if compact and isinstance(module, AffineMap) and own == module.MATRIX:
+            rows, columns = positions // shape[1], positions % shape[1]
+            sparse = SparseWeight.from_entries(rows, columns, values, (shape[0], shape[1]))
+            if compute.runs_on_nonzeros(values, sparse.density):
+                module.hold_nonzeros(sparse)
+                return
+        weight = values.new_zeros(shape)
+        weight.view(-1)[positions] = values
+    setattr(module, own, nn.Parameter(weight))

@@ -1,0 +1,86 @@
+"""Sparse compute inside the model: while it is on, weights run on kernels that cost what their nonzeros cost."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits import kernels
+from circuits.kernels import SparseWeight, chosen_impl
+from circuits.model.transformer import SparseTransformer
+
+
+@contextmanager
+def sparse_compute(
+    model: SparseTransformer, weight_gradient: Literal["exact", "support"] = "exact"
+) -> Iterator[dict[str, str]]:
+    """Run the model's linear maps on their nonzeros, forward and backward; yields what was chosen for each.
+
+    A map whose matrix is dense enough that a dense product is faster (`kernels.DENSE_FROM`), or lies where no
+    fast kernel runs, stays dense ("dense"); the others say their implementation. The weights must not change
+    inside: the nonzeros are read once, at the start. Inside another `sparse_compute` of the same model, that
+    one goes on.
+
+    weight_gradient: what weights that require one get. "exact": the whole matrix, so that a zero may grow back.
+    "support": only the nonzeros', the rest zero, which costs what the nonzeros cost.
+    """
+    maps = {name: linear for name, linear in model.linears()}
+    if any(linear.sparse is not None for linear in maps.values()):
+        yield {name: _said(linear.sparse) for name, linear in maps.items()}
+        return
+    try:
+        for linear in maps.values():
+            linear.sparse = _compressed(linear.weight)
+            linear.on_support = weight_gradient == "support"
+        yield {name: _said(linear.sparse) for name, linear in maps.items()}
+    finally:
+        for linear in maps.values():
+            linear.sparse, linear.on_support = None, False
+
+
+@contextmanager
+def frozen(model: SparseTransformer) -> Iterator[None]:
+    """A model to look at, not to train: eval mode, no gradients to weights, on its nonzeros; restored afterwards."""
+    training, needed = model.training, [p.requires_grad for p in model.parameters()]
+    try:
+        model.eval().requires_grad_(False)
+        with sparse_compute(model):
+            yield
+    finally:
+        model.train(training)
+        for parameter, need in zip(model.parameters(), needed, strict=True):
+            parameter.requires_grad_(need)
+
+
+def compact(model: SparseTransformer) -> SparseTransformer:
+    """The same model, changed in place, for looking at and not for training: no dense copy of sparse matrices.
+
+    Every map that is faster on its nonzeros holds nothing else from here on, and no weight asks for a gradient.
+    Outputs, `fingerprint` and checkpoints stay what they were. There is no way back but loading the checkpoint.
+    """
+    model.eval().requires_grad_(False)
+    for _, linear in model.linears():
+        sparse = linear.sparse or _compressed(linear.weight)
+        if sparse is not None:
+            linear.hold_nonzeros(sparse)
+    return model
+
+
+def runs_on_nonzeros(like: Float[Tensor, "*shape"], density: float) -> bool:
+    """Whether a matrix of this density, of the type and on the device of `like`, is faster on its nonzeros."""
+    impl = chosen_impl(like)
+    return impl != "naive" and density < kernels.DENSE_FROM[impl]
+
+
+def _compressed(weight: Float[Tensor, "d_in d_out"]) -> SparseWeight | None:
+    """The nonzeros, where using them is faster than the matrix."""
+    weight = weight.detach()
+    density = int(torch.count_nonzero(weight)) / max(1, weight.numel())
+    return SparseWeight.from_dense(weight) if runs_on_nonzeros(weight, density) else None
+
+
+def _said(sparse: SparseWeight | None) -> str:
+    return "dense" if sparse is None else chosen_impl(sparse.values)

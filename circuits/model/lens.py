@@ -1,0 +1,125 @@
+"""What TransformerLens's tools ask of a model, beyond hooks: one base class holds this contract.
+
+`cfg` is the view of our config that they read and switch; the methods are those they call. Which tool needs what was
+found by hiding one attribute at a time from transformer-lens 4.3.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.config import TransformerLensConfig
+
+from circuits.model.config import ModelConfig
+from circuits.model.layers import Unembed
+from circuits.model.mlp import act_fn
+
+
+def lens_config(config: ModelConfig) -> TransformerLensConfig:
+    """The same shape in TransformerLens's words; its switches start off."""
+    lens = TransformerLensConfig(
+        d_model=config.d_model,
+        d_head=config.d_head,
+        n_layers=config.n_layers,
+        n_ctx=config.n_ctx,
+        n_heads=config.n_heads,
+        d_mlp=config.d_mlp,
+        d_vocab=config.d_vocab,
+        act_fn=act_fn(config),
+        eps=config.norm_eps,
+        normalization_type="RMSPre",
+        default_prepend_bos=False,
+    )
+    lens.use_hook_mlp_in = lens.use_attn_in = lens.parallel_attn_mlp = False
+    return lens
+
+
+class LensModel(HookedRootModule):
+    """A model that TransformerLens's tools take for one of theirs."""
+
+    cfg: TransformerLensConfig
+    tokenizer: Any
+    W_E: Float[Tensor, "d_vocab d_model"]
+    W_pos: Float[Tensor, "n_ctx d_model"]
+    blocks: nn.ModuleList
+    unembed: Unembed
+
+    def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
+        """Run and keep every hooked activation; the cache is an `ActivationCache`, or a dict when asked."""
+        remove_batch_dim = kwargs.pop("remove_batch_dim", False)
+        out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
+        if return_cache_object:
+            cache = ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+        return out, cache
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding weights."""
+        return self.unembed.W_U
+
+    @property
+    def b_U(self) -> Float[Tensor, " d_vocab"]:
+        """Unembedding bias."""
+        return self.unembed.b_U
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "... d_model"]:
+        """Columns of W_U for token ids or a token's text: the direction that raises each token's logit."""
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        if isinstance(tokens, int):
+            return self.W_U[:, tokens]
+        return self.W_U.T[tokens.squeeze() if tokens.numel() == 1 else tokens]
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, " d_model"]:
+        """Sum of the output biases that layers before `layer` (and this layer's attention, if mlp_input) add."""
+        blocks: Any = self.blocks
+        total = torch.zeros_like(self.W_pos[0])
+        for i in range(layer):
+            total = total + blocks[i].attn.b_O
+            if include_mlp_biases:
+                total = total + blocks[i].mlp.b_out
+        return total + blocks[layer].attn.b_O if mlp_input else total
+
+    def blocks_with(self, submodule: str) -> list[tuple[int, nn.Module]]:
+        """(layer, block) pairs that have the submodule `attn` or `mlp`: here, all of them."""
+        return [(i, block) for i, block in enumerate(self.blocks) if hasattr(block, submodule)]
+
+    def to_tokens(self, text: str | list[str], **_: Any) -> Int[Tensor, "batch pos"]:
+        """Token ids of one text or of several of equal length. Raises ValueError without a tokenizer."""
+        rows = [self._tokenizer().encode(t) for t in ([text] if isinstance(text, str) else text)]
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError(
+                f"text: the texts have {sorted({len(row) for row in rows})} tokens; expected one length. "
+                "Tokenize them one by one, or pad them."
+            )
+        return torch.tensor(rows, dtype=torch.int64, device=self.W_E.device)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is exactly one token. Raises ValueError otherwise."""
+        return self._tokenizer().id(text)
+
+    def set_use_attn_result(self, on: bool) -> None:
+        """Compute `hook_result`, each head's own contribution."""
+        self.cfg.use_attn_result = on
+
+    def set_use_split_qkv_input(self, on: bool) -> None:
+        """Give each head its own hooked copy of the residual stream for q, k and v."""
+        self.cfg.use_split_qkv_input = on
+
+    def set_use_hook_mlp_in(self, on: bool) -> None:
+        """Pass the MLP's residual input through `hook_mlp_in`."""
+        self.cfg.use_hook_mlp_in = on
+
+    def set_use_attn_in(self, on: bool) -> None:
+        """Not offered: the split q, k, v inputs do the same and more. Raises ValueError when asked for."""
+        if on:
+            raise ValueError("use_attn_in: got True; use set_use_split_qkv_input(True) instead.")
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: this model has none; pass tokenizer= to SparseTransformer.")
+        return self.tokenizer

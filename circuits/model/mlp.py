@@ -1,0 +1,64 @@
+"""The MLP of a layer: two affine maps with an activation between them."""
+
+import math
+from collections.abc import Callable
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformer_lens.hook_points import HookPoint
+
+from circuits.model.config import Activation, ModelConfig
+from circuits.model.layers import AbsTopK, Linear
+from circuits.model.sites import Site
+
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+"""What each name stands for."""
+
+
+def act_fn(config: ModelConfig) -> str:
+    """What TransformerLens calls the activation of a model with this config."""
+    return config.act
+
+
+class MLP(nn.Module):
+    """`act(x W_in + b_in) W_out + b_out`, AbsTopK at its input and its neurons."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[config.act]
+        std = 0.02
+        self.up = Linear(config.d_model, config.d_mlp, std)
+        self.down = Linear(config.d_mlp, config.d_model, std / math.sqrt(2 * config.n_layers))
+        self.topk_in, self.topk_neuron = (
+            AbsTopK(config.topk(Site(layer, "mlp_in"))),
+            AbsTopK(config.topk(Site(layer, "mlp_neuron"))),
+        )
+        self.hook_in = HookPoint()  # site mlp_in [batch, pos, d_model]
+        self.hook_pre = HookPoint()  # [batch, pos, d_mlp]
+        self.hook_post = HookPoint()  # site mlp_neuron [batch, pos, d_mlp]
+
+    def forward(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """The layer's contribution to the residual stream, before AbsTopK."""
+        x = self.hook_in(self.topk_in(normed))
+        return self.down(self.hook_post(self.topk_neuron(self.act(self.hook_pre(self.up(x))))))
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """Input weights."""
+        return self.up.weight
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """Output weights."""
+        return self.down.weight
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_mlp"]:
+        """Input bias."""
+        return self.up.bias
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Output bias."""
+        return self.down.bias

@@ -1,0 +1,148 @@
+"""The one table of sites and weights: what a layer's activations and matrices are called, and where they are found.
+
+Whatever depends on which sites there are reads it: the model, masks, circuits, plots, decompiled source. Adding a
+site takes a row here and its hook point in the model.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple, get_args
+
+Stack = Literal["decoder", "encoder"]
+"""The stack of layers that a site belongs to; the decoder is meant where none is named."""
+STACKS: tuple[Stack, ...] = get_args(Stack)
+SiteName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
+
+
+class SiteRow(NamedTuple):
+    """What is true of a site in every layer."""
+
+    name: SiteName
+    width: Literal["d_model", "d_attn", "d_mlp"]
+    """The property of `ModelConfig` that says how many coordinates it has."""
+    hook: str
+    """Its hook point, inside its layer."""
+    stream: Literal["reads", "writes"] | None
+    """Whether its coordinates are channels of the residual stream, read from it or written to it."""
+    per_head: bool
+    """Whether its coordinates are the channels of heads, head after head."""
+    label: str
+    """What it is called in pictures."""
+
+
+class WeightRow(NamedTuple):
+    """What is true of a weight matrix in every layer."""
+
+    source: SiteName
+    """The site that it reads: its rows."""
+    target: SiteName
+    """The site that it writes: its columns."""
+    path: str
+    """The affine map that holds it, inside its layer."""
+    unit_axis: Literal[0, 1]
+    """The axis of the units that keep a minimum of weights each: columns (q, k, v, neurons), rows of W_O and W_out."""
+
+    @property
+    def sites(self) -> tuple[SiteName, SiteName]:
+        """Source and target."""
+        return self.source, self.target
+
+
+TABLE: tuple[SiteRow, ...] = (
+    SiteRow("attn_in", "d_model", "attn.hook_in", "reads", False, "in"),
+    SiteRow("attn_q", "d_attn", "attn.hook_q", None, True, "q"),
+    SiteRow("attn_k", "d_attn", "attn.hook_k", None, True, "k"),
+    SiteRow("attn_v", "d_attn", "attn.hook_v", None, True, "v"),
+    SiteRow("attn_out", "d_model", "hook_attn_out", "writes", False, "out"),
+    SiteRow("mlp_in", "d_model", "mlp.hook_in", "reads", False, "mlp in"),
+    SiteRow("mlp_neuron", "d_mlp", "mlp.hook_post", None, False, "neuron"),
+    SiteRow("mlp_out", "d_model", "hook_mlp_out", "writes", False, "mlp out"),
+)
+"""The sites of a layer, in the order in which the forward pass meets them."""
+ROWS: dict[SiteName, SiteRow] = {row.name: row for row in TABLE}
+"""The same, by name."""
+SITES: tuple[SiteName, ...] = tuple(ROWS)
+"""Names of the sites, in forward order."""
+WEIGHTS: dict[str, WeightRow] = {
+    "W_Q": WeightRow("attn_in", "attn_q", "attn.q", 1),
+    "W_K": WeightRow("attn_in", "attn_k", "attn.k", 1),
+    "W_V": WeightRow("attn_in", "attn_v", "attn.v", 1),
+    "W_O": WeightRow("attn_v", "attn_out", "attn.o", 0),
+    "W_in": WeightRow("mlp_in", "mlp_neuron", "mlp.up", 1),
+    "W_out": WeightRow("mlp_neuron", "mlp_out", "mlp.down", 0),
+}
+"""The weight matrices of a layer, by name, in forward order."""
+BY_SITES: dict[tuple[SiteName, SiteName], str] = {row.sites: name for name, row in WEIGHTS.items()}
+"""The name of the weight that leads from one site to another."""
+SCORE: tuple[SiteName, SiteName] = ("attn_k", "attn_q")
+"""Source and target of a q-k pair: a product, not a weight."""
+
+
+class Site(NamedTuple):
+    """A named activation of one layer."""
+
+    layer: int
+    name: SiteName
+    stack: Stack = "decoder"
+
+    @property
+    def row(self) -> SiteRow:
+        """Its row of the table."""
+        return ROWS[self.name]
+
+    def __str__(self) -> str:
+        return f"{prefix(self.stack)}{self.layer}.{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Site":
+        """The inverse of `str`. Raises ValueError on anything else."""
+        stack, (layer, name) = split_stack(text, 2)
+        if name not in ROWS or not layer.isdecimal():
+            raise ValueError(f"site: got {text!r}; expected 'layer.site' with a site out of {SITES}.")
+        return cls(int(layer), ROWS[name].name, stack)
+
+
+class WeightAt(NamedTuple):
+    """A weight matrix of one layer."""
+
+    layer: int
+    name: str
+    stack: Stack = "decoder"
+
+    @property
+    def source(self) -> Site:
+        """The site that it reads."""
+        return Site(self.layer, WEIGHTS[self.name].source, self.stack)
+
+    @property
+    def target(self) -> Site:
+        """The site that it writes."""
+        return Site(self.layer, WEIGHTS[self.name].target, self.stack)
+
+    def __str__(self) -> str:
+        return f"{prefix(self.stack)}{self.layer}.{self.name}"
+
+
+def all_sites(n_layers: int, stack: Stack = "decoder") -> list[Site]:
+    """Every site of a stack of `n_layers` layers, in forward order."""
+    return [Site(layer, name, stack) for layer in range(n_layers) for name in SITES]
+
+
+def weights_among(sites: Iterable[Site]) -> list[WeightAt]:
+    """Every weight matrix that leads from one of the sites to another, layer by layer."""
+    there = set(sites)
+    layers = dict.fromkeys((site.stack, site.layer) for site in sites)
+    found = (WeightAt(layer, name, stack) for stack, layer in layers for name in WEIGHTS)
+    return [weight for weight in found if weight.source in there and weight.target in there]
+
+
+def prefix(stack: Stack) -> str:
+    """What stands before the layer in a name: nothing for the decoder, so that names say no more than they must."""
+    return "" if stack == "decoder" else f"{stack}."
+
+
+def split_stack(text: str, parts: int) -> tuple[Stack, list[Any]]:
+    """The stack and the dotted parts of a name, as many as asked for (the missing ones empty)."""
+    first, _, rest = text.partition(".")
+    named = [stack for stack in STACKS if stack == first]
+    split = (rest if named else text).split(".", parts - 1)
+    return named[0] if named else "decoder", [*split, *[""] * (parts - len(split))]

@@ -1,0 +1,91 @@
+"""One page about one extracted circuit."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.nodes import is_pair
+from circuits.plots.page import Block, Html, heading, headline, table, write_page
+from circuits.plots.picture.circuit import circuit_figure
+from circuits.plots.picture.labels import long_label, short_label
+
+__all__ = ["demo_page"]
+
+HEADLINES: Mapping[str, tuple[str, str]] = {
+    "n_nodes": ("nodes", "{:,}"),
+    "n_edges": ("edges", "{:,}"),
+    "task_loss": ("task loss (nats)", "{:.3f}"),
+    "task_accuracy": ("task accuracy", "{:.1%}"),
+    "val_loss": ("validation loss", "{:.3f}"),
+    "density": ("density", "{:.2%}"),
+    "n_nonzero": ("nonzero weights", "{:,}"),
+    "seconds_train": ("seconds of training", "{:.0f}"),
+    "seconds_prune": ("seconds of pruning", "{:.0f}"),
+}
+"""Keys of a demo report that are set large: what each is called, and its format."""
+
+
+def demo_page(
+    path: str | Path,
+    circuit: Circuit,
+    report: Mapping[str, Any],
+    figures: Iterable[go.Figure] = (),
+    *,
+    title: str | None = None,
+    d_head: int | None = None,
+) -> Path:
+    """One page for one circuit: headline numbers, picture, nodes, edges, then `figures` (its histories).
+
+    Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
+    """
+    numbers = {word: form.format(report[key]) for key, (word, form) in HEADLINES.items() if key in report}
+    rest = [
+        {"": key, "value": value}
+        for key, value in report.items()
+        if key not in HEADLINES and isinstance(value, bool | int | float | str)
+    ]
+    blocks: list[Block] = [headline(numbers), READING, circuit_figure(circuit, title="", d_head=d_head)]
+    nodes = heading("Nodes") + table(node_rows(circuit), {"mean": "+.3f", "effect (nats)": "+.3f"})
+    edges = heading("Edges") + table(edge_rows(circuit), {"weight": "+.3f"}) if circuit.edges else ""
+    blocks += [Html(f'<div class="pair"><section>{nodes}</section><section>{edges}</section></div>')]
+    figures = list(figures)
+    blocks += [heading("How it was found"), *figures] if figures else []
+    blocks += [heading("Also measured"), table(rest)] if rest else []
+    return write_page(path, title=title or f"The circuit for {circuit.task}", blocks=blocks)
+
+
+READING = (
+    "Read it from left to right. Tokens write to residual channels; attention heads and MLP neurons read "
+    "channels and write to channels; the last ones move the logits. A blue weight passes a value on, an "
+    "orange one turns its sign. In a head, a query and a key (dotted) choose positions by their product, and "
+    "values are carried over from there. Everything that is not drawn is held at a constant."
+)
+"""How to read the picture, for somebody who has not seen one."""
+
+
+def node_rows(circuit: Circuit) -> list[dict[str, Any]]:
+    """Rows for `table`: every node with its site, mean and ablation effect (nats), in forward order."""
+    order = {site: i for i, site in enumerate(circuit.sites)}
+    rows = []
+    for node in sorted(circuit.nodes, key=lambda node: (order[node.at], node.index)):
+        facts = circuit.facts.get(node)
+        mean, effect = (facts.mean, facts.effect) if facts else (float("nan"), float("nan"))
+        rows.append({"node": short_label(node), "layer": node.layer, "site": node.site, "index": node.index})
+        rows[-1] |= {"mean": mean, "effect (nats)": effect}
+    return rows
+
+
+def edge_rows(circuit: Circuit) -> list[dict[str, Any]]:
+    """Rows for `table`: every edge with its ends and weight, greatest first."""
+    return [
+        {
+            "from": long_label(edge.source),
+            "to": long_label(edge.target),
+            "weight": edge.weight,
+            "kind": "score" if is_pair(edge) else "weight",
+        }
+        for edge in sorted(circuit.edges, key=lambda edge: -abs(edge.weight))
+    ]

@@ -1,0 +1,165 @@
+"""The picture of a circuit: tokens in, one mark a node, every weight a line, logits out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from circuits.circuit.circuit import Circuit
+from circuits.plots import plot
+from circuits.plots.picture.frame import SIDE_PX, Frame, make_frame
+from circuits.plots.picture.furniture import annotations, shapes
+from circuits.plots.picture.labels import key_hovers
+from circuits.plots.picture.layout import Link, circuit_layout
+from circuits.plots.picture.marks import (
+    effect_of,
+    line_hovers,
+    line_style,
+    line_traces,
+    look_of,
+    mark_diameters,
+    node_trace,
+    token_traces,
+)
+from circuits.plots.style import DESIGN_WIDTH, FAINT, INK, base_layout
+
+__all__ = ["circuit_figure"]
+
+DEFAULT_D_HEAD = 16
+LEAST_WIDTH = 860
+"""Pixels below which labels would collide; a page scrolls instead (`layout.meta` tells it)."""
+LEGEND = {
+    "positive": "positive weight",
+    "negative": "negative weight",
+    "score": "q·k score pair",
+    "residual": "same residual channel",
+}
+
+
+@plot.register
+def circuit_figure(
+    circuit: Circuit,
+    *,
+    title: str | None = None,
+    orientation: str = "horizontal",
+    d_head: int | None = None,
+) -> go.Figure:
+    """Draw a circuit with the forward pass from left to right (or `vertical`: from bottom to top).
+
+    Marks are nodes, their area the rise of the task loss when the node is ablated alone. Lines are weights,
+    blue above zero and orange below, as wide as |weight| (token and logit lines have a scale of their own).
+    Grey lines tie nodes on one residual channel; dotted ones pair the q and k channels that are multiplied.
+    Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
+    it is the circuit's own, and 16 where that is not known.
+
+    Raises ValueError when `orientation` is unknown, or when there are q, k or v nodes and `d_head` does not
+    divide the q channels.
+    """
+    if orientation not in ("horizontal", "vertical"):
+        raise ValueError(f"orientation: got {orientation!r}; expected 'horizontal' or 'vertical'.")
+    width = _d_head(circuit, d_head)
+    layout = circuit_layout(circuit, d_head=width)
+    frame = make_frame(layout, is_horizontal=orientation == "horizontal")
+    links = [link for link, _ in layout.lines]
+    hovers = key_hovers(circuit, links, width)
+    diameters = mark_diameters(circuit, frame)
+    traces = [
+        *line_traces(layout, frame),
+        line_hovers(layout, frame),
+        *token_traces(layout, frame, hovers),
+        node_trace(circuit, layout, frame, hovers, diameters),
+        *_legend(links),
+    ]
+    figure = go.Figure(traces)
+    figure.update_layout(
+        **base_layout(
+            title=circuit.task if title is None else title, subtitle=_subtitle(circuit), height=frame.height
+        ),
+        **frame.axes(),
+        margin=dict(frame.margin),
+        meta={"min_width": LEAST_WIDTH},
+        shapes=shapes(layout, frame),
+        annotations=[*annotations(layout, frame, diameters), _scales(circuit, links, frame)],
+        legend={**_LEGEND_BOX, "y": 12 / frame.height},
+    )
+    return figure
+
+
+_LEGEND_BOX: Mapping[str, Any] = {
+    "orientation": "h",
+    "x": SIDE_PX / DESIGN_WIDTH,
+    "xref": "container",
+    "xanchor": "left",
+    "yref": "container",
+    "yanchor": "bottom",
+    "font": {"size": 12, "color": INK},
+    "itemsizing": "trace",
+    "bgcolor": "rgba(0,0,0,0)",
+}
+
+
+def _d_head(circuit: Circuit, d_head: int | None) -> int:
+    width = next((width for site, width in circuit.widths.items() if site.row.per_head), DEFAULT_D_HEAD)
+    if d_head is None:
+        d_head = circuit.d_head or min(DEFAULT_D_HEAD, width)
+    is_needed = any(node.at.row.per_head for node in circuit.nodes)
+    if d_head < 1 or (is_needed and width % d_head):
+        raise ValueError(
+            f"d_head: got {d_head}; expected a divisor of the {width} q channels of the circuit's model. "
+            "Pass the d_head of its ModelConfig."
+        )
+    return d_head
+
+
+def _subtitle(circuit: Circuit) -> str:
+    loss = "" if circuit.loss != circuit.loss else f" · task loss {circuit.loss:.3f} nats"
+    plural = ("" if circuit.n_nodes == 1 else "s", "" if circuit.n_edges == 1 else "s")
+    return (
+        f"{circuit.n_nodes} node{plural[0]} · {circuit.n_edges} edge{plural[1]}{loss} · "
+        f"everything else {circuit.ablation}-ablated"
+    )
+
+
+def _legend(links: Sequence[Link]) -> list[go.Scatter]:
+    """A sample of each look that occurs; clicking one hides its lines."""
+    looks = {look_of(link) for link in links}
+    return [
+        go.Scatter(
+            x=[None],
+            y=[None],
+            mode="lines",
+            name=LEGEND[look],
+            legendgroup=look,
+            showlegend=True,
+            line=line_style(look, 4.0),
+        )
+        for look in LEGEND
+        if look in looks
+    ]
+
+
+def _scales(circuit: Circuit, links: Sequence[Link], frame: Frame) -> dict[str, Any]:
+    """One line below the picture on what widths and areas mean."""
+    said = []
+    for where, kinds in (("between nodes", ("weight",)), ("at tokens", ("embed", "unembed"))):
+        weights = [abs(link.weight) for link in links if link.kind in kinds]
+        said += [f"{max(weights):.2f} {where}"] if weights else []
+    widths = [f"Line width: |weight|, at most {' and '.join(said)}."] if said else []
+    effects = [effect for effect in (effect_of(circuit, node) for node in circuit.nodes) if effect == effect]
+    area = "Mark area: rise of the task loss when that node alone is ablated, at most"
+    some = " White: not measured." if len(effects) < len(circuit.nodes) else ""
+    areas = [f"{area} {max(effects):.2f} nats.{some}"] if effects else []
+    return {
+        "text": "<br>".join(widths + areas),
+        "align": "left",
+        "font": {"size": 11, "color": FAINT},
+        "showarrow": False,
+        "xref": "paper",
+        "x": 0,
+        "xanchor": "left",
+        "xshift": SIDE_PX - frame.margin["l"],
+        "yref": "paper",
+        "y": 0,
+        "yanchor": "top",
+        "yshift": -10,
+    }

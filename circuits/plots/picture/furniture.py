@@ -1,0 +1,158 @@
+"""What stands around the marks and lines: layer bands, head boxes, column heads, every text."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from circuits.plots.picture.frame import CHARACTER_PX, Frame, widened
+from circuits.plots.picture.labels import GLOSS, short_label
+from circuits.plots.picture.layout import HEAD_STEP, Column, HeadBox, Key, Layout, Point
+from circuits.plots.picture.weights import weight_labels
+from circuits.plots.style import BAND, BOX, FAINT, INK, MONO, PAPER
+
+BAND_PAD = 0.44
+BOX_PAD = 0.52
+"""How far layer bands and head boxes reach beyond the marks in them, in steps and rows."""
+
+
+def shapes(layout: Layout, frame: Frame) -> list[dict[str, Any]]:
+    """Layer bands and head boxes, drawn below everything else."""
+    reach = frame.heads_px / frame.plot_px
+    reach = 1 + reach if frame.is_horizontal else -reach
+    bands = [
+        {**_band(frame, columns, reach), "fillcolor": BAND, "line": {"width": 0}, "layer": "below"}
+        for columns in _layers(layout)
+    ]
+    boxes = [
+        {
+            "type": "rect",
+            **frame.box(widened(box.along, 0.31), widened(box.across, BOX_PAD)),
+            "fillcolor": BOX,
+            "line": {"width": 0},
+            "layer": "below",
+        }
+        for box in layout.boxes
+    ]
+    return bands + boxes
+
+
+def _layers(layout: Layout) -> list[list[Column]]:
+    in_layers = [column for column in layout.columns if column.layer is not None]
+    return [list(columns) for _, columns in groupby(in_layers, key=lambda column: column.layer)]
+
+
+def _band(frame: Frame, columns: list[Column], reach: float) -> dict[str, Any]:
+    ends = (columns[0].along - BAND_PAD, columns[-1].along + BAND_PAD)
+    if frame.is_horizontal:
+        return {"type": "rect", "x0": ends[0], "x1": ends[1], "yref": "paper", "y0": 0, "y1": reach}
+    return {"type": "rect", "y0": ends[0], "y1": ends[1], "xref": "paper", "x0": reach, "x1": 1}
+
+
+def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) -> list[dict[str, Any]]:
+    """All the texts of the picture: layers, column heads, heads, tokens and, where there is room, nodes."""
+    texts = [_layer_label(frame, columns) for columns in _layers(layout)]
+    texts += _column_heads(layout, frame)
+    texts += [text for box in layout.boxes for text in _head_label(frame, box)]
+    texts += [_chip(key, frame, place) for key, place in layout.place.items() if isinstance(key, str)]
+    if frame.has_labels:
+        texts += [
+            _node_label(short_label(key), frame, layout.place[key], diameter)
+            for key, diameter in diameters.items()
+        ]
+        texts += weight_labels(layout, frame, diameters)
+    return [{"showarrow": False, **text} for text in texts]
+
+
+def _layer_label(frame: Frame, columns: list[Column]) -> dict[str, Any]:
+    start, end = columns[0].along - BAND_PAD, columns[-1].along + BAND_PAD
+    is_narrow = (end - start) * frame.column_px < 9 * CHARACTER_PX
+    word = "" if is_narrow else "layer "
+    text = {"text": f"<b>{word}{columns[0].layer}</b>", "font": {"size": 12, "color": INK}}
+    if frame.is_horizontal:
+        place = {
+            "x": start,
+            "xanchor": "left",
+            "xshift": 6,
+            "yref": "paper",
+            "y": 1,
+            "yshift": frame.heads_px - 10,
+        }
+        return {**text, **place}
+    place = {
+        "xref": "paper",
+        "x": 0,
+        "xanchor": "center",
+        "xshift": 14 - frame.heads_px,
+        "y": (start + end) / 2,
+    }
+    return {**text, **place, "textangle": -90}
+
+
+def _column_heads(layout: Layout, frame: Frame) -> list[dict[str, Any]]:
+    """Site names; upright where they would run into one another, left out where even that is too dense."""
+    if frame.column_px * HEAD_STEP < 10:
+        return []
+    heads = []
+    for column in layout.columns:
+        gloss = (
+            "" if frame.is_tight else f"<br><span style='color:{FAINT}'><i>{GLOSS[column.name]}</i></span>"
+        )
+        text = {"text": column.name + gloss, "font": {"size": 11, "color": INK}}
+        if frame.is_horizontal:
+            turn = {"textangle": -90, "font": {"size": 10, "color": INK}} if frame.is_tight else {}
+            heads.append({**text, **turn, "x": column.along, "yref": "paper", "y": 1, "yanchor": "bottom"})
+        else:
+            place = {"xref": "paper", "x": 0, "xanchor": "right", "xshift": -6, "align": "right"}
+            heads.append({**text, **place, "y": column.along})
+    return heads
+
+
+def _head_label(frame: Frame, box: HeadBox) -> list[dict[str, Any]]:
+    height = (box.across[1] - box.across[0] + 2 * BOX_PAD) * frame.row_px
+    if min(height, frame.row_px) < 20 or frame.column_px < 40:
+        return []
+    x, y = frame.xy(box.along[0] - 0.31, box.across[0] - BOX_PAD)
+    if not frame.is_horizontal:
+        x, y = frame.xy(box.along[1] + 0.31, box.across[0] - BOX_PAD)
+    return [
+        {
+            "text": f"head {box.head}",
+            "hovertext": "q·k chooses earlier positions;<br>v is what is carried from there",
+            "font": {"size": 10, "color": FAINT},
+            "x": x,
+            "y": y,
+            "xanchor": "left",
+            "yanchor": "top",
+        }
+    ]
+
+
+def _chip(key: str, frame: Frame, place: Point) -> dict[str, Any]:
+    """A token in a small frame, outside the line that starts or ends at it."""
+    x, y = frame.xy(*place)
+    is_input = key.startswith("token:")
+    if frame.is_horizontal:
+        anchor = {"xanchor": "right" if is_input else "left"}
+    else:
+        anchor = {"yanchor": "top" if is_input else "bottom"}
+    return {
+        "text": short_label(key),
+        "font": {"family": MONO, "size": 13, "color": INK},
+        "bgcolor": PAPER,
+        "bordercolor": FAINT,
+        "borderwidth": 1,
+        "borderpad": 4,
+        "x": x,
+        "y": y,
+        **anchor,
+    }
+
+
+def _node_label(label: str, frame: Frame, place: Point, diameter: float) -> dict[str, Any]:
+    x, y = frame.xy(*place)
+    reach = diameter / 2 + 2
+    shift = (
+        {"yshift": -reach, "yanchor": "top"} if frame.is_horizontal else {"xshift": reach, "xanchor": "left"}
+    )
+    ground = {"bgcolor": "rgba(255,255,255,0.55)", "borderpad": 0}
+    return {"text": label, "font": {"size": 11, "color": INK}, "x": x, "y": y, **ground, **shift}

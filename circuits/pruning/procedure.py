@@ -1,0 +1,71 @@
+"""Pruning: from a model and a task to the smallest circuit that still solves the task.
+
+1. Learn gates on all coordinates of all sites: task loss + penalty * number of open gates. Along the way that
+   they close, take the smallest open set that meets the target.
+2. Rank it by gate (ties, by measured importance) and drop groups of the lowest rank, halving their size.
+3. Drop nodes, then edges, while the rest meets the target, until no single one can go (1-minimal). Where edges are
+   many, gates are learned on them first.
+4. Do so from several starts, and keep the smallest circuit.
+Gates learn on training prompts; steps 2 and 3 look at validation prompts; the reported score is on test prompts.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.score import check_task
+from circuits.kernels import keep_pages
+from circuits.model.compute import frozen
+from circuits.model.transformer import SparseTransformer
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.search import Search
+from tasks import Corpus, Task, load_corpus
+
+__all__ = ["PruneConfig", "prune"]
+
+
+def prune(
+    model: SparseTransformer,
+    task: Task,
+    config: PruneConfig | None = None,
+    *,
+    corpus: Corpus | None = None,
+    search: int | None = None,
+    progress: bool = True,
+) -> Circuit:
+    """The smallest circuit found that solves `task` within `config.target_loss`; 1-minimal in nodes and edges.
+
+    corpus: the training text for the ablation means (default: mini-Python). search: this many runs with other
+    learning rates and penalties, found by Optuna, in place of `config.starts`. Raises ValueError when the task
+    does not fit the model, and UnsolvedError (a ValueError) when the whole model misses the targets.
+    """
+    keep_pages()
+    config = config or PruneConfig()
+    check_task(model, task)
+    corpus = corpus or load_corpus("mini")
+    if search is not None:
+        from circuits.pruning.tune import tune
+
+        return tune(lambda tried: prune(model, task, tried, corpus=corpus, progress=progress), config, search)
+    started = time.perf_counter()
+    hunt = Search(model, task, config, corpus)
+    with frozen(model), _progress_bar(config, progress) as show:
+        circuit = hunt.circuit(*hunt.best(show))
+    return circuit.with_metrics(seconds=time.perf_counter() - started)
+
+
+@contextmanager
+def _progress_bar(config: PruneConfig, shown: bool) -> Iterator[Callable[..., None]]:
+    columns = (
+        TextColumn("prune {task.fields[stage]:<10}"),
+        BarColumn(),
+        TextColumn("nodes {task.fields[nodes]}  edges {task.fields[edges]}  loss {task.fields[loss]:.3f}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
+        line = bar.add_task("prune", total=1.0, stage="gates", nodes="-", edges="-", loss=float("nan"))
+        yield lambda completed=None, **fields: bar.update(line, completed=completed, **fields)

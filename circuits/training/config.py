@@ -1,0 +1,156 @@
+"""What decides a training run: frozen, checked when made, JSON in and out."""
+
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+from circuits.files import check_keys, require, with_tuples
+from circuits.model.config import ModelConfig
+
+RENAMED = {"gradient": "gradient_scaling", "grad": "weight_gradient"}
+"""Fields of older files, and what they are called now."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run. The defaults are the toy recipe; see `toy` and `paper`."""
+
+    model: ModelConfig = field(
+        default_factory=partial(ModelConfig, n_layers=1, n_heads=16, d_head=8, n_ctx=40)
+    )
+    "Shape of the model; its vocabulary is filled in from the corpus. One layer solves mini-Python as well as two."
+    corpus: str = "mini"
+    "Name of the training text, for `tasks.load_corpus`."
+    steps: int = 2000
+    "Optimiser steps."
+    minutes: float | None = None
+    "Stop by the clock instead, if that comes first; schedules follow the clock, so bits are not repeatable."
+    batch_size: int = 48
+    "Sequences of n_ctx tokens per step."
+    seed: int = 0
+    "Decides initial weights and batches."
+    density: float = 0.01
+    "Final density of block matrices and biases, in (0, 1]; 1 trains a dense model."
+    embed_density: float | None = 1 / 16
+    "Final density of embeddings and unembedding; None: the same."
+    min_alive: int = 1
+    "Weights that each q/k/v channel and neuron keeps at least, inside the budget (published: 4)."
+    schedule: Literal["linear", "exponential"] = "linear"
+    "Shape of the fall of the density."
+    anneal: tuple[float, float] = (0.01, 0.5)
+    "Fractions of training between which the density falls."
+    lr: float = 2e-2
+    "Peak learning rate, quoted at the final density."
+    sharkfin: bool = True
+    "Multiply the learning rate by sqrt(final density / current density)."
+    warmup: float = 0.01
+    "Fraction of training in which the learning rate rises from 0; afterwards it falls linearly to 0."
+    betas: tuple[float, float] = (0.9, 0.95)
+    "Adam's averaging constants."
+    eps: float = 1e-8
+    "Adam's epsilon."
+    weight_decay: float = 0.1
+    "Decay of matrices (not of biases and the bigram table), times the learning rate, after the projection."
+    gradient_scaling: Literal["clip", "rms", "none"] = "clip"
+    "clip: norm at most 1. rms: divide by the root mean square over all parameters, always (published)."
+    weight_gradient: Literal["exact", "support"] = "exact"
+    "exact: every weight gets its gradient. support: where a matrix runs on its nonzeros, only those; see refresh."
+    refresh: int = 10
+    "With weight_gradient='support': every how many steps all weights get theirs, so that dropped ones may return."
+    bigram_init: Literal["counts", "zeros", "fixed"] = "counts"
+    "counts: the bigram table starts at the corpus's log-probabilities. fixed: it stays there (a large one is slow)."
+    log_every: int = 20
+    "Steps between entries of the history."
+    val_every: int = 200
+    "Steps between measurements of the validation loss."
+    n_val: int = 256
+    "Validation sequences."
+
+    def __new__(cls, **values: Any) -> "TrainConfig":
+        """Raises TypeError for the older name of a field, which only `from_json` takes."""
+        for old in RENAMED.keys() & values.keys():
+            new = RENAMED[old]
+            raise TypeError(f"TrainConfig: {old!r} is called {new!r} now; pass {new}={values[old]!r}.")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "refresh", "log_every", "val_every", "n_val"):
+            require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
+        for name in ("density", "embed_density"):
+            value = getattr(self, name)
+            require(self, name, value is None or 0 < value <= 1, "a density in (0, 1]")
+        require(self, "lr", self.lr > 0, "a positive number")
+        require(self, "min_alive", self.min_alive >= 0, "a whole number of at least 0")
+        require(self, "anneal", 0 <= self.anneal[0] < self.anneal[1] <= 1, "two rising fractions in [0, 1]")
+        require(self, "minutes", self.minutes is None or self.minutes > 0, "a positive number or None")
+        for name, options in (
+            ("schedule", ("linear", "exponential")),
+            ("gradient_scaling", ("clip", "rms", "none")),
+            ("weight_gradient", ("exact", "support")),
+            ("bigram_init", ("counts", "zeros", "fixed")),
+        ):
+            require(self, name, getattr(self, name) in options, f"one of {options}")
+
+    @classmethod
+    def toy(cls, **changes: Any) -> "TrainConfig":
+        """The recipe for small models on a CPU: Adam with epsilon 1e-8, clipping, learning rate 2e-2."""
+        return cls(**changes)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> "TrainConfig":
+        """The published recipe: Adam epsilon 0.1 on root-mean-square-normalised gradients, lr 1.28e-2, j = 4.
+
+        Published with density 1/64 for blocks and 1/16 for embeddings, at batch 512 x 256 tokens.
+        """
+        published: dict[str, Any] = dict(
+            density=1 / 64, embed_density=1 / 16, min_alive=4, lr=1.28e-2, eps=0.1, gradient_scaling="rms"
+        )
+        return cls(**{**published, **changes})
+
+    @classmethod
+    def python(cls, **changes: Any) -> "TrainConfig":
+        """For real Python text on a CPU: a wider vocabulary and context, a milder density."""
+        shape = ModelConfig(n_layers=2, d_model=256, n_heads=16, d_mlp=1024, n_ctx=128)
+        recipe: dict[str, Any] = dict(
+            model=shape,
+            corpus="python",
+            steps=100_000,
+            batch_size=8,
+            bigram_init="fixed",
+            density=1 / 8,
+            embed_density=1 / 4,
+            lr=6e-3,
+        )
+        return cls(**{**recipe, **changes})
+
+    @classmethod
+    def dense(cls, **changes: Any) -> "TrainConfig":
+        """A dense model of the same class: density 1, no AbsTopK, learning rate 3e-3."""
+        model = replace(changes.pop("model", cls().model), topk_fraction=None)
+        return cls(
+            **{
+                **dict(density=1.0, embed_density=None, min_alive=0, lr=3e-3, sharkfin=False, model=model),
+                **changes,
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TrainConfig":
+        """The inverse of `to_json`; reads older files too. Raises ValueError on an unknown key, or one given twice."""
+        data = dict(check_keys(cls, with_new_names(data)))
+        if isinstance(data.get("model"), dict):
+            data["model"] = ModelConfig.from_json(data["model"])
+        return cls(**with_tuples(data, "anneal", "betas"))
+
+
+def with_new_names(data: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older file under today's names. Raises ValueError where both names of one are given."""
+    both = [(old, new) for old, new in RENAMED.items() if old in data and new in data]
+    if both:
+        old, new = both[0]
+        raise ValueError(f"TrainConfig: got both {old!r} and {new!r}, its new name; expected {new!r} alone.")
+    return {RENAMED.get(key, key): value for key, value in data.items()}

@@ -1,0 +1,295 @@
+"""Training under a top-k projection: one configuration, one loop.
+
+One step: learning rate -> forward, backward -> gradient scaling -> Adam -> projection -> weight decay.
+The density falls on a schedule; the learning rate follows it ("sharkfin"): it is quoted at the final density
+and multiplied by sqrt(final / current), so that it rises to its quoted value as the model gets sparser.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from circuits.kernels import keep_pages
+from circuits.model.checkpoint import load_checkpoint, save_checkpoint
+from circuits.model.compute import sparse_compute
+from circuits.model.transformer import SparseTransformer
+from circuits.training.config import TrainConfig
+from circuits.training.projection import budget, density_at, project_topk, topk_mask
+from circuits.training.saved import with_corpus
+from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
+from circuits.views import Plotted
+from tasks import Corpus, bigram_log_probs, load_corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training(Plotted):
+    """What a run leaves behind."""
+
+    model: SparseTransformer
+    "In eval mode, its tokenizer attached."
+    config: TrainConfig
+    "As run, vocabulary filled in."
+    corpus: Corpus
+    "The text it was trained on."
+    history: list[dict[str, int | float]]
+    "Entries with step, loss (nats), density, lr, tokens_per_s, and now and then val_loss."
+    seconds: float
+    "Time in the loop."
+
+    @property
+    def val_loss(self) -> float:
+        """Validation loss after the last step, in nats per token."""
+        return next(entry["val_loss"] for entry in reversed(self.history) if "val_loss" in entry)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a checkpoint; returns the path."""
+        meta = {"train": self.config.to_json(), "history": self.history, "seconds": self.seconds}
+        return save_checkpoint(path, self.model, meta=meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Training":
+        """The inverse of `save`. Raises ValueError for a file of another kind or an interrupted run."""
+        saved = load_checkpoint(path)
+        if "train" not in saved.meta or saved.extra:
+            raise ValueError(f"path: {path} is no finished run; expected a file that Training.save wrote.")
+        model, corpus = with_corpus(saved)
+        return cls(
+            model=model,
+            config=TrainConfig.from_json(saved.meta["train"]),
+            corpus=corpus,
+            history=saved.meta["history"],
+            seconds=saved.meta["seconds"],
+        )
+
+
+def train(
+    config: TrainConfig,
+    *,
+    corpus: Corpus | None = None,
+    checkpoint: str | Path | None = None,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Training:
+    """Train a model; the same config gives the same bits (unless `minutes` is set).
+
+    corpus: text of your own in place of the one that `config.corpus` names. checkpoint: where Ctrl-C leaves
+    the run (default out/interrupted.safetensors): at the end of a step it raises TrainingInterrupted, while a
+    second Ctrl-C stops at once and leaves nothing. resume: a file that an interrupted run of the same config
+    left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
+    met, before anything is computed or written.
+    """
+    keep_pages()
+    corpus = corpus or load_corpus(config.corpus, 0)
+    config = with_vocabulary(config, corpus)
+    check_budgets(config)
+    run = _Run(config, corpus)
+    if resume is not None:
+        run.restore(resume)
+    stopped = checkpoint or Path("out") / "interrupted.safetensors"
+    run_to_end(run, name="train", describe=_described, checkpoint=stopped, shown=progress)
+    run.model.eval()
+    return Training(model=run.model, config=config, corpus=corpus, history=run.history, seconds=run.seconds)
+
+
+def with_vocabulary(config: TrainConfig, corpus: Corpus) -> TrainConfig:
+    """The config as run: the model's vocabulary is that of the corpus."""
+    return replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
+
+
+class Updates:
+    """One optimiser step under the projection, for this loop and for any other loss of the same model."""
+
+    def __init__(self, model: SparseTransformer, config: TrainConfig) -> None:
+        if any(linear.is_compact for _, linear in model.linears()):
+            raise ValueError(
+                "model: it is compact, its matrices cannot train; expected one with all its weights. Load its "
+                "checkpoint with load_checkpoint(path), without compact=True."
+            )
+        self.model, self.config = model, config
+        self.optimizer = torch.optim.Adam(
+            model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+        )
+
+    def __call__(self, loss: Tensor, progress: float) -> tuple[float, float]:
+        """Backward, gradient scaling, Adam, projection, decay; returns the density and learning rate used."""
+        config = self.config
+        start, end = config.anneal
+        density = density_at(progress, config.density, start=start, end=end, shape=config.schedule)
+        lr = learning_rate(config, progress, density)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        _scale_gradients(self.model, config.gradient_scaling)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        project(self.model, config, progress)
+        _decay(self.model, config.weight_decay * lr)
+        return density, lr
+
+
+def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
+    """The model that a run starts from: random weights, and the bigram table as the config says."""
+    model = SparseTransformer(config.model, seed=config.seed, tokenizer=corpus.tokenizer)
+    if model.bigram is not None and config.bigram_init != "zeros":
+        model.bigram.data.copy_(bigram_log_probs(corpus))
+        model.bigram.requires_grad_(config.bigram_init == "counts")
+    return model
+
+
+class _Run:
+    """The mutable state of one training run."""
+
+    def __init__(self, config: TrainConfig, corpus: Corpus) -> None:
+        self.config, self.corpus = config, corpus
+        self.model = new_model(config, corpus)
+        self.updates = Updates(self.model, config)
+        self.optimizer = self.updates.optimizer
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.val_tokens = corpus.windows(
+            config.n_val, config.model.n_ctx, split="val", generator=torch.Generator().manual_seed(1)
+        )
+        self.history: list[Entry] = []
+        self.step, self.seconds, self._tick = 0, 0.0, time.perf_counter()
+
+    def progress(self) -> float:
+        """Fraction of training done, by steps or by the clock, whichever is further."""
+        by_clock = self.seconds / (60 * self.config.minutes) if self.config.minutes else 0.0
+        return max(self.step / self.config.steps, by_clock)
+
+    def one_step(self) -> None:
+        """One update, projection included, and its entry in the history if one is due."""
+        if self.step == 0 or self.seconds == 0:
+            self._tick = time.perf_counter()
+        config = self.config
+        tokens = self.corpus.windows(
+            config.batch_size, config.model.n_ctx, split="train", generator=self.generator
+        )
+        # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
+        with sparse_compute(self.model, self._weight_gradient()):
+            loss = self.model(tokens, return_type="loss")
+        density, lr = self.updates(loss, self.progress())
+        self.step += 1
+        now = time.perf_counter()
+        self.seconds, self._tick = self.seconds + now - self._tick, now
+        self._record(float(loss.detach()), density, lr)
+
+    def _weight_gradient(self) -> Literal["exact", "support"]:
+        return "exact" if self.step % self.config.refresh == 0 else self.config.weight_gradient
+
+    def _record(self, loss: float, density: float, lr: float) -> None:
+        last = self.progress() >= 1
+        if last or self.step % self.config.log_every == 0 or self.step == 1:
+            rate = self.step * self.config.batch_size * self.config.model.n_ctx / max(self.seconds, 1e-9)
+            entry = {"step": self.step, "loss": loss, "density": density, "lr": lr, "tokens_per_s": rate}
+            if last or self.step % self.config.val_every == 0:
+                with sparse_compute(self.model):
+                    entry["val_loss"] = validation_loss(self.model, self.val_tokens)
+            self.history.append(entry)
+
+    def save(self, path: str | Path) -> Path:
+        """Everything needed to go on: weights, Adam's moments, the generator, the history."""
+        extra = {"generator": self.generator.get_state(), **optimizer_tensors("adam", self.optimizer)}
+        meta = {
+            "train": self.config.to_json(),
+            "history": self.history,
+            "seconds": self.seconds,
+            "step": self.step,
+        }
+        return save_checkpoint(path, self.model, meta=meta, extra=extra)
+
+    def restore(self, path: str | Path) -> None:
+        """Take up a run that `save` left. Raises ValueError when it was of another config."""
+        saved = load_checkpoint(path)
+        if TrainConfig.from_json(saved.meta["train"]) != self.config:
+            raise ValueError(
+                f"resume: {path} belongs to another config; expected the one it was started with "
+                f"({saved.meta['train']})."
+            )
+        if "generator" not in saved.extra:
+            raise ValueError(f"resume: {path} holds a finished model; expected a run that was interrupted.")
+        self.model.load_state_dict(saved.model.state_dict())
+        restore_optimizer("adam", self.optimizer, saved.extra)
+        self.generator.set_state(saved.extra["generator"])
+        self.history, self.step, self.seconds = (
+            saved.meta["history"],
+            saved.meta["step"],
+            saved.meta["seconds"],
+        )
+
+
+def learning_rate(config: TrainConfig, progress: float, density: float) -> float:
+    """Warm-up, then linear to 0; with sharkfin, times sqrt(final density / current density)."""
+    warm = min(1.0, progress / config.warmup) if config.warmup else 1.0
+    fall = (1 - progress) / (1 - config.warmup) if progress > config.warmup else 1.0
+    sharkfin = (config.density / density) ** 0.5 if config.sharkfin else 1.0
+    return config.lr * max(warm, 1e-3) * fall * sharkfin
+
+
+def project(model: SparseTransformer, config: TrainConfig, progress: float) -> None:
+    """Zero all but the k largest weights of every matrix and bias, k from the schedule at `progress`."""
+    for matrix in model.matrices():
+        k, min_alive = _budget_at(config, matrix.group, matrix.parameter.numel(), progress)
+        if k < matrix.parameter.numel():
+            alive = min_alive if matrix.unit_axis is not None else 0
+            project_topk(matrix.parameter.data, k, min_alive=alive, unit_axis=matrix.unit_axis)
+
+
+def validation_loss(model: SparseTransformer, tokens: Tensor) -> float:
+    """Mean next-token loss in nats over all given sequences [batch, pos]."""
+    with torch.no_grad():
+        losses = [float(model(chunk, return_type="loss")) * len(chunk) for chunk in tokens.split(64)]
+    return sum(losses) / len(tokens)
+
+
+def _budget_at(config: TrainConfig, group: str, numel: int, progress: float) -> tuple[int, int]:
+    final = config.embed_density if group == "embed" and config.embed_density is not None else config.density
+    start, end = config.anneal
+    return budget(
+        numel, density_at(progress, final, start=start, end=end, shape=config.schedule)
+    ), config.min_alive
+
+
+def check_budgets(config: TrainConfig) -> None:
+    """Raise the ValueError that the projection would raise at the final density, before training starts."""
+    with torch.device("meta"):
+        shapes = [
+            (m.name, m.parameter.shape, m.group, m.unit_axis)
+            for m in SparseTransformer(config.model).matrices()
+        ]
+    for name, shape, group, unit_axis in shapes:
+        k, min_alive = _budget_at(config, group, shape.numel(), 1.0)
+        if unit_axis is not None and k < shape.numel():
+            try:
+                _check_alive(shape, k, min_alive, unit_axis)
+            except ValueError as error:
+                raise ValueError(f"density: {config.density:g} is too small for {name}. {error}") from None
+
+
+def _check_alive(shape: torch.Size, k: int, min_alive: int, unit_axis: int) -> None:
+    if min_alive * shape[unit_axis] > k:
+        topk_mask(torch.zeros(shape), k, min_alive=min_alive, unit_axis=unit_axis)
+
+
+def _scale_gradients(model: nn.Module, how: str) -> None:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if how == "clip":
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    elif how == "rms":
+        squares = torch.stack([g.square().sum() for g in gradients]).sum()
+        rms = (squares / sum(g.numel() for g in gradients)).sqrt()
+        torch._foreach_div_(gradients, rms.clamp_min(1e-30))
+
+
+def _decay(model: SparseTransformer, amount: float) -> None:
+    with torch.no_grad():
+        for matrix in model.matrices():
+            if matrix.parameter.ndim == 2:
+                matrix.parameter.mul_(1 - amount)
+
+
+def _described(entry: Entry) -> str:
+    rate = f"{entry['tokens_per_s']:,.0f} tokens/s"
+    return f"loss {entry['loss']:.3f}  density {entry['density']:.4f}  {rate}"

@@ -1,0 +1,226 @@
+"""The checks of one circuit on its own model: is it enough, is it needed, does it behave like the model?"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.circuit.nodes import Node
+from circuits.circuit.score import margin_of
+from circuits.trust.report import Entry
+from circuits.trust.workbench import Bench, greedy
+
+LOSS = {
+    "task": "task loss",
+    "faithful": "KL from the model's answer-or-foil distribution",
+}
+"""What a criterion's loss is, in words."""
+
+
+def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Loss with only the circuit kept, on the very prompts that pruning reports."""
+    judge = bench.judge
+    loss, accuracy = judge.held_out(*bench.circuit_without())
+    empty = judge.held_out([], []).loss
+    asked = judge.criterion
+    return [
+        Entry(
+            name="sufficiency",
+            meaning=f"The {LOSS[asked.objective]} with everything but the circuit ablated, on the criterion's "
+            f"{asked.n_test} test pairs; at most {asked.target_loss:g} is asked for, and the baseline is the loss "
+            "with everything ablated.",
+            value=loss,
+            baseline=empty,
+            unit="nats",
+            verdict="pass" if loss <= asked.target_loss else "fail",
+            details={"accuracy": accuracy, "logit_scale": bench.scale, "n_pairs": asked.n_test},
+        )
+    ]
+
+
+def necessity(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Rise of the loss when only the circuit is ablated."""
+    full = bench.score(bench.every, "all").loss
+    rise = bench.score(*bench.model_without(bench.circuit.nodes)).loss - full
+    others = [
+        bench.score(*bench.model_without(bench.random_like(rng, outside=True))).loss - full
+        for _ in range(bench.config.n_random)
+    ]
+    return [
+        Entry(
+            name="necessity",
+            meaning=f"Rise of the model's {LOSS[bench.judge.criterion.objective]} when only the circuit is ablated; "
+            "the baseline is the greatest rise among as many nodes drawn at random outside the circuit, site by site.",
+            value=rise,
+            baseline=max(others),
+            unit="nats",
+            verdict="pass" if rise > max(0.1, max(others)) else "fail",
+            details={"random": others, "full_loss": full},
+        )
+    ]
+
+
+def agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """KL and top-1 agreement with the full model, on clean and on corrupted prompts."""
+    clean, corrupted = slice(0, bench.n_pairs), slice(bench.n_pairs, None)
+    return [*_agreement(bench, "clean", clean), *_agreement(bench, "corrupted", corrupted)]
+
+
+def _agreement(bench: Bench, kind: str, rows: slice) -> list[Entry]:
+    full, ours, empty = (
+        logits[rows] for logits in (bench.full_logits, bench.circuit_logits, bench.empty_logits)
+    )
+    p, q, z = (
+        _two_way_probabilities(bench, x)[rows]
+        for x in (bench.full_logits, bench.circuit_logits, bench.empty_logits)
+    )
+    kl, kl_empty = _kl(p, q), _kl(p, z)
+    same, same_empty = _same(p, q), _same(p, z)
+    return [
+        Entry(
+            name=f"KL, {kind}",
+            meaning=f"KL from the model's to the circuit's answer-or-foil distribution on {kind} prompts; "
+            "the baseline is that of the empty circuit.",
+            value=kl,
+            baseline=kl_empty,
+            unit="nats",
+            verdict="pass" if kl <= 0.25 * kl_empty else "fail",
+            details={"kl_vocabulary": _kl(full.softmax(-1), ours.softmax(-1))},
+        ),
+        Entry(
+            name=f"top-1, {kind}",
+            meaning=f"Share of {kind} prompts on which circuit and model prefer the same of answer and "
+            "foil; the baseline is that of the empty circuit.",
+            value=same,
+            baseline=same_empty,
+            verdict="pass" if same >= 0.95 else "fail",
+            details={"top1_vocabulary": _same(full, ours), "top1_vocabulary_empty": _same(full, empty)},
+        ),
+    ]
+
+
+def completeness(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """How far circuit and model part when the same nodes of the circuit are knocked out of both."""
+    gone_to_gap: dict[frozenset[Node], float] = {}
+
+    def gap(gone: Sequence[Node]) -> float:
+        key = frozenset(gone)
+        if key not in gone_to_gap:
+            ours = bench.circuit_margins(gone)
+            theirs = bench.margins(*bench.model_without(gone))
+            gone_to_gap[key] = abs(_probability(ours) - _probability(theirs))
+        return gone_to_gap[key]
+
+    nodes = list(bench.circuit.nodes)
+    sampled = [[n for n in nodes if rng.random() < 0.5] for _ in range(bench.config.n_knockouts)]
+    gaps = [gap(gone) for gone in sampled]
+    pool = rng.sample(nodes, min(len(nodes), 12))
+    worst = greedy(pool, gap, bench.config.n_greedy)
+    chance = abs(_probability(bench.margins([], [])) - _probability(bench.full_margins))
+    mean, most = sum(gaps) / len(gaps), max([gap(worst), *gaps])
+    return [
+        Entry(
+            name="completeness, sampled",
+            meaning="Mean difference in P(answer) between circuit and model when the same random half of the "
+            "circuit is knocked out of both; the baseline is the difference between empty circuit and model.",
+            value=mean,
+            baseline=chance,
+            verdict="pass" if mean <= 0.5 * chance else "fail",
+            details={"gaps": gaps},
+        ),
+        Entry(
+            name="completeness, worst found",
+            meaning="The greatest such difference that a greedy search could find: large where the model has "
+            "another way to do the task than this circuit.",
+            value=most,
+            baseline=chance,
+            verdict="pass" if most <= chance else "fail",
+            details={"knocked_out": [str(node) for node in worst]},
+        ),
+    ]
+
+
+def interchange(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Does a node's value from the other prompt of the pair move the answer in the model as in the circuit?"""
+    n = bench.n_pairs
+    ours, theirs = bench.circuit_margins()[:n], bench.full_margins[:n]
+    moves = {}
+    for node in bench.circuit.nodes:
+        in_circuit = bench.patched_margins([node], in_circuit=True) - ours
+        in_model = bench.patched_margins([node], in_circuit=False) - theirs
+        moves[str(node)] = (float(in_circuit.mean()), float(in_model.mean()))
+    table = torch.tensor(list(moves.values()))
+    moved = table[table[:, 0].abs() > 0.1 * table[:, 0].abs().max()]
+    agree = float((moved[:, 0].sign() == moved[:, 1].sign()).float().mean()) if len(moved) else 0.0
+    return [
+        Entry(
+            name="interchange",
+            meaning="Share of the nodes that move the circuit's answer when they take their value from the other "
+            "prompt of the pair, which move the model's answer the same way; by chance one half.",
+            value=agree,
+            baseline=0.5,
+            verdict="pass" if agree >= 0.9 else "fail",
+            details={"margin_change": moves},
+        )
+    ]
+
+
+def minimality(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Proves again, as pruning does and on its prompts, that no single node and no single weight can go."""
+    spare = sorted(_named(part) for part in bench.judge.spare(*bench.circuit_without()))
+    return [
+        Entry(
+            name="1-minimality",
+            meaning="Number of nodes and weights that can go, one at a time, while the criterion is met on the prompts "
+            f"that pruning decided by (at most {bench.target:g} nats); a minimal circuit has none.",
+            value=float(len(spare)),
+            baseline=0.0,
+            verdict="pass" if not spare else "fail",
+            details={"spare": spare},
+        )
+    ]
+
+
+def random_circuits(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Losses of circuits with as many random nodes at each site, each calibrated for itself."""
+    losses = [
+        bench.best_score(bench.random_like(rng, outside=False), "between").loss
+        for _ in range(bench.config.n_random)
+    ]
+    return [
+        Entry(
+            name="random circuits",
+            meaning=f"Least {LOSS[bench.judge.criterion.objective]} among circuits with as many nodes at each site, "
+            "drawn at random; the baseline is the loss of this circuit, and none may meet the target.",
+            value=min(losses),
+            baseline=bench.best_score(*bench.circuit_without()).loss,
+            unit="nats",
+            verdict="pass" if min(losses) > bench.target else "fail",
+            details={"losses": losses},
+        )
+    ]
+
+
+def _named(part: object) -> str:
+    return str(part) if isinstance(part, Node) else f"{part.source} > {part.target}"  # type: ignore[attr-defined]
+
+
+def _probability(margin: Float[Tensor, " rows"]) -> float:
+    """Mean probability of the answer, out of answer and foil; bounded, where a loss is not."""
+    return float(margin.sigmoid().mean())
+
+
+def _two_way_probabilities(bench: Bench, logits: Float[Tensor, "rows d_vocab"]) -> Float[Tensor, "rows 2"]:
+    margin = margin_of(logits, bench.targets)
+    return torch.stack([margin, torch.zeros_like(margin)], dim=1).softmax(dim=1)
+
+
+def _kl(p: Float[Tensor, "rows n"], q: Float[Tensor, "rows n"]) -> float:
+    tiny = 1e-12
+    return float((p * ((p + tiny).log() - (q + tiny).log())).sum(dim=1).mean())
+
+
+def _same(p: Float[Tensor, "rows n"], q: Float[Tensor, "rows n"]) -> float:
+    return float((p.argmax(dim=1) == q.argmax(dim=1)).float().mean())

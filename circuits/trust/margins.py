@@ -1,0 +1,62 @@
+"""Whether a circuit explains how sure the model is, and not only what it prefers."""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.trust.report import Entry
+from circuits.trust.workbench import Bench
+
+LEAST = 8
+"""Prompts of an answer below which their order says nothing."""
+
+
+def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Size of the circuit's margins against the model's, and their order among prompts of the same answer."""
+    ours, theirs = bench.circuit_margins(), bench.full_margins
+    others = [
+        bench.margins(bench.random_like(rng, outside=False), "between") for _ in range(bench.config.n_random)
+    ]
+    by_answer = _correlations(bench, ours)
+    return [
+        Entry(
+            name="margin ratio",
+            meaning="Mean margin of the circuit, without calibration, over that of the model; 1 is as sure as the "
+            "model, and the baseline is that of the empty circuit.",
+            value=_ratio(ours, theirs),
+            baseline=_ratio(bench.margins([], []), theirs),
+            verdict="note",
+        ),
+        Entry(
+            name="margin correlation",
+            meaning="Correlation of the circuit's margins with the model's among prompts of the same answer, a mean "
+            "over answers: does it say where the model is surer? The baseline is the best of as many random nodes.",
+            value=_mean(by_answer),
+            baseline=max(_mean(_correlations(bench, other)) for other in others),
+            verdict="note",
+            details={"by_answer": by_answer},
+        ),
+    ]
+
+
+def _ratio(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> float:
+    return float(margin.mean() / reference.mean())
+
+
+def _correlations(bench: Bench, margin: Float[Tensor, " rows"]) -> dict[str, float]:
+    """Pearson's correlation with the model's margins by answer; 0 where either does not vary."""
+    found = {}
+    for answer in bench.targets.answer.unique().tolist():
+        rows = bench.targets.answer == answer
+        if int(rows.sum()) >= LEAST:
+            pair = torch.stack([margin[rows], bench.full_margins[rows]]).double()
+            varies = bool((pair.std(dim=1) > 1e-6).all())
+            found[bench.task.tokenizer.token(answer)] = float(torch.corrcoef(pair)[0, 1]) if varies else 0.0
+    return found
+
+
+def _mean(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values) if values else float("nan")

@@ -1,0 +1,162 @@
+"""What every check is made of: runs of the model with some nodes kept, and the judgement that pruning used."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.evaluator import Evaluator, Kept, MaskedModel
+from circuits.circuit.masked import run_masked
+from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.score import Score, fitted_scale, margins
+from circuits.model.sites import Site
+from circuits.model.transformer import SparseTransformer
+from circuits.trust.config import TrustConfig
+from circuits.trust.report import Entry
+from tasks import Batch, Task
+from tasks.base import Targets
+
+
+class Bench(MaskedModel):
+    """A circuit of a model on one batch of test prompts, clean ones first.
+
+    Margins are as the masked model gives them. A loss or a score is that of the circuit's criterion: against the
+    right answers, or against the whole model's.
+    """
+
+    def __init__(
+        self,
+        model: SparseTransformer,
+        circuit: Circuit,
+        task: Task,
+        config: TrustConfig | None = None,
+        others: Sequence[Circuit] = (),
+        batch: Batch | None = None,
+    ) -> None:
+        """batch: prompts of your own, in place of the test prompts that the config asks for."""
+        self.circuit, self.task, self.others = circuit, task, others
+        self.config = config = config or TrustConfig()
+        criterion = circuit.criterion
+        if config.target_loss is not None:
+            criterion = replace(criterion, target_loss=config.target_loss)
+        if batch is None:
+            batch = task.batch(config.n_pairs, split="test", seed=config.seed)
+        super().__init__(model, {site: circuit.values[site] for site in circuit.sites}, batch)
+        self.judge = Evaluator(model, task, criterion, self.values)
+
+    @property
+    def target(self) -> float:
+        """Nats that the criterion allows."""
+        return self.judge.criterion.target_loss
+
+    @cached_property
+    def scale(self) -> float:
+        """The circuit's calibration factor."""
+        return self.judge.scale(*self.circuit_without())
+
+    @cached_property
+    def circuit_logits(self) -> Float[Tensor, "rows d_vocab"]:
+        """Logits at the answer position with only the circuit kept."""
+        return self.logits(*self.circuit_without())
+
+    @cached_property
+    def full_logits(self) -> Float[Tensor, "rows d_vocab"]:
+        """Logits at the answer position of the whole model."""
+        return self.logits(self.every, "all")
+
+    @cached_property
+    def empty_logits(self) -> Float[Tensor, "rows d_vocab"]:
+        """Logits at the answer position with nothing kept."""
+        return self.logits([], [])
+
+    def score(self, nodes: Iterable[Node], edges: Kept, scale: float = 1.0) -> Score:
+        """Score of a part of the model, by the criterion."""
+        return self.judge.scored(self, nodes, edges, scale)
+
+    def best_score(self, nodes: Iterable[Node], edges: Kept) -> Score:
+        """Such a score after a calibration of these parts' own, where the criterion calibrates."""
+        margin = self.margins(nodes, edges)
+        scale = fitted_scale(margin) if self.judge.criterion.calibrated else 1.0
+        return self.judge.score_of(self, margin, scale)
+
+    def circuit_margins(self, gone: Iterable[Node] = ()) -> Float[Tensor, " rows"]:
+        """Margins of the circuit, less some nodes."""
+        return self.margins(*self.circuit_without(gone))
+
+    def circuit_without(self, gone: Iterable[Node] = ()) -> tuple[list[Node], list[Edge]]:
+        """Nodes and edges of the circuit, less some nodes."""
+        gone = set(gone)
+        nodes = [node for node in self.circuit.nodes if node not in gone]
+        edges = [e for e in self.circuit.edges if e.source not in gone and e.target not in gone]
+        return nodes, edges
+
+    def model_without(self, gone: Iterable[Node]) -> tuple[list[Node], Kept]:
+        """All nodes of the model, less some, with every weight."""
+        gone = set(gone)
+        return [node for node in self.every if node not in gone], "all"
+
+    def random_like(self, rng: random.Random, *, outside: bool) -> list[Node]:
+        """As many nodes at each site as the circuit has; `outside`: none of the circuit's own, where possible."""
+        drawn: list[Node] = []
+        by_site: dict[Site, list[Node]] = {}
+        for node in self.circuit.nodes:
+            by_site.setdefault(node.at, []).append(node)
+        for site, own in by_site.items():
+            pool = [Node.of(site, i) for i in range(self.widths[site])]
+            others = [node for node in pool if node not in own]
+            pool = others if outside and len(others) >= len(own) else pool
+            drawn += rng.sample(pool, len(own))
+        return drawn
+
+    def patched_margins(
+        self, nodes: Iterable[Node], *, in_circuit: bool, share: float = 1.0
+    ) -> Float[Tensor, " pairs"]:
+        """Margins on clean prompts while nodes take their values from the corrupted prompt of the pair.
+
+        share: how far towards those values, 1 = all the way.
+        """
+        n, masks, edges = self.n_pairs, None, None
+        if in_circuit:
+            masks, edges = self.node_masks(self.circuit.nodes), self.edge_masks(self.circuit.edges)
+
+        def swap(value: Tensor, hook: Any, node: Node) -> Tensor:
+            flat = value.flatten(2).clone()
+            flat[:n, :, node.index] += share * (flat[n:, :, node.index] - flat[:n, :, node.index])
+            return flat.view(value.shape)
+
+        # Hooks run in the order in which they were added, so the mask of a kept node passes the swapped value.
+        hooks: list[Any] = [(self.model.hook_name(node.at), partial(swap, node=node)) for node in nodes]
+        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
+            logits = run_masked(self.model, self.targets.tokens, masks or {}, self.values, edges)
+        clean = Targets(*(part[:n] for part in self.targets))
+        return margins(logits[:n], clean)
+
+    def mask_gradients(self, masks: dict[Site, Tensor]) -> dict[Site, Tensor]:
+        """d loss / d mask, with these masks (which need gradients)."""
+        with torch.enable_grad():
+            logits = run_masked(self.model, self.targets.tokens, masks, self.values)
+            loss = self.judge.loss_of(self, margins(logits, self.targets))
+            return dict(zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True))
+
+
+Check = Callable[[Bench, random.Random], Sequence[Entry]]
+"""A check: entries of the report, from a bench and a stream of random numbers that is the check's own."""
+
+
+def greedy(candidates: Sequence[Node], gain: Callable[[list[Node]], float], steps: int) -> list[Node]:
+    """Add, one by one, the candidate with the greatest gain while the gain grows."""
+    chosen: list[Node] = []
+    best = 0.0
+    for _ in range(steps):
+        scored = [(gain([*chosen, c]), c) for c in candidates if c not in chosen]
+        if not scored or max(scored)[0] <= best:
+            break
+        best, node = max(scored)
+        chosen.append(node)
+    return chosen

@@ -1,0 +1,197 @@
+"""The field's own measures: CPR and CMD over circuit sizes, and three hypothesis tests."""
+
+import math
+import random
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor
+
+from circuits.circuit.nodes import Node
+from circuits.trust.report import Entry
+from circuits.trust.workbench import Bench
+
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Circuit sizes as shares of all nodes, as the Mechanistic Interpretability Benchmark sets them."""
+EPSILON = 0.1
+"""Tolerance of the equivalence test around one half."""
+ALPHA = 0.05
+"""Level of every test."""
+N_PERMUTATIONS = 200
+"""Permutations of the independence test."""
+
+
+def cpr_and_cmd(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Area under f, and between f and 1, where f(C) = (m(C) - m(empty)) / (m(full) - m(empty)).
+
+    m is the mean margin. Nodes are ranked by effect in the circuit, then the rest by attribution.
+    Source: Mueller et al. 2025 (arXiv 2504.13151).
+    """
+    ours = _curve(bench, ranked_nodes(bench))
+    chance = _curve(bench, rng.sample(bench.every, len(bench.every)))
+    details = {"shares": list(SHARES), "faithfulness": ours, "random": chance}
+    return [
+        Entry(
+            name="CPR",
+            meaning="Area under the share of the model's margin that the best-ranked nodes recover, over circuit "
+            "sizes of 0.1 to 100 %: do the best parts carry the task; the baseline is a random ranking.",
+            value=_area(ours),
+            baseline=_area(chance),
+            verdict="pass" if _area(ours) > _area(chance) else "fail",
+            details=details,
+        ),
+        Entry(
+            name="CMD",
+            meaning="Area between that share and 1: is the circuit the model; 0 is best, and the baseline is a "
+            "random ranking.",
+            value=_area([abs(1 - f) for f in ours]),
+            baseline=_area([abs(1 - f) for f in chance]),
+            verdict="note",
+            details=details,
+        ),
+    ]
+
+
+def ranked_nodes(bench: Bench) -> list[Node]:
+    """All nodes: those of the circuit by what their removal costs it, then the rest by attribution."""
+    effects = {node: bench.best_score(*bench.circuit_without([node])).loss for node in bench.circuit.nodes}
+    first = sorted(effects, key=lambda node: (-effects[node], node))
+    attribution = _attribution(bench)
+    rest = [node for node in bench.every if node not in effects]
+    return first + sorted(rest, key=lambda node: (-attribution[node], node))
+
+
+def equivalence(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Does the circuit do better than the model on half of the prompts?  Sign test with a tolerance."""
+    ours, theirs = bench.circuit_margins(), bench.full_margins
+    wins, n = int((ours > theirs).sum()), len(ours)
+    share = wins / n
+    far = abs(share - 0.5) - EPSILON
+    p_value = 1.0 if far <= 0 else min(1.0, 2 * _binomial_tail(max(wins, n - wins), n, 0.5 + EPSILON))
+    return [
+        Entry(
+            name="equivalence test",
+            meaning="p-value of 'circuit and model do better than one another equally often' (within "
+            f"{EPSILON:g}); below {ALPHA:g} they differ, as a circuit with smaller margins always will.",
+            value=p_value,
+            baseline=ALPHA,
+            verdict="note",
+            details={"share_circuit_better": share},
+        )
+    ]
+
+
+def independence(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Without the circuit, does the model's output still depend on what it was?  HSIC, by permutation.
+
+    Prompts are exchanged only among those with the same two tokens to choose from, whose constant logits
+    would otherwise be taken for knowledge.
+    """
+    answer, foil = bench.targets.answer, bench.targets.foil
+    turned = (answer - foil).sign()
+    full = bench.full_margins * turned
+    knocked_out = bench.margins(*bench.model_without(bench.circuit.nodes)) * turned
+    # Differences of less than a twentieth of the model's own are no difference to anybody.
+    width = float(_distances(full).median())
+    k, l_centred = _kernel(full, width), _centred(_kernel(knocked_out, 0.05 * width))
+    observed = float((k * l_centred).sum())
+    pairs = torch.minimum(answer, foil) * len(bench.model.W_E) + torch.maximum(answer, foil)
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    above = 0
+    for _ in range(N_PERMUTATIONS):
+        order = _shuffled_within(pairs, generator)
+        above += float((k[order][:, order] * l_centred).sum()) >= observed * (1 - 1e-6)
+    p_value = (1 + above) / (1 + N_PERMUTATIONS)
+    return [
+        Entry(
+            name="independence test",
+            meaning="p-value of 'with the circuit ablated, the model's answer says nothing of what it was'; below "
+            f"{ALPHA:g} some of the task is left outside the circuit.",
+            value=p_value,
+            baseline=ALPHA,
+            verdict="pass" if p_value >= ALPHA else "fail",
+        )
+    ]
+
+
+def minimality_test(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Does every node of the circuit matter more than a random node added to it?"""
+    nodes, _ = bench.circuit_without()
+    whole = bench.margins(nodes, "all")
+    outside = [node for node in bench.every if node not in set(nodes)]
+    added = rng.sample(outside, min(bench.config.n_random, len(outside)))
+    reference = [_distance(bench.margins([*nodes, node], "all"), whole) for node in added]
+    p_values = {}
+    for node in nodes:
+        effect = _distance(bench.margins([other for other in nodes if other != node], "all"), whole)
+        p_values[str(node)] = (1 + sum(r >= effect for r in reference)) / (1 + len(reference))
+    worst = max(p_values.values())
+    return [
+        Entry(
+            name="minimality test",
+            meaning="Greatest p-value, over the nodes, of 'this node matters no more than a random node added to the "
+            f"circuit'; below {ALPHA:g} every node earns its place.",
+            value=worst,
+            baseline=ALPHA,
+            verdict="pass" if worst <= ALPHA else "fail",
+            details={"p_values": p_values},
+        )
+    ]
+
+
+def _curve(bench: Bench, ranking: list[Node]) -> list[float]:
+    empty, full = (float(bench.margins(nodes, "all").mean()) for nodes in ([], bench.every))
+    kept = [ranking[: max(1, round(share * len(ranking)))] for share in SHARES]
+    span = full - empty or math.nan  # a model whose margin is that of its empty self recovers nothing of it
+    return [(float(bench.margins(nodes, "all").mean()) - empty) / span for nodes in kept]
+
+
+def _area(heights: list[float]) -> float:
+    """Trapezoids over the shares, from the smallest to all nodes."""
+    steps = zip(SHARES[:-1], SHARES[1:], heights[:-1], heights[1:], strict=True)
+    return sum((b - a) * (f + g) / 2 for a, b, f, g in steps)
+
+
+def _attribution(bench: Bench) -> dict[Node, float]:
+    """|sum of value * gradient of the loss by the mask|: first-order cost of ablating each node."""
+    masks = {site: mask.requires_grad_() for site, mask in bench.node_masks(bench.every).items()}
+    gradients = bench.mask_gradients(masks)
+    return {
+        Node.of(site, i): float(g)
+        for site, gradient in gradients.items()
+        for i, g in enumerate(gradient.abs())
+    }
+
+
+def _binomial_tail(k: int, n: int, p: float) -> float:
+    """P(X >= k) for X ~ Binomial(n, p)."""
+    return float(stats.binom.sf(k - 1, n, p))
+
+
+def _kernel(x: Float[Tensor, " rows"], least_width: float) -> Float[Tensor, "rows rows"]:
+    """Gaussian kernel whose width is the median distance, or `least_width` where that is greater."""
+    distance = _distances(x)
+    width = distance.median().clamp_min(max(least_width, 1e-6))
+    return torch.exp(-(distance**2) / (2 * width**2))
+
+
+def _distances(x: Float[Tensor, " rows"]) -> Float[Tensor, "rows rows"]:
+    return (x[:, None] - x[None]).abs()
+
+
+def _shuffled_within(groups: Int[Tensor, " rows"], generator: torch.Generator) -> Int[Tensor, " rows"]:
+    """A permutation that exchanges rows of the same group only."""
+    drawn = torch.randperm(len(groups), generator=generator).to(groups.device)
+    order = torch.empty_like(groups)
+    order[groups.argsort(stable=True)] = drawn[groups[drawn].argsort(stable=True)]
+    return order
+
+
+def _centred(kernel: Float[Tensor, "rows rows"]) -> Float[Tensor, "rows rows"]:
+    return kernel - kernel.mean(0) - kernel.mean(1, keepdim=True) + kernel.mean()
+
+
+def _distance(a: Float[Tensor, " rows"], b: Float[Tensor, " rows"]) -> float:
+    return float((a - b).abs().mean())
