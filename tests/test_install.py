@@ -100,7 +100,7 @@ def test_a_missing_pin_and_one_out_of_range_are_reported():
     assert complaints(PROJECT, only_old, "3.13") == []
     assert complaints(PROJECT, only_old, "3.14") == ["scipy: no pin"]
     assert complaints(PROJECT, changed("scipy==1.17.1", "scipy==1.3"), "3.14") == [
-        "scipy>=1.11: pinned to 1.3"
+        "scipy>=1.13: pinned to 1.3"
     ]
 
 
