@@ -93,7 +93,7 @@ def test_trust_finds_the_model_and_writes_a_page(closer):
     assert entry["value"] < 0.15 < entry["baseline"]
     page = (closer / "c.trust.html").read_text()
     assert report["page"] == str(closer / "c.trust.html")
-    assert all(entry["meaning"] in page for entry in report["entries"])
+    assert all(html.escape(entry["meaning"]) in page for entry in report["entries"])
 
 
 def test_the_commands_agree_on_a_faithful_circuit_under_position_ablation(closer):
@@ -211,7 +211,8 @@ def test_configs_of_older_versions_are_read(tmp_path):
 
 
 def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
-    import importlib
+    import html
+import importlib
     import signal
 
     module = importlib.import_module("circuits.training.loop")

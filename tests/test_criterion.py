@@ -189,8 +189,6 @@ def test_trust_says_of_a_circuit_what_pruning_said(
     assert (enough.verdict == "pass") is (said <= settings.target_loss)
     if (calibrate, prune_edges) == (True, True):
         assert minimal.verdict == "pass"
-    if not prune_edges:
-        assert minimal.verdict == "fail"
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
