@@ -1,5 +1,6 @@
 """The command line: help that teaches, JSON on request, clear errors, files that can be used."""
 
+import html
 import json
 
 import pytest
@@ -211,8 +212,7 @@ def test_configs_of_older_versions_are_read(tmp_path):
 
 
 def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
-    import html
-import importlib
+    import importlib
     import signal
 
     module = importlib.import_module("circuits.training.loop")
