@@ -26,7 +26,7 @@ from tasks.brackets import Brackets
 from tasks.composition import CELLS
 from tasks.quotes import Quotes
 
-SMALL = PruneConfig(starts=1, steps=40, n_eval=16, n_test=24, n_mean=16)
+SMALL = PruneConfig(starts=1, steps=40, batch_size=8, n_eval=16, n_test=24, n_mean=16)
 QUICK = TrustConfig(n_pairs=8, n_random=2, n_knockouts=2, n_greedy=0, control_steps=0)
 
 

@@ -9,6 +9,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import run_circuit
 from circuits.circuit.score import margins, score_margins, task_score
 from circuits.handmade import METHODS, MODELS, Handmade, build, rank_metrics, recover
+from circuits.pruning import PruneConfig
 
 NAMES = sorted(MODELS)
 TARGET = 0.15
@@ -55,9 +56,8 @@ def test_second_task_leaves_the_first_alone(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["quotes", "copying"])
 def test_pruning_returns_the_true_circuit(name: str) -> None:
-    """Two of the six, at one seed: the whole proof takes many minutes and is `recovery.verify`."""
-    made = MODELS[name](0)
-    result = recover(made, 0)
+    """Two of the six, at one seed, from one start: the whole proof takes many minutes and is `circuits verify`."""
+    result = recover(MODELS[name](0), 0, PruneConfig(starts=1))
     assert result.exact, result
 
 

@@ -35,7 +35,7 @@ class MaskedModel:
         self.values = {site: value.to(model.like) for site, value in values.items()}
         self.widths = {site: value.shape[-1] for site, value in values.items()}
         self.n_pairs = n = len(batch)
-        batch = batch.to(model.like.device)
+        self.batch = batch = batch.to(model.like.device)
         self.targets = batch.tokens_and_targets()
         self._parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(n)]
         # Parts hold their clean prompts, then their corrupted ones; `_order[i]` is the row that is read i-th.

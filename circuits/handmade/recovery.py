@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from circuits.circuit.circuit import Circuit
@@ -24,10 +25,12 @@ class Recovery(NamedTuple):
     """Time that pruning took."""
 
 
-def recover(made: Handmade, seed: int = 0) -> Recovery:
-    """Prune a hand-made model at the default settings and hold the result against the truth."""
+def recover(made: Handmade, seed: int = 0, config: PruneConfig | None = None) -> Recovery:
+    """Prune a hand-made model, at the default settings unless told, and hold the result against the truth."""
     started = time.perf_counter()
-    found = prune(made.model, made.task, PruneConfig(seed=seed), corpus=made.corpus, progress=False)
+    found = prune(
+        made.model, made.task, replace(config or PruneConfig(), seed=seed), corpus=made.corpus, progress=False
+    )
     true_parts, found_parts = _parts(made.circuit), _parts(found)
     return Recovery(
         exact=true_parts == found_parts,

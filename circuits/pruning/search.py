@@ -18,14 +18,13 @@ from circuits.circuit.score import (
     score_against,
     score_margins,
     task_margins,
-    task_score,
 )
 from circuits.model.sites import Site, WeightAt
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import minimal, thinned
-from tasks import Batch, Corpus, Task
+from tasks import Corpus, Task
 from tasks.base import Targets
 
 
@@ -35,16 +34,15 @@ class Search:
     def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
         self.model, self.task, self.config = model, task, config
         self.criterion = config.criterion(task)
-        self.batch = task.batch(config.n_eval, split="val", seed=config.seed)
         faithful = config.objective == "faithful"
-        if not faithful:  # a faithful circuit is one for what the model does, whatever that is
-            _check_solved(model, task, self.batch, config)
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
         self.reference = task_margins(model, self.pool) if faithful else None
         self.judge = Evaluator(model, task, self.criterion, self.values)
+        if not faithful:  # a faithful circuit is one for what the model does, whatever that is
+            _check_solved(self.judge)
         self.history: list[dict[str, float]] = []
 
     def best(self, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
@@ -159,7 +157,7 @@ class Search:
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
-            io_edges=tuple(io_edges(self.model, nodes, self.batch, self.task.tokenizer)),
+            io_edges=tuple(io_edges(self.model, nodes, self.judge.batch, self.task.tokenizer)),
             widths=config.widths,
             n_layers=config.n_layers,
             d_head=config.d_head,
@@ -206,10 +204,10 @@ class Search:
         }
 
 
-def _check_solved(model: SparseTransformer, task: Task, batch: Batch, config: PruneConfig) -> None:
-    full = task_score(model, batch)
-    if full.loss > config.target_loss or full.accuracy < config.target_accuracy:
-        raise UnsolvedError(task.name, full, config.target_loss, config.target_accuracy)
+def _check_solved(judge: Evaluator) -> None:
+    full, asked = score_margins(judge.full_margins), judge.criterion
+    if not judge.meets(full):
+        raise UnsolvedError(asked.task, full, asked.target_loss, asked.target_accuracy)
 
 
 def _last(way: Sequence[list], solved: Callable[[list], Score | None]) -> list:
