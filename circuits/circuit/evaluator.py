@@ -30,16 +30,20 @@ weight of the model, so that what is left out can still compete with what is kep
 class MaskedModel:
     """A model, replacement values and prompt pairs; runs the model with any nodes and edges kept."""
 
-    def __init__(self, model: Subject, values: dict[Site, Tensor], batch: Batch) -> None:
+    def __init__(
+        self, model: Subject, values: dict[Site, Tensor], batch: Batch, *, first: int | None = None
+    ) -> None:
+        """first: pairs to read before any others are, for whoever may stop there; None: all are read at once."""
         self.model = model
         self.values = {site: value.to(model.like) for site, value in values.items()}
         self.widths = {site: value.shape[-1] for site, value in values.items()}
         self.n_pairs = n = len(batch)
         self.batch = batch = batch.to(model.like.device)
         self.targets = batch.tokens_and_targets()
-        self._parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in _slices(n)]
+        parts = [(0, n)] if first is None else _slices(n, first)
+        self._parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in parts]
         # Parts hold their clean prompts, then their corrupted ones; `_order[i]` is the row that is read i-th.
-        self._order = torch.cat([torch.arange(a, b) + half for a, b in _slices(n) for half in (0, n)])
+        self._order = torch.cat([torch.arange(a, b) + half for a, b in parts for half in (0, n)])
 
     @cached_property
     def every(self) -> list[Node]:
@@ -110,7 +114,8 @@ class Evaluator(MaskedModel):
     def __init__(self, model: Subject, task: Task, criterion: Criterion, values: dict[Site, Tensor]) -> None:
         criterion.check(task)
         self.task, self.criterion = task, criterion
-        super().__init__(model, values, task.batch(criterion.n_eval, split="val", seed=criterion.seed))
+        batch = task.batch(criterion.n_eval, split="val", seed=criterion.seed)
+        super().__init__(model, values, batch, first=16)
 
     def score(self, nodes: Sequence[Node], edges: Kept) -> Score:
         """Score on the validation prompts, after a calibration of these parts' own if the criterion asks for one."""
@@ -189,7 +194,7 @@ class Evaluator(MaskedModel):
         return score_margins(margin * (fitted_scale(margin) if self.criterion.calibrated else 1.0))
 
 
-def _slices(n: int, first: int = 16, most: int = 64) -> list[tuple[int, int]]:
+def _slices(n: int, first: int, most: int = 64) -> list[tuple[int, int]]:
     """Bounds of consecutive parts of n rows: a small one, then larger ones that still fit the processor's cache."""
     bounds = [0, *range(first, n, most), n]
     return list(itertools.pairwise(bounds))

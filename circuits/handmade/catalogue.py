@@ -176,7 +176,7 @@ def _true_circuit(model: SparseTransformer, task: Task, corpus: Corpus, edges: l
         io_edges=tuple(io_edges(model, nodes, batch, task.tokenizer)),
         widths=model.config.widths,
         n_layers=model.config.n_layers,
-        criterion=Criterion.of(task, calibrate=False, n_eval=256, n_test=256),
+        criterion=Criterion.of(task, calibrate=False, n_eval=64, n_test=256),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )

@@ -10,6 +10,8 @@ from torch import Tensor
 from circuits.trust.report import Entry
 from circuits.trust.workbench import Bench
 
+N_OTHERS = 5
+"""Circuits of random nodes that the order is compared with."""
 LEAST = 8
 """Prompts of an answer below which their order says nothing."""
 
@@ -17,9 +19,7 @@ LEAST = 8
 def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Size of the circuit's margins against the model's, and their order among prompts of the same answer."""
     ours, theirs = bench.circuit_margins(), bench.full_margins
-    others = [
-        bench.margins(bench.random_like(rng, outside=False), "between") for _ in range(bench.config.n_random)
-    ]
+    others = [bench.margins(bench.random_like(rng, outside=False), "between") for _ in range(N_OTHERS)]
     by_answer = _correlations(bench, ours)
     return [
         Entry(
@@ -33,7 +33,7 @@ def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="margin correlation",
             meaning="Correlation of the circuit's margins with the model's among prompts of the same answer, a mean "
-            "over answers: does it say where the model is surer? The baseline is the best of as many random nodes.",
+            "over answers: does it say where the model is surer? The baseline is the best of five random circuits.",
             value=_mean(by_answer),
             baseline=max(_mean(_correlations(bench, other)) for other in others),
             verdict="note",
