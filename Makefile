@@ -20,10 +20,10 @@ demo: setup ## Train a small sparse model, extract the quote circuit, write out/
 	$(BIN)/circuits demo
 
 test: setup ## Run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not notebook"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not notebook"
 
 notebooks: setup ## Run every notebook from the top
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m notebook
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m notebook
 
 lint: setup ## Check the style
 	$(BIN)/ruff check .

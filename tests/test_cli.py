@@ -75,12 +75,14 @@ def closer(tmp_path_factory):
         edges=tuple(edges_between(model, TRUE_NODES)),
         widths=model.config.widths,
         n_layers=1,
-        criterion=Criterion(task="quotes"),
+        criterion=Criterion(task="quotes", n_eval=32, n_test=32),
         model_hash=model.fingerprint(),
         values=mean_values(model, text),
     )
     circuit.save(folder / "c.json")
-    (folder / "quick.json").write_text(json.dumps({"n_pairs": 16, "n_knockouts": 2, "control_steps": 2}))
+    (folder / "quick.json").write_text(
+        json.dumps({"n_pairs": 16, "n_random": 4, "n_knockouts": 2, "control_steps": 2})
+    )
     return folder
 
 
