@@ -210,7 +210,7 @@ def test_trust_judges_a_faithful_circuit_of_a_model_that_is_wrong():
     wrong.W_U.data.neg_()
     settings = replace(SMALL, objective="faithful")
     found = prune(wrong, load_task("quotes"), settings, corpus=CORPUS, progress=False)
-    report = trust_report(wrong, found, config=replace(QUICK, n_random=19, control_steps=30))
+    report = trust_report(wrong, found, config=replace(QUICK, n_random=4, control_steps=30))
     for name in ("sufficiency", "necessity", "1-minimality", "KL, clean", "random circuits"):
         assert report[name].verdict == "pass", report[name]
     assert report["swapped answers"].baseline < 0.2  # gates find the model's own wrong answers

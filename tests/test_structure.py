@@ -292,3 +292,17 @@ def test_an_import_that_changes_global_state_is_found(tmp_path):
     fake(tmp_path, circuits__="", circuits__a=f"{changes}random.random()")
     said = in_fresh_process(f"{STATE}sys.path.insert(0, '.')\nimport circuits.a{SAME}", tmp_path)
     assert said.endswith("AssertionError: changed: random, dtype, environment\n")
+
+
+def unhooked(tasks: Path, hooked: str) -> list[str]:
+    """Modules of tasks that state shapes, which no test run would check."""
+    stating = [path.stem for path in sorted(tasks.glob("*.py")) if "jaxtyping" in path.read_text()]
+    return [name for name in stating if f"tasks.{name}," not in hooked]
+
+
+def test_every_module_that_states_shapes_is_checked(tmp_path):
+    """Modules of tasks without tensors are left out of the check: they draw text by the thousand lines."""
+    hooked = (ROOT / "pyproject.toml").read_text()
+    assert unhooked(ROOT / "tasks", hooked) == []
+    (tmp_path / "novel.py").write_text("from jaxtyping import Float")
+    assert unhooked(tmp_path, hooked) == ["novel"]
