@@ -109,13 +109,13 @@ def task_score(model: Subject, batch: Batch) -> Score:
 
 def check_task(model: Subject, task: Task) -> None:
     """Raise ValueError when the task's tokens or prompts do not fit the model."""
-    if task.tokenizer.d_vocab != model.config.d_vocab:
+    if task.tokenizer.d_vocab != model.d_vocab:
         raise ValueError(
             f"task: {task.name!r} has a vocabulary of {task.tokenizer.d_vocab} tokens, the model one of "
-            f"{model.config.d_vocab}; expected the same. Train the model on the task's corpus."
+            f"{model.d_vocab}; expected the same. Train the model on the task's corpus."
         )
-    if task.n_ctx > model.config.n_ctx:
+    if task.n_ctx > model.n_ctx:
         raise ValueError(
             f"task: the longest prompt of {task.name!r} has {task.n_ctx} tokens; expected at most the model's "
-            f"n_ctx = {model.config.n_ctx}. Use shorter prompts or a model with a larger n_ctx."
+            f"n_ctx = {model.n_ctx}. Use shorter prompts or a model with a larger n_ctx."
         )

@@ -30,6 +30,9 @@ class Bench(MaskedModel):
     right answers, or against the whole model's.
     """
 
+    model: SparseTransformer
+    "The model that the circuit belongs to."
+
     def __init__(
         self,
         model: SparseTransformer,

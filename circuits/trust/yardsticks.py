@@ -97,7 +97,7 @@ def independence(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     width = float(_distances(full).median())
     k, l_centred = _kernel(full, width), _centred(_kernel(knocked_out, 0.05 * width))
     observed = float((k * l_centred).sum())
-    pairs = torch.minimum(answer, foil) * len(bench.model.W_E) + torch.maximum(answer, foil)
+    pairs = torch.minimum(answer, foil) * bench.model.d_vocab + torch.maximum(answer, foil)
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     above = 0
     for _ in range(N_PERMUTATIONS):
