@@ -87,9 +87,8 @@ class MaskedModel:
             yield self._run(part, masks, cut), part
 
     def _cut(self, masks: dict[Site, Tensor], edges: Kept) -> dict[WeightAt, Tensor] | None:
-        if edges == "all" or not isinstance(
-            self.model, SparseSubject
-        ):  # whose weights lead from no site to another
+        # Only the weights of a sparse subject lead from site to site, and can be cut.
+        if edges == "all" or not isinstance(self.model, SparseSubject):
             return None
         if edges == "between":
             return {at: torch.outer(masks[at.source], masks[at.target]) for at in weights_among(masks)}
@@ -152,7 +151,11 @@ class Evaluator(MaskedModel):
 
     def scale(self, nodes: Sequence[Node], edges: Kept) -> float:
         """The calibration factor of these parts, fitted on the validation prompts; 1 without calibration."""
-        return fitted_scale(self._margins(nodes, edges)) if self.criterion.calibrated else 1.0
+        return self.fitted(self._margins(nodes, edges)) if self.criterion.calibrated else 1.0
+
+    def fitted(self, margin: Float[Tensor, " rows"]) -> float:
+        """The calibration factor of these margins; 1 without calibration."""
+        return fitted_scale(margin) if self.criterion.calibrated else 1.0
 
     @cached_property
     def test(self) -> MaskedModel:
@@ -191,7 +194,7 @@ class Evaluator(MaskedModel):
         """Of the margins read so far."""
         if self.criterion.objective == "faithful":
             return score_against(margin, self._full_margins[: len(margin)])
-        return score_margins(margin * (fitted_scale(margin) if self.criterion.calibrated else 1.0))
+        return score_margins(margin * self.fitted(margin))
 
 
 def _slices(n: int, first: int, most: int = 64) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ LOSS = {
 def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Loss with only the circuit kept, on the very prompts that pruning reports."""
     judge = bench.judge
-    loss, accuracy = judge.held_out(*bench.circuit_without())
+    loss, accuracy = judge.scored(judge.test, *bench.circuit_without(), bench.scale)
     empty = judge.held_out([], []).loss
     asked = judge.criterion
     return [

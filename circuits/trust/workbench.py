@@ -14,7 +14,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.evaluator import Evaluator, Kept, MaskedModel
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node
-from circuits.circuit.score import Score, fitted_scale, margins
+from circuits.circuit.score import Score, margins
 from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
 from circuits.trust.config import TrustConfig
@@ -85,8 +85,7 @@ class Bench(MaskedModel):
     def best_score(self, nodes: Iterable[Node], edges: Kept) -> Score:
         """Such a score after a calibration of these parts' own, where the criterion calibrates."""
         margin = self.margins(nodes, edges)
-        scale = fitted_scale(margin) if self.judge.criterion.calibrated else 1.0
-        return self.judge.score_of(self, margin, scale)
+        return self.judge.score_of(self, margin, self.judge.fitted(margin))
 
     def circuit_margins(self, gone: Iterable[Node] = ()) -> Float[Tensor, " rows"]:
         """Margins of the circuit, less some nodes."""
