@@ -6,6 +6,7 @@ after the embedding, after each attention, after each MLP). Both sides run their
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -66,7 +67,8 @@ class Side:
         hooks: list[tuple[str, Callable[..., Any]]] = []
         for place in self.locations:
             if place in keep or place in replace:
-                hooks += self._hooks(place, _edit(place, replace.get(place), kept if place in keep else None))
+                edit = partial(_edit, place, replace.get(place), kept if place in keep else None)
+                hooks += self._hooks(place, edit)
         with self.model.hooks(fwd_hooks=hooks):
             return self.model(tokens), kept
 
@@ -117,14 +119,11 @@ def _has_hooks(model: Any) -> bool:
     return isinstance(model, TransformerBridge)
 
 
-def _edit(place: str, replace: Edit | None, kept: dict[str, Tensor] | None) -> Edit:
-    def edit(x: Tensor) -> Tensor:
-        x = x if replace is None else replace(x)
-        if kept is not None:
-            kept[place] = x
-        return x
-
-    return edit
+def _edit(place: str, replace: Edit | None, kept: dict[str, Tensor] | None, x: Tensor) -> Tensor:
+    x = x if replace is None else replace(x)
+    if kept is not None:
+        kept[place] = x
+    return x
 
 
 def _middle_hooks(layer: str, edit: Edit) -> list[tuple[str, Callable[..., Any]]]:

@@ -4,7 +4,7 @@ One function, `run_masked`, serves pruning, trust and everything else that leave
 the model's own forward pass (AbsTopK included) with a hook at each site.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ def run_masked(
     constant. With all masks one, the result is the plain model's, bit for bit, in or out of `sparse_compute`;
     in it, a run costs what the nonzeros cost.
     """
-    hooks = [(model.hook_name(site), _replacer(mask, values[site])) for site, mask in masks.items()]
+    hooks = [(model.hook_name(site), partial(_replace, mask, values[site])) for site, mask in masks.items()]
     with model.hooks(fwd_hooks=hooks):
         if not edge_masks:
             return model(tokens)
@@ -79,15 +79,12 @@ def check_belongs(model: Subject, circuit: Circuit) -> None:
         )
 
 
-def _replacer(mask: Tensor, value: Tensor) -> Callable[..., Tensor]:
-    def replace(x: Tensor, hook: Any) -> Tensor:
-        m = mask.view(x.shape[2:])
-        if value.ndim == 1:
-            return replace_features(x, m, value.view(x.shape[2:]))
-        v = _there(value, x)
-        return x * m + v.reshape(*v.shape[:-1], *x.shape[2:]) * (1 - m)
-
-    return replace
+def _replace(mask: Tensor, value: Tensor, x: Tensor, hook: Any) -> Tensor:
+    m = mask.view(x.shape[2:])
+    if value.ndim == 1:
+        return replace_features(x, m, value.view(x.shape[2:]))
+    v = _there(value, x)
+    return x * m + v.reshape(*v.shape[:-1], *x.shape[2:]) * (1 - m)
 
 
 def _there(value: Tensor, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ edge from head to head. What closes is replaced by zero, so that with all of one
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -116,7 +117,7 @@ def run_composed(
     unknown = sorted(set(masks) - set(known))
     if unknown:
         raise ValueError(f"masks: unknown hook {unknown[0]!r}; expected some of {list(known)}.")
-    hooks: list[tuple[str, Callable]] = [(name, _multiplier(mask)) for name, mask in masks.items()]
+    hooks: list[tuple[str, Callable]] = [(name, partial(_multiply, mask)) for name, mask in masks.items()]
     with model.hooks(fwd_hooks=hooks):
         return model(tokens)
 
@@ -201,8 +202,5 @@ def _named(entry: Entry) -> str:
     return f"{name} {place[0]} -> {place[1]}" if place else name
 
 
-def _multiplier(mask: Tensor) -> Callable[..., Tensor]:
-    def multiply(value: Tensor, hook: Any) -> Tensor:
-        return value * mask
-
-    return multiply
+def _multiply(mask: Tensor, value: Tensor, hook: Any) -> Tensor:
+    return value * mask
