@@ -1,11 +1,10 @@
-"""Files: written in one step and read with clear errors; settings as JSON; results that say how they came about."""
+"""Files: written in one step and read with clear errors; results that say how they came about."""
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -96,23 +95,3 @@ def once(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]
 def mean(values: Sequence[int | float]) -> float:
     """Arithmetic mean."""
     return sum(values) / len(values)
-
-
-def require(config: Any, name: str, holds: bool, expected: str) -> None:
-    """Raise the ValueError of a setting that is not what it must be."""
-    if not holds:
-        raise ValueError(f"{name}: got {getattr(config, name)!r}; expected {expected}.")
-
-
-def check_keys(config_class: type, data: dict[str, Any]) -> dict[str, Any]:
-    """Pass `data` on when its keys fit the dataclass. Raises ValueError naming the ones that do not."""
-    known = [f.name for f in fields(config_class)]
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise ValueError(f"{config_class.__name__}: unknown key {unknown}; expected keys out of {known}.")
-    return data
-
-
-def with_tuples(data: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """A copy of `data` in which the lists under `keys` are tuples: JSON knows no tuples, frozen configs no lists."""
-    return {key: tuple(value) if key in keys else value for key, value in data.items()}
