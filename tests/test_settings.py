@@ -32,8 +32,18 @@ class Made(Settings):
 @pytest.mark.parametrize(
     "given",
     [
-        {"steps": np.int64(20), "lr": np.float32(0.5), "sink": np.bool_(False), "betas": np.array([0.5, 0.25])},
-        {"steps": torch.tensor(20), "lr": torch.tensor(0.5), "sink": torch.tensor(False), "betas": [0.5, 0.25]},
+        {
+            "steps": np.int64(20),
+            "lr": np.float32(0.5),
+            "sink": np.bool_(False),
+            "betas": np.array([0.5, 0.25]),
+        },
+        {
+            "steps": torch.tensor(20),
+            "lr": torch.tensor(0.5),
+            "sink": torch.tensor(False),
+            "betas": [0.5, 0.25],
+        },
     ],
 )
 def test_scalars_of_numpy_and_torch_become_plain_numbers(given):

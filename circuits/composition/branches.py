@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit.score import Score, check_task, margins, score_margins, two_way_loss
+from circuits.model.compute import check_learnable, with_gradients
 from circuits.model.mixers import Compose
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.learn import GateLearner, GateSettings, rising
@@ -115,6 +116,7 @@ def run_composed(
         return model(tokens)
 
 
+@with_gradients
 def prune_compositions(
     model: SparseTransformer, task: Task, config: ComposePruneConfig | None = None
 ) -> ComposeCircuit:
@@ -124,6 +126,7 @@ def prune_compositions(
     tokens do not fit.
     """
     config = config or ComposePruneConfig()
+    check_learnable(model)
     check_task(model, task)
     shapes = compose_gates(model, config.level)
     if not shapes:

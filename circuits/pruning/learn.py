@@ -77,6 +77,11 @@ class GateLearner(Generic[Key]):
         self, loss: Float[Tensor, ""], penalty: float, masks: Mapping[Key, Tensor]
     ) -> tuple[Float[Tensor, ""], dict[Key, Tensor]]:
         """Gradients of `loss` + `penalty` nats an open gate; returns how many are open, and d loss / d mask."""
+        if not bool(loss.detach().isfinite()):
+            raise ValueError(
+                f"lr: the loss of the gates is {float(loss.detach())}; expected a finite number. Lower lr, which is "
+                f"{self.settings.lr:g}, and look for NaN among the model's weights."
+            )
         n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
         wanted = [*self._parameters, *masks.values()]
         grads = torch.autograd.grad(loss + penalty * n_open, wanted)

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import check_task
 from circuits.kernels import keep_pages
-from circuits.model.compute import frozen
+from circuits.model.compute import frozen, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
@@ -28,6 +28,7 @@ from tasks import Corpus, Task, load_corpus
 __all__ = ["PruneConfig", "prune"]
 
 
+@with_gradients
 def prune(
     model: SparseTransformer,
     task: Task,
