@@ -12,7 +12,7 @@ from torch import Tensor
 Numbers = Sequence[int | float] | Float[Tensor, " n"]
 
 
-LEAST = 0.01
+LEAST = 1e-3
 """Nats below which there is nothing to take a share of: differences of that size are those of the prompts drawn."""
 
 

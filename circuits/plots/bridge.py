@@ -29,7 +29,8 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
     """Recovered loss and NMSE of each location, both ways.
 
     `rows` is `BridgeSet.metrics["locations"]`: mappings with location, nmse_encode, nmse_decode,
-    recovered_dense_to_sparse and recovered_sparse_to_dense (None: nothing to recover there). Raises ValueError when it is empty.
+    recovered_dense_to_sparse and recovered_sparse_to_dense (None: nothing to recover there). Raises ValueError when it
+    is empty.
     """
     if not rows:
         raise ValueError("rows: got none; expected the metrics of at least one location. Fit bridges first.")

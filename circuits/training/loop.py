@@ -237,14 +237,15 @@ class _Run:
     def restore(self, path: str | Path) -> None:
         """Take up a run that `save` left. Raises ValueError when it was of another config."""
         saved = load_checkpoint(path)
-        if "train" not in saved.meta or not {"generator"} <= saved.extra.keys() or "step" not in saved.meta:
-            holds = "a model alone" if "train" not in saved.meta else "a finished model"
-            raise ValueError(f"resume: {path} holds {holds}; expected a run that was interrupted.")
+        if "train" not in saved.meta:
+            raise ValueError(f"resume: {path} holds a model alone; expected a run that was interrupted.")
         if TrainConfig.from_json(saved.meta["train"]) != self.config:
             raise ValueError(
                 f"resume: {path} belongs to another config; expected the one it was started with "
                 f"({saved.meta['train']})."
             )
+        if "generator" not in saved.extra or "step" not in saved.meta:
+            raise ValueError(f"resume: {path} holds a finished model; expected a run that was interrupted.")
         self.model.load_state_dict(saved.model.state_dict())
         restore_optimizer("adam", self.optimizer, saved.extra)
         self.generator.set_state(saved.extra["generator"])
