@@ -87,6 +87,37 @@ def unbroken() -> Iterator[None]:
 
 
 @contextmanager
+def heeding_interrupts() -> Iterator[Callable[[], None]]:
+    """Yields what to call now and then: it raises KeyboardInterrupt if Ctrl-C came where Python swallows it.
+
+    A KeyboardInterrupt raised inside a finaliser (`__del__`) is printed and forgotten; any other acts as ever.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: None
+        return
+    came: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        try:
+            before(number, frame)
+        except KeyboardInterrupt:
+            came.append(number)
+            raise
+
+    def heed() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield heed
+        heed()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A place to write to beside `path`, which becomes `path` when the block ends well, and goes when it does not.
 

@@ -205,6 +205,6 @@ def _said(kind: Any) -> str:
         return f"{len(parts)} values: {', '.join(_said(part) for part in parts)}"
     if origin is not None:
         return "a dictionary"
-    named = {None: "None", NoneType: "None", int: "a whole number", float: "a finite number"}
+    named: dict[Any, str] = {None: "None", NoneType: "None", int: "a whole number", float: "a finite number"}
     named |= {bool: "True or False", str: "a text"}
     return named.get(kind) or f"a {kind.__name__}"

@@ -13,7 +13,15 @@ from circuits import files
 from circuits.circuit import task_score
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import score_against, score_margins
-from circuits.files import UnwritableError, check_writable, json_text, unbroken, write_file, write_json
+from circuits.files import (
+    UnwritableError,
+    check_writable,
+    heeding_interrupts,
+    json_text,
+    unbroken,
+    write_file,
+    write_json,
+)
 from circuits.heads import copying_scores
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
@@ -225,6 +233,21 @@ def test_a_second_ctrl_c_lets_the_save_finish(tmp_path):
 def test_ctrl_c_that_nobody_asked_for_is_not_lost():
     with pytest.raises(KeyboardInterrupt), whole_steps():
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_a_finaliser_is_heeded_afterwards():
+    class Dies:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    after = []
+    with pytest.raises(KeyboardInterrupt), heeding_interrupts() as heed:
+        thing = Dies()
+        del thing
+        after.append("swallowed")
+        heed()
+    assert after == ["swallowed"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ The dense model is trained first; then the sparse one, together with the bridges
 `out` folder and is taken up again as long as the settings are the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any
