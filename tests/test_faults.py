@@ -242,11 +242,15 @@ def test_ctrl_c_in_a_finaliser_is_heeded_afterwards():
             signal.raise_signal(signal.SIGINT)
 
     after = []
-    with pytest.raises(KeyboardInterrupt), heeding_interrupts() as heed:
-        thing = Dies()
-        del thing
-        after.append("swallowed")
-        heed()
+
+    def work() -> None:
+        with heeding_interrupts():
+            thing = Dies()
+            del thing
+            after.append("swallowed")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert after == ["swallowed"]
 
 
