@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from circuits import files
+from circuits.bridges import BridgeConfig, fit_bridges
 from circuits.circuit import task_score
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import score_against, score_margins
@@ -279,3 +280,13 @@ def test_a_checkpoint_that_is_no_run_is_not_resumed(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"m\.safetensors cannot be read as a checkpoint"):
         train(TINY, progress=False, resume=path)
+
+
+def test_a_fit_of_bridges_that_diverges_keeps_what_was_good(tmp_path):
+    model, path = untrained(), tmp_path / "maps.safetensors"
+    config = BridgeConfig(lr=1e30, steps=4, n_val=2, batch_size=2, init="random")
+    with pytest.raises(TrainingDiverged, match="lr: .*finite"):
+        fit_bridges(model, model, load_corpus("mini"), config, checkpoint=path, progress=False)
+    saved = load_checkpoint(path)
+    assert saved.extra
+    assert all(bool(value.isfinite().all()) for value in saved.extra.values())

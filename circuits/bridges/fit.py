@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from circuits.bridges.checks import check_finite, check_text, resolve_pairs
 from circuits.bridges.config import TERMS, BridgeConfig
 from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
-from circuits.bridges.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
+from circuits.bridges.measure import NonFiniteLossError, bridge_metrics, kl_per_token, next_token_loss, nmse
 from circuits.bridges.sides import Model, Side, still
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
@@ -31,6 +31,7 @@ from circuits.training.steps import (
     Entry,
     LastGood,
     NotFiniteError,
+    TrainingDiverged,
     optimizer_tensors,
     restore_optimizer,
     run_to_end,
@@ -76,7 +77,10 @@ def fit_bridges(
     stopped = checkpoint or Path("out") / "bridges.interrupted.safetensors"
     with still(*held):
         run_to_end(fit, name="bridges", describe=_described, checkpoint=stopped, shown=progress)
-    return fit.result()
+    try:
+        return fit.result()
+    except NonFiniteLossError as error:  # of the maps that the last step left
+        raise TrainingDiverged(f"lr: after the last step: {error}", fit.rescue(stopped)) from None
 
 
 class _Fit:
@@ -123,8 +127,8 @@ class _Fit:
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
             raise NotFiniteError(
-                f"lr: the loss is {float(loss)} at step {step + 1} ({said_of(self.maps)}); expected a finite number. "
-                f"Lower lr, which is {self.config.lr:g}.",
+                f"lr: the loss is {float(loss.detach())} at step {step + 1} ({said_of(self.maps)}); expected a "
+                f"finite number. Lower lr, which is {self.config.lr:g}.",
                 self.rescue,
             )
         self.good.keep()

@@ -17,6 +17,10 @@ CHUNK = 32
 """Sequences of a pass; validation runs without gradients."""
 
 
+class NonFiniteLossError(ValueError):
+    """A pass of a model, a hybrid or an ablation has a loss that is not finite."""
+
+
 def nmse(prediction: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
     """`||prediction - target||^2 / ||target - mean(target)||^2`, the mean over all but the last axis.
 
@@ -124,7 +128,7 @@ def _loss(side: Side, tokens: Tensor, place: str = "", value: Tensor | None = No
 def _mean_loss(parts: list[tuple[Tensor, Tensor]]) -> float:
     total = sum(float(next_token_loss(logits, chunk)) * len(chunk) for logits, chunk in parts)
     if not math.isfinite(total):
-        raise ValueError(
+        raise NonFiniteLossError(
             f"bridges: a pass has a loss of {total}; expected a finite one. Look for NaN among the weights of the "
             "models and the maps."
         )
