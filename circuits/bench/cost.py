@@ -7,48 +7,40 @@ in neither column.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from circuits.settings import Count, Positive, Settings
+
 DENSITIES = tuple(1 / 4**i for i in range(2, 7))
 """1/16 to 1/4096."""
 PRODUCTS = ("spmm_forward", "spmm_backward", "sddmm")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(Settings):
     """Rates of one GPU. The defaults are of the H100 class."""
 
-    dense_flops: float = 989e12
+    dense_flops: Positive = 989e12
     "FLOP/s of dense bfloat16 products on tensor cores. Data sheet."
-    scalar_flops: float = 67e12
+    scalar_flops: Positive = 67e12
     "FLOP/s of float32 outside tensor cores. Data sheet."
-    memory_bytes: float = 3.35e12
+    memory_bytes: Positive = 3.35e12
     "Bytes/s of memory. Data sheet."
-    cache_bytes: float = 5e12
+    cache_bytes: Positive = 5e12
     "Bytes/s out of the L2 cache. An assumption: no data sheet has it."
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name}: got {value}; expected a rate above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostConfig:
+class CostConfig(Settings):
     """Sizes of the largest published weight-sparse model, and one step's tokens."""
 
-    n_layers: int = 8
-    d_model: int = 2048
-    d_mlp: int = 8192
-    tokens: int = 512 * 256
+    n_layers: Count = 8
+    d_model: Count = 2048
+    d_mlp: Count = 8192
+    tokens: Count = 512 * 256
     "Sequences times their length."
-    value_bytes: int = 2
+    value_bytes: Count = 2
     "Of an activation or a weight: bfloat16."
-    index_bytes: int = 4
+    index_bytes: Count = 4
     "Of a nonzero's place."
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; expected at least 1.")
 
     def matrices(self) -> list[tuple[int, int]]:
         """(d_in, d_out) of every matrix: W_Q, W_K, W_V, W_O, W_in, W_out of each layer."""

@@ -21,6 +21,7 @@ from circuits.model.compute import compact, sparse_compute
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.gates import Gates
+from circuits.settings import Count, Density, Seed, Settings, require
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Updates, project
 
@@ -32,26 +33,24 @@ Step = Callable[[], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepConfig:
+class StepConfig(Settings):
     """The model and the batch that a step is timed on."""
 
     name: str
     "One of `STEP_NAMES`."
-    d_model: int
-    density: float
+    d_model: Count
+    density: Density
     "Of block matrices; embeddings are at 4 times that, at most 1/16."
-    n_layers: int = 4
-    batch: int = 16
-    pos: int = 128
-    d_head: int = 16
-    d_vocab: int = 2048
-    seed: int = 0
+    n_layers: Count = 4
+    batch: Count = 16
+    pos: Count = 128
+    d_head: Count = 16
+    d_vocab: Count = 2048
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.name not in STEP_NAMES:
-            raise ValueError(f"name: got {self.name!r}; expected one of {STEP_NAMES}.")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density: got {self.density}; expected above 0, at most 1.")
+        super().__post_init__()
+        require(self, "name", self.name in STEP_NAMES, f"one of {STEP_NAMES}")
 
     def train(self) -> TrainConfig:
         """A training config whose density is the final one from the first step on."""

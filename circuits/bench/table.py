@@ -13,6 +13,7 @@ from circuits.bench.measurement import Row, measure
 from circuits.bench.operations import NAMES, operation
 from circuits.files import write_results, write_text
 from circuits.plots.markdown import around_marks, markdown_table
+from circuits.settings import Count, Density, Seed, Settings
 
 BEGIN, END = "<!-- table of circuits bench: begin -->", "<!-- end -->"
 COLUMNS = (
@@ -22,32 +23,28 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
+class BenchConfig(Settings):
     """What is measured."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+    widths: tuple[Count, ...] = (128, 256, 512, 1024, 2048)
     "d_model; matrices are [d_model, 4 d_model]."
-    densities: tuple[float, ...] = (1 / 16, 1 / 64, 1 / 256, 0.001)
+    densities: tuple[Density, ...] = (1 / 16, 1 / 64, 1 / 256, 0.001)
     names: tuple[str, ...] = NAMES
-    tokens: int = 2048
+    tokens: Count = 2048
     "Columns of the activations."
-    repeats: int = 7
+    repeats: Count = 7
     "Rounds that count."
-    warmup: int = 2
+    warmup: Count = 2
     "Rounds before them."
-    seed: int = 0
+    seed: Seed = 0
     steps: Literal["none", "quick", "full"] = "full"
     "Whole steps of pruning and training, and how a prune step's cost grows; quick: at a fraction of the size."
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("widths", "densities", "names"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: got none; expected at least one.")
-        for name in ("tokens", "repeats", "warmup"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; expected at least 1.")
-        if not all(0 < density <= 1 for density in self.densities):
-            raise ValueError(f"densities: got {self.densities}; expected each above 0, at most 1.")
 
     @classmethod
     def quick(cls) -> "BenchConfig":

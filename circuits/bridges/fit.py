@@ -18,18 +18,28 @@ from torch import Tensor, nn
 from circuits.bridges.checks import check_finite, check_text, resolve_pairs
 from circuits.bridges.config import TERMS, BridgeConfig
 from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
-from circuits.bridges.measure import bridge_metrics, kl_per_token, next_token_loss, nmse
+from circuits.bridges.measure import NonFiniteLossError, bridge_metrics, kl_per_token, next_token_loss, nmse
 from circuits.bridges.sides import Model, Side, still
+from circuits.files import check_writable
 from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
-from circuits.model.compute import sparse_compute
+from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig, with_new_names
-from circuits.training.loop import Updates, check_budgets, new_model
-from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
+from circuits.training.loop import Updates, check_budgets, new_model, said_of
+from circuits.training.steps import (
+    Entry,
+    LastGood,
+    NotFiniteError,
+    TrainingDiverged,
+    optimizer_tensors,
+    restore_optimizer,
+    run_to_end,
+)
 from tasks import Corpus
 
 
+@with_gradients
 def fit_bridges(
     dense: Model,
     sparse: SparseTransformer | TrainConfig,
@@ -48,12 +58,18 @@ def fit_bridges(
     it waits for the end of a step and raises TrainingInterrupted, while a second one stops at once and leaves
     nothing. resume: such a file of the same arguments; the fit goes on to the very bits it would have reached.
     Raises ValueError for models and text of different vocabularies or tokenizers, locations that do not exist,
-    activations that are not finite, and a file to resume that other arguments left.
+    activations that are not finite, a file to resume that other arguments left or that is none, a checkpoint that
+    cannot be written, and TrainingDiverged (a ValueError) at a loss that is not finite.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
     """
     keep_pages()
     config = config or BridgeConfig()
+    if checkpoint is not None:
+        check_writable(checkpoint, name="checkpoint")
+    check_learnable(dense, "dense")
+    if not isinstance(sparse, TrainConfig):
+        check_learnable(sparse, "sparse")
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
     if resume is not None:
         fit.restore(resume)
@@ -61,7 +77,10 @@ def fit_bridges(
     stopped = checkpoint or Path("out") / "bridges.interrupted.safetensors"
     with still(*held):
         run_to_end(fit, name="bridges", describe=_described, checkpoint=stopped, shown=progress)
-    return fit.result()
+    try:
+        return fit.result()
+    except NonFiniteLossError as error:  # of the maps that the last step left
+        raise TrainingDiverged(f"lr: after the last step: {error}", fit.rescue(stopped)) from None
 
 
 class _Fit:
@@ -86,11 +105,15 @@ class _Fit:
         self.maps = new_maps(dense, self.sparse, self.pairs, config.topk_fraction, seed=config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.n_pos = min(dense.n_ctx, self.sparse.n_ctx)
+        if self.n_pos < 2:
+            raise ValueError(f"n_ctx: the models share {self.n_pos}; expected at least 2, for a next token.")
         if self.updates is None and config.init == "regression":
             self._regress()
         self.optimizer = torch.optim.Adam(self.maps.parameters(), lr=config.lr, betas=config.betas, eps=1e-8)
         self.history: list[Entry] = []
         self.step = 0
+        learned = [*self.maps.parameters(), *([] if self.updates is None else self.sparse.model.parameters())]
+        self.good = LastGood(learned)
 
     def progress(self) -> float:
         """Fraction of the steps done."""
@@ -100,12 +123,15 @@ class _Fit:
         """One update of the maps, and of the sparse model where it trains."""
         step = self.step
         with sparse_compute(self.sparse.model, self._weight_gradient()):
-            terms = self._terms(self._windows(self.batch_size))
+            terms = self._finite_terms(self._windows(self.batch_size))
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
-            raise ValueError(
-                f"text: the loss is {float(loss)} at step {step}; expected finite numbers. Lower lr ({self.config.lr})."
+            raise NotFiniteError(
+                f"lr: the loss is {float(loss.detach())} at step {step + 1} ({said_of(self.maps)}); expected a "
+                f"finite number. Lower lr, which is {self.config.lr:g}.",
+                self.rescue,
             )
+        self.good.keep()
         progress = self.progress()
         lr = self.config.lr * min(1.0, (step + 1) / max(1, self.n_steps // 100)) * (1 - progress)
         self.optimizer.zero_grad(set_to_none=True)
@@ -126,6 +152,14 @@ class _Fit:
         if self.updates is None or self.step % self.updates.config.refresh == 0:
             return "exact"
         return self.updates.config.weight_gradient
+
+    def _finite_terms(self, tokens: Tensor) -> dict[str, Tensor]:
+        try:
+            return self._terms(tokens)
+        except ValueError as error:
+            if self.step == 0 or self.updates is None:
+                raise
+            raise NotFiniteError(f"lr: at step {self.step + 1}: {error}", self.rescue) from None
 
     def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -180,6 +214,12 @@ class _Fit:
                 weight, bias = least_squares(x.flatten(0, 1), y.flatten(0, 1))
                 linear.weight.data.copy_(weight)
                 linear.bias.data.copy_(bias)
+
+    def rescue(self, path: str | Path) -> Path:
+        """Maps and sparse model of the last finite loss: nothing can go on from them to another end."""
+        self.good.put_back()
+        extra = {f"maps.{name}": value for name, value in self.maps.state_dict().items()}
+        return save_checkpoint(path, self.sparse.model, meta={"history": self.history}, extra=extra)
 
     def save(self, path: str | Path) -> Path:
         """Everything needed to go on: maps, sparse model, Adam's moments, the generator, the history."""
@@ -256,9 +296,9 @@ def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor,
     return weight.to(x), (shift - centre @ weight).to(x)
 
 
-def _in_new_names(identity: dict[str, Any] | None) -> dict[str, Any] | None:
+def _in_new_names(identity: Any) -> Any:
     """What an interrupted fit says of itself, also where an older version wrote it."""
-    if identity is None or not isinstance(identity["sparse"], dict):
+    if not isinstance(identity, dict) or not isinstance(identity.get("sparse"), dict):
         return identity
     return {**identity, "sparse": with_new_names(identity["sparse"])}
 

@@ -1,6 +1,5 @@
 """Pairs of locations, the two affine maps between each, and the passes that cross from model to model."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuits.bridges.sides import Model, Role, Side
-from circuits.files import whole_file
+from circuits.files import json_text, write_file
+from circuits.model.checkpoint import opened
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.transformer import SparseTransformer
 from circuits.views import Plotted
@@ -113,15 +112,25 @@ class BridgeSet(Plotted):
         }
 
     def summary(self) -> dict[str, Any]:
-        """The worst location of every metric, flat and in plain JSON types."""
+        """The worst location of every metric, flat and in plain JSON types.
+
+        nothing_to_recover_*: at how many locations mean ablation costs nothing, so that no share was recovered.
+        """
         rows = self.metrics.get("locations", [])
+        shares = {
+            name: [row[f"recovered_{name}"] for row in rows]
+            for name in ("dense_to_sparse", "sparse_to_dense")
+        }
         worst = {
-            "min_recovered_dense_to_sparse": min(
-                (r["recovered_dense_to_sparse"] for r in rows), default=None
-            ),
-            "min_recovered_sparse_to_dense": min(
-                (r["recovered_sparse_to_dense"] for r in rows), default=None
-            ),
+            **{
+                f"min_recovered_{name}": min((share for share in own if share is not None), default=None)
+                for name, own in shares.items()
+            },
+            **{
+                f"nothing_to_recover_{name}": n
+                for name, own in shares.items()
+                if (n := sum(share is None for share in own))
+            },
             "max_nmse_encode": max((r["nmse_encode"] for r in rows), default=None),
             "max_nmse_decode": max((r["nmse_decode"] for r in rows), default=None),
         }
@@ -145,38 +154,28 @@ class BridgeSet(Plotted):
             "history": self.history,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.maps.state_dict().items()}
-        with whole_file(path) as partial:
-            save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
-        return Path(path)
+        metadata = {"sparse-circuits": json_text(header)}
+        return write_file(path, lambda partial: save_file(tensors, partial, metadata=metadata))
 
 
 def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:
     """Read what `BridgeSet.save` wrote. Raises ValueError for another file, or for other models than its own."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("sparse-circuits", "{}"))
-            if header.get("schema") != SCHEMA:
-                raise ValueError(f"path: {path} has schema {header.get('schema')!r}; expected {SCHEMA!r}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, FileNotFoundError) as error:
-        raise ValueError(
-            f"path: {path} cannot be read as bridges ({error}); expected a file that BridgeSet.save wrote."
-        ) from None
     sides = {"dense": Side(dense, "dense"), "sparse": Side(sparse, "sparse")}
-    for role, side in sides.items():
-        check_model(side, header["fingerprints"][role], path)
-    pairs = tuple(Pair(*pair) for pair in header["pairs"])
-    maps = new_maps(sides["dense"], sides["sparse"], pairs, header["topk_fraction"], seed=0)
-    maps.load_state_dict(tensors)
-    return BridgeSet(
-        dense=dense,
-        sparse=sparse,
-        pairs=pairs,
-        maps=maps.requires_grad_(False),
-        topk_fraction=header["topk_fraction"],
-        metrics=header["metrics"],
-        history=header["history"],
-    )
+    with opened(path, SCHEMA, "bridges", "BridgeSet.save") as (file, header):
+        for role, side in sides.items():
+            check_model(side, header["fingerprints"][role], path)
+        pairs = tuple(Pair(*pair) for pair in header["pairs"])
+        maps = new_maps(sides["dense"], sides["sparse"], pairs, header["topk_fraction"], seed=0)
+        maps.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        return BridgeSet(
+            dense=dense,
+            sparse=sparse,
+            pairs=pairs,
+            maps=maps.requires_grad_(False),
+            topk_fraction=header["topk_fraction"],
+            metrics=header["metrics"],
+            history=header["history"],
+        )
 
 
 def identity_bridges(model: SparseTransformer) -> BridgeSet:
@@ -196,7 +195,7 @@ def new_maps(
     dense: Side, sparse: Side, pairs: Sequence[Pair], topk_fraction: float | None, *, seed: int
 ) -> nn.ModuleList:
     """Maps of every pair with random weights, on the sparse model's device."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         maps = [Maps(dense.d_model, sparse.d_model, topk_fraction) for _ in pairs]
     return nn.ModuleList(maps).to(sparse.device)

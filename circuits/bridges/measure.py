@@ -1,5 +1,6 @@
 """What bridges are worth, on held-out text: error of the maps, and the loss that hybrid passes keep."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,14 @@ from torch.nn import functional as F
 
 from circuits.bridges.maps import BridgeSet, Maps, Pair, cross, put
 from circuits.bridges.sides import Role, Side, still
+from circuits.statistics import share_of
 
 CHUNK = 32
 """Sequences of a pass; validation runs without gradients."""
+
+
+class NonFiniteLossError(ValueError):
+    """A pass of a model, a hybrid or an ablation has a loss that is not finite."""
 
 
 def nmse(prediction: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
@@ -35,7 +41,11 @@ def kl_per_token(
 def next_token_loss(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, ""]:
-    """Mean next-token cross-entropy in nats."""
+    """Mean next-token cross-entropy in nats. Raises ValueError for sequences without a next token."""
+    if tokens.shape[1] < 2:
+        raise ValueError(
+            f"tokens: got sequences of {tokens.shape[1]} token; expected at least 2, for a next one."
+        )
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
 
 
@@ -44,7 +54,8 @@ def bridge_metrics(bridges: BridgeSet, tokens: Int[Tensor, "batch pos"]) -> dict
 
     A row has nmse_encode and nmse_decode, the loss of the hybrid that changes model there in either direction,
     the loss of the model it ends in with the residual stream there held at its mean (over batch and position),
-    and recovered = (ablated - hybrid) / (ablated - plain): 0 is mean ablation, 1 is the plain model.
+    and recovered = (ablated - hybrid) / (ablated - plain): 0 is mean ablation, 1 is the plain model; None where mean
+    ablation costs next to nothing or helps, so that there is nothing to recover.
     """
     sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}
     with torch.no_grad(), still(bridges.dense, bridges.sparse):
@@ -97,7 +108,7 @@ def _row(
         hybrid = _loss(sides[end], tokens, place, carried)
         ablated = _loss(sides[end], tokens, place, own.mean(dim=(0, 1)).expand_as(own))
         row[f"loss_{name}"], row[f"ablated_{name}"] = hybrid, ablated
-        row[f"recovered_{name}"] = (ablated - hybrid) / (ablated - plain[end])
+        row[f"recovered_{name}"] = share_of(ablated - hybrid, ablated - plain[end])
     return row
 
 
@@ -116,4 +127,9 @@ def _loss(side: Side, tokens: Tensor, place: str = "", value: Tensor | None = No
 
 def _mean_loss(parts: list[tuple[Tensor, Tensor]]) -> float:
     total = sum(float(next_token_loss(logits, chunk)) * len(chunk) for logits, chunk in parts)
+    if not math.isfinite(total):
+        raise NonFiniteLossError(
+            f"bridges: a pass has a loss of {total}; expected a finite one. Look for NaN among the weights of the "
+            "models and the maps."
+        )
     return total / sum(len(chunk) for _, chunk in parts)

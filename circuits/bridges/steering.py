@@ -19,6 +19,7 @@ from circuits.bridges.sides import still
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import margins
 from circuits.model.transformer import SparseTransformer
+from circuits.settings import Seed, Whole, checked
 from circuits.views import Plotted
 from tasks import Batch
 from tasks.base import Targets
@@ -133,6 +134,10 @@ def steer(
     control. Raises ValueError for a location without a bridge, or channels that do not exist.
     """
     pair, maps = bridges.at(location)
+    channels = checked("channels", list(channels), tuple[Whole, ...])
+    strengths = checked("strengths", list(strengths), tuple[float, ...])
+    amount = checked("amount", amount, float | None)
+    n_controls, seed = checked("n_controls", n_controls, int), checked("seed", seed, Seed)
     _check(bridges, channels, strengths, positions, n_controls)
     targets = batch.tokens_and_targets()
     dense, sparse = Side(bridges.dense, "dense"), Side(bridges.sparse, "sparse")
@@ -231,6 +236,11 @@ def _sweep(side: Side, place: str, targets: Targets, change: Tensor, strengths: 
     for strength in strengths:
         logits, _ = side.run(targets.tokens, replace={place: _adder(strength * change)})
         p = logits[rows, targets.position].softmax(-1)
+        if not bool(p.isfinite().all()):
+            raise ValueError(
+                f"bridges: probabilities of the {side.role} model are NaN at strength {strength:g}; expected finite "
+                "numbers. Look for NaN among the weights of the models and the maps, or take smaller strengths."
+            )
         found.append((p[rows, targets.answer], p[rows, targets.foil]))
     return Outcome(p_answer=torch.stack([a for a, _ in found]), p_foil=torch.stack([f for _, f in found]))
 

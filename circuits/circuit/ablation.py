@@ -28,7 +28,7 @@ def mean_values(
         return add
 
     hooks: list[tuple[str, Callable]] = [(model.hook_name(site), adder(site)) for site in model.sites()]
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.inference_mode(False), torch.no_grad(), model.hooks(fwd_hooks=hooks):
         for chunk in tokens.split(batch_size):
             model(chunk)
     return {site: (total / tokens.numel()).to(model.like) for site, total in sums.items()}

@@ -109,7 +109,8 @@ class Circuit(Plotted, Decompiled):
     @property
     def loss(self) -> float:
         """Task loss in nats when only the circuit is kept (nan if it was not measured)."""
-        return float(self.metrics.get("task_loss", float("nan")))
+        loss = self.metrics.get("task_loss")
+        return float("nan") if loss is None else float(loss)
 
     def to_mask(self) -> dict[Site, Bool[Tensor, " width"]]:
         """One mask a site: True = keep."""
@@ -174,11 +175,12 @@ class Circuit(Plotted, Decompiled):
         }
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Circuit":
+    def from_json(cls, data: Any) -> "Circuit":
         """The inverse of `to_json`. Raises ValueError when the schema is another or a key is missing."""
-        if data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+        if found != SCHEMA:
             raise ValueError(
-                f"schema: got {data.get('schema')!r}; expected {SCHEMA!r}. Save the circuit again with this "
+                f"schema: got {found!r}; expected {SCHEMA!r}. Save the circuit again with this "
                 "version of sparse-circuits (Circuit.save)."
             )
         try:
@@ -192,13 +194,17 @@ class Circuit(Plotted, Decompiled):
                 criterion=_criterion(data),
                 model_hash=data["model_hash"],
                 values={Site.parse(text): _unpack(value) for text, value in data["values"].items()},
-                facts={Node.parse(text): NodeFacts(**facts) for text, facts in data["facts"].items()},
-                metrics=data["metrics"],
+                facts={Node.parse(text): _facts(facts) for text, facts in data["facts"].items()},
+                metrics=dict(data["metrics"]),
             )
         except KeyError as missing:
             raise ValueError(
                 f"circuit JSON: key {missing} is missing; expected every key that Circuit.to_json writes. "
                 "The file was cut short or edited: save it again."
+            ) from None
+        except (TypeError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"circuit JSON: a value is of another kind ({error}); expected those that Circuit.to_json writes."
             ) from None
 
     def save(self, path: str | Path) -> Path:
@@ -208,7 +214,14 @@ class Circuit(Plotted, Decompiled):
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
         """Read a circuit that `save` wrote. Raises ValueError on anything else."""
-        return cls.from_json(read_json(path, name="path", expected="a file that Circuit.save wrote"))
+        expected = "a file that Circuit.save wrote"
+        try:
+            return cls.from_json(read_json(path, name="path", expected=expected))
+        except ValueError as error:
+            said = str(error)
+            raise ValueError(
+                said if str(path) in said else f"path: {path} is not {expected}. {said}"
+            ) from None
 
     def __repr__(self) -> str:
         return (
@@ -247,6 +260,13 @@ def _check_edge(edge: Edge, kept: set[Node]) -> None:
             f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
             f"of {[*BY_SITES, SCORE]}."
         )
+
+
+def _facts(data: Mapping[str, float | None]) -> NodeFacts:
+    """Of a circuit file, where what is not a number is null."""
+    return NodeFacts(
+        **{name: float("nan") if value is None else float(value) for name, value in data.items()}
+    )
 
 
 def _criterion(data: Mapping[str, Any]) -> Criterion:

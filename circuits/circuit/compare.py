@@ -11,6 +11,7 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import check_belongs, run_circuit
 from circuits.circuit.score import check_task, margins, score_margins, task_score
 from circuits.model.transformer import SparseTransformer
+from circuits.settings import Count, Seed, checked
 from circuits.views import Plotted
 from tasks import Task
 
@@ -119,6 +120,7 @@ def transplant(
 
     Raises ValueError when there is no circuit or task, or when one does not belong to the model.
     """
+    n_pairs, seed = checked("n_pairs", n_pairs, Count), checked("seed", seed, Seed)
     if not circuits or not tasks:
         raise ValueError(
             f"circuits, tasks: got {len(circuits)} and {len(tasks)}; expected at least one of each."

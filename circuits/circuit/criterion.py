@@ -1,19 +1,19 @@
 """What a circuit must do, on which prompts: the one thing that pruning and trust both judge by."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 from circuits.circuit.nodes import Ablation
-from circuits.files import check_keys, require
+from circuits.settings import Count, Fraction, Positive, Said, Seed, Settings
 from tasks import Task, load_task, task_options
 
-Objective = Literal["task", "faithful"]
+Objective = Annotated[Literal["task", "faithful"], Said("'task' or 'faithful'")]
 """task: give the right answers. faithful: give the model's, right or wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Criterion:
+class Criterion(Settings):
     """What is asked of a circuit, complete: with the model and the task, it says for any part whether that will do."""
 
     task: str
@@ -22,28 +22,20 @@ class Criterion:
     "With which `load_task` makes the task; None: it cannot, the task is one of your own."
     objective: Objective = "task"
     "Whether the right answers or the model's decide."
-    target_loss: float = 0.15
+    target_loss: Positive = 0.15
     "Nats at most: of two-way task loss (chance is 0.693), or of KL from the model's answer-or-foil distribution."
-    target_accuracy: float = 0.985
+    target_accuracy: Fraction = 0.985
     "Fraction of prompts, at least, on which the circuit prefers what is right (faithful: what the model prefers)."
     calibrate: bool = True
     "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
     ablation: Ablation = "mean"
     "What is outside the circuit is replaced by."
-    n_eval: int = 512
+    n_eval: Count = 512
     "Validation prompt pairs that decide."
-    n_test: int = 1024
+    n_test: Count = 1024
     "Test prompt pairs that the score is reported on."
-    seed: int = 0
+    seed: Seed = 0
     "Decides the prompts."
-
-    def __post_init__(self) -> None:
-        require(self, "objective", self.objective in get_args(Objective), "'task' or 'faithful'")
-        require(self, "ablation", self.ablation in get_args(Ablation), f"one of {get_args(Ablation)}")
-        require(self, "target_loss", self.target_loss > 0, "a positive number")
-        require(self, "target_accuracy", 0 <= self.target_accuracy <= 1, "a fraction in [0, 1]")
-        for name in ("n_eval", "n_test"):
-            require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
 
     @classmethod
     def of(cls, task: Task, **changes: Any) -> "Criterion":
@@ -72,15 +64,6 @@ class Criterion:
                 f"task: got {_said(asked)}, but the circuit is judged by {_said(self)}; expected that one. To judge it "
                 "by another, give it a criterion of that: dataclasses.replace(circuit, criterion=Criterion.of(task))."
             )
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "Criterion":
-        """The inverse of `to_json`. Raises ValueError on an unknown key."""
-        return cls(**check_keys(cls, data))
 
 
 def _said(criterion: Criterion) -> str:

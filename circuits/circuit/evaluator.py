@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.circuit.criterion import Criterion
-from circuits.circuit.masked import run_masked
+from circuits.circuit.masked import ordinary, run_masked
 from circuits.circuit.nodes import Edge, Node, all_nodes, edge_masks, is_pair, node_masks, without
 from circuits.circuit.score import Score, fitted_scale, margin_of, score_against, score_margins, two_way_kl
 from circuits.model.sites import Site, WeightAt, weights_among
@@ -35,7 +35,7 @@ class MaskedModel:
     ) -> None:
         """first: pairs to read before any others are, for whoever may stop there; None: all are read at once."""
         self.model = model
-        self.values = {site: value.to(model.like) for site, value in values.items()}
+        self.values = {site: ordinary(value.to(model.like)) for site, value in values.items()}
         self.widths = {site: value.shape[-1] for site, value in values.items()}
         self.n_pairs = n = len(batch)
         self.batch = batch = batch.to(model.like.device)
@@ -98,7 +98,7 @@ class MaskedModel:
     def _run(
         self, part: Targets, masks: dict[Site, Tensor], cut: dict[WeightAt, Tensor] | None
     ) -> Float[Tensor, "rows d_vocab"]:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             logits = run_masked(self.model, part.tokens, masks, self.values, cut)
         return logits[torch.arange(len(logits), device=logits.device), part.position]
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
@@ -67,6 +67,12 @@ def run_circuit(
     edges = {key: mask.to(model.like) for key, mask in cut.items()}
     values = {site: value.to(device) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
+
+
+def ordinary(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
+    """The tensor, or where it was made in inference mode a copy that gradients can pass by."""
+    with torch.inference_mode(False):
+        return value.clone() if value.is_inference() else value
 
 
 def check_belongs(model: Subject, circuit: Circuit) -> None:

@@ -43,9 +43,14 @@ def margins(logits: Float[Tensor, "rows pos d_vocab"], targets: Targets) -> Floa
 
 
 def margin_of(logits: Float[Tensor, "rows d_vocab"], targets: Targets) -> Float[Tensor, " rows"]:
-    """Logit of the answer minus logit of the foil, from logits at each prompt's last token."""
+    """Logit of the answer minus logit of the foil, from logits at each prompt's last token.
+
+    Every score is made of these. Raises ValueError where one is NaN or infinite, which no comparison would notice.
+    """
     pair = logits.gather(1, torch.stack([targets.answer, targets.foil], dim=1))
-    return pair[:, 0] - pair[:, 1]
+    margin = pair[:, 0] - pair[:, 1]
+    _check_finite("model", margin)
+    return margin
 
 
 def two_way_loss(margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
@@ -68,12 +73,15 @@ def two_way_kl(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]
 
 def score_against(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> Score:
     """KL from the reference in nats, and the share of rows in which both prefer the same token."""
+    _check_finite("margin", margin)
+    _check_finite("reference", reference)
     same = (margin > 0) == (reference > 0)
     return Score(max(0.0, float(two_way_kl(margin, reference))), float(same.float().mean()))
 
 
 def score_margins(margin: Float[Tensor, " rows"]) -> Score:
     """Loss and accuracy as plain numbers."""
+    _check_finite("margin", margin)
     return Score(float(two_way_loss(margin)), float((margin > 0).float().mean()))
 
 
@@ -83,6 +91,7 @@ def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
     A circuit that holds the right margins at the wrong size differs from one that is wrong; one scalar tells
     them apart. (A shift would cancel in the softmax.) The loss is convex in the factor: Newton on its logarithm.
     """
+    _check_finite("margin", margin)
     values = margin.detach().double()
     log_scale = torch.zeros((), dtype=torch.float64)
     for _ in range(50):
@@ -95,10 +104,19 @@ def fitted_scale(margin: Float[Tensor, " rows"]) -> float:
     return float(log_scale.exp())
 
 
+def _check_finite(name: str, margin: Float[Tensor, " rows"]) -> None:
+    bad = ~margin.detach().isfinite()
+    if bool(bad.any()):
+        raise ValueError(
+            f"{name}: the logits of answer and foil differ by NaN or infinity on {int(bad.sum())} of {len(margin)} "
+            "prompts; expected finite numbers. Look for NaN among the weights and in what replaces activations."
+        )
+
+
 def task_margins(model: Subject, batch: Batch) -> Float[Tensor, " rows"]:
     """Margins of the whole model on a batch of prompt pairs, clean prompts first."""
     targets = batch.tokens_and_targets()
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         return margins(model(targets.tokens), targets)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from circuits.bridges import BridgeConfig, bridge_metrics, chain_losses, fit_bridges, load_bridges
 from circuits.bridges.steering import channel_effects, steer
-from circuits.files import write_json
+from circuits.files import check_writable, write_json
 from circuits.model.checkpoint import save_checkpoint
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
@@ -32,6 +32,8 @@ def bridge_files(
     sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. resume: the file that
     Ctrl-C left. Returns the report.
     """
+    for path in (out, out.with_suffix(".html")):
+        check_writable(path)
     model, corpus = load_trained(dense)
     trained = out.with_name(f"{out.stem}-sparse.safetensors")
     other: SparseTransformer | TrainConfig
@@ -79,6 +81,8 @@ def steer_files(
 
     channels: none given takes the one that moves the sparse model furthest on validation prompts.
     """
+    for path in (out, out.with_suffix(".html")):
+        check_writable(path)
     (dense_model, _), (sparse_model, _) = load_trained(dense), load_trained(sparse)
     found = load_bridges(bridges, dense=dense_model, sparse=sparse_model)
     pair, _ = found.at(location)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from circuits.files import write_json
+from circuits.files import check_writable, write_json
 from circuits.plots import demo_page, history_figure, pruning_figure
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -21,6 +21,8 @@ def run_demo(
     """
     if task not in ("quotes", "brackets"):
         raise ValueError(f"task: got {task!r}; expected 'quotes' or 'brackets', the two of mini-Python.")
+    for name in ("model.safetensors", "report.json", "circuit.json", "circuit.html"):
+        check_writable(out / name)
     training = train(TrainConfig.toy(seed=seed), progress=progress)
     training.save(out / "model.safetensors")
     return extract(training, task, out, progress=progress)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuits.commands.shared import AsJson, Seed, answer, clear_errors, load_model, read_json
+from circuits.files import check_writable
 
 
 def demo(
@@ -64,6 +65,7 @@ def train(
         if config is not None:
             changes |= with_new_names(read_json(config))
         settings = TrainConfig.from_json({**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes})
+        check_writable(out)
         result = run(settings, checkpoint=out.with_suffix(".interrupted.safetensors"), resume=resume)
         result.save(out)
     report = {
@@ -98,6 +100,7 @@ def prune(
         found, corpus = load_model(model)
         changes = read_json(config) if config else {}
         settings = PruneConfig.from_json({"target_loss": target_loss, "seed": seed, **changes})
+        check_writable(out)
         circuit = run(found, load_task(task), settings, corpus=corpus)
         circuit.save(out)
     answer({"circuit": str(out), **circuit.summary()}, as_json, title=f"The circuit for {task}")
@@ -125,9 +128,11 @@ def show(
 
 
 def _print_nodes(circuit: Any) -> None:
+    from circuits.circuit.nodes import NodeFacts
+
     table = Table("layer", "site", "index", "mean", "effect (nats)", title="Nodes")
     for node in circuit.nodes:
-        facts = circuit.facts[node]
+        facts = circuit.facts.get(node, NodeFacts(float("nan"), float("nan")))
         table.add_row(
             str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"
         )

@@ -1,6 +1,5 @@
 """What the commands share: their common options, clear errors, one way to answer."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +46,7 @@ def clear_errors() -> Iterator[None]:
 def answer(report: dict[str, Any], as_json: bool, *, title: str) -> None:
     """Print a report: as JSON, or as a table of its keys and values."""
     if as_json:
-        sys.stdout.write(json.dumps(report, indent=1) + "\n")
+        sys.stdout.write(files.json_text(report, indent=1) + "\n")
         return
     table = Table(title=title, show_header=False)
     for key, value in report.items():

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuits.commands.shared import AsJson, Seed, answer, clear_errors, load_model, read_json
+from circuits.files import check_writable
 
 
 def trust(
@@ -38,6 +39,7 @@ def trust(
         loaded, corpus = load_model(path)
         changes = read_json(config) if config else {}
         settings = TrustConfig.from_json({"seed": seed, "prune_seeds": prune_seeds, **changes})
+        check_writable(page, name="page")
         report = trust_report(loaded, found, config=settings, corpus=corpus)
         trust_page(page, report)
     if as_json:
@@ -67,10 +69,13 @@ def verify(
     """Prove on this machine that pruning returns circuits that are known: models compiled by hand, among decoys."""
     with clear_errors():
         from circuits.handmade import MODELS
+        from circuits.handmade.proof import RESULTS
         from circuits.handmade.proof import verify as run
 
         if write and models and set(models) != set(MODELS):
             raise ValueError("write: a part of the models is not the proof; leave out --models.")
+        if write:
+            check_writable(RESULTS, name="write")
         err = Console(stderr=True)
         report = run(seeds, models=models or tuple(MODELS), resume=resume, write=write, log=err.print)
     if as_json:

@@ -14,9 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit.score import Score, check_task, margins, score_margins, two_way_loss
+from circuits.model.compute import check_learnable, with_gradients
 from circuits.model.mixers import Compose
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.learn import GateLearner, GateSettings, rising
+from circuits.settings import Amount, Count, Positive, Seed, Settings
 from tasks import Task
 from tasks.base import Targets
 
@@ -26,32 +28,25 @@ Entry = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComposePruneConfig:
+class ComposePruneConfig(Settings):
     """Everything that decides which compositions are kept."""
 
     level: Literal["branch", "edge"] = "branch"
     "Gates on whole branches of a stage, or on every edge from head to head."
-    tolerance: float = 0.05
+    tolerance: Positive = 0.05
     "Nats of two-way task loss, on validation prompts, that may be lost against the whole model."
-    steps: int = 100
+    steps: Count = 100
     "Steps of gate training."
-    batch_size: int = 32
+    batch_size: Count = 32
     "Prompt pairs per step."
-    lr: float = 3e-2
+    lr: Positive = 3e-2
     "Peak learning rate of the gates; falls linearly to 0."
-    penalty: float = 3e-3
+    penalty: Amount = 3e-3
     "Nats that one open gate is worth; rises from 0 over the first half."
-    n_eval: int = 256
+    n_eval: Count = 256
     "Validation prompt pairs that decide what is dropped, and test prompt pairs that the result is measured on."
-    seed: int = 0
+    seed: Seed = 0
     "Decides gates and prompts."
-
-    def __post_init__(self) -> None:
-        if self.level not in ("branch", "edge"):
-            raise ValueError(f"level: got {self.level!r}; expected 'branch' or 'edge'.")
-        for name in ("steps", "batch_size", "n_eval", "tolerance", "lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; expected a positive number.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +117,7 @@ def run_composed(
         return model(tokens)
 
 
+@with_gradients
 def prune_compositions(
     model: SparseTransformer, task: Task, config: ComposePruneConfig | None = None
 ) -> ComposeCircuit:
@@ -131,6 +127,7 @@ def prune_compositions(
     tokens do not fit.
     """
     config = config or ComposePruneConfig()
+    check_learnable(model)
     check_task(model, task)
     shapes = compose_gates(model, config.level)
     if not shapes:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from circuits.heads.weights import HeadWeights, head_weights
+from circuits.heads.weights import HeadWeights, check_finite, head_weights
 from circuits.model.mixers import Compose
 from circuits.model.options import Says
 
@@ -104,6 +104,7 @@ def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> P
     if chosen:
         more_writers, W_out = _neuron_writers(model, chosen)
         more_readers, W_in = _neuron_readers(model, chosen)
+        check_finite({"W_out of neurons": W_out.outer, "W_in of neurons": W_in.outer})
         writers, readers = [*writers, *more_writers], [*readers, *more_readers]
         written, read = [*written, W_out], [*read, W_in]
     parallel = bool(getattr(model.cfg, "parallel_attn_mlp", False))

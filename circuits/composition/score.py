@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuits.composition.nulls import Null, NullSummary, benjamini_hochberg, null_summary
 from circuits.composition.parts import Parts, Port, Reader, Writer, divided, norms, parts_of, product_norms
+from circuits.settings import Seed, checked
 from circuits.views import PlottedAsGraph, html_table
 
 
@@ -153,6 +154,8 @@ def composition(
     n_null draws serve all pairs, up to `max_null` those with small p-values. Raises ValueError for another null
     model, a bad number of draws, or a neuron that the model does not have.
     """
+    n_null, max_null = checked("n_null", n_null, int), checked("max_null", max_null, int)
+    seed = checked("seed", seed, Seed)
     parts, scores = composition_scores(model, neurons=neurons)
     summary: NullSummary = null_summary(
         parts, scores, null=null, n_null=n_null, max_null=max(n_null, max_null), seed=seed

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import margins, two_way_loss
+from circuits.heads.weights import check_finite
+from circuits.model.compute import check_learnable, with_gradients
 from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
@@ -70,7 +72,9 @@ METHODS: dict[str, Ranking] = {
 """Every ranking by its name."""
 
 
+@with_gradients
 def _by_attribution(model: SparseTransformer, task: Task, points: list[float]) -> list[Node]:
+    check_learnable(model)
     batch = task.batch(N_PAIRS, split="train", seed=0)
     both = batch.tokens_and_targets()
     n = len(batch)
@@ -127,6 +131,7 @@ def _watched(model: SparseTransformer, kept: dict[Site, Tensor]) -> Iterator[Non
 
 
 def _ranked(scores: dict[Site, Tensor]) -> list[Node]:
+    check_finite({str(site): values for site, values in scores.items()})
     rows = [
         (-float(score), Node(site.layer, site.name, i))
         for site, values in scores.items()

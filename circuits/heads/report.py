@@ -49,8 +49,8 @@ class HeadRow:
             "duplicate token": self.duplicate or 0.0,
             "induction": self.induction or 0.0,
         }
-        name, share = max(shares.items(), key=lambda item: item[1])
-        return name if share >= 0.4 else ""
+        known = {name: share for name, share in shares.items() if share >= 0.4}
+        return max(known, key=lambda name: known[name], default="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,8 @@ class HeadReport(Plotted):
 
     def top(self, column: str, n: int = 5) -> tuple[HeadRow, ...]:
         """The `n` heads with the highest value in a column; unmeasured ones come last."""
-        known = [row for row in self.rows if getattr(row, column) is not None]
+        values = {row: getattr(row, column) for row in self.rows}
+        known = [row for row, value in values.items() if value is not None and value == value]
         return tuple(sorted(known, key=lambda row: getattr(row, column), reverse=True)[:n])
 
     def to_json(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Weights stay as the model holds them, so that products of them equal Transformer
 layer multiplies by is kept beside them (`norm`), for the scores that need what a head really reads.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +66,10 @@ class EmbeddingWeights:
 
 
 def head_weights(model: Any) -> HeadWeights:
-    """Read the weights of every attention layer. Raises ValueError for a model without attention."""
+    """Read the weights of every attention layer.
+
+    Raises ValueError for a model without attention, or with weights that are not finite.
+    """
     blocks = model.blocks_with("attn") if hasattr(model, "blocks_with") else []
     if not blocks:
         raise ValueError(
@@ -79,17 +83,17 @@ def head_weights(model: Any) -> HeadWeights:
         for name in ("W_Q", "W_K", "W_V", "W_O")
     }
     like = stacked["W_Q"][0, :, 0]
-    return HeadWeights(
-        **stacked,
-        b_Q=torch.stack([_bias(attn, "q", like) for attn in attns]),
-        b_K=torch.stack([_bias(attn, "k", like) for attn in attns]),
-        norm=torch.stack([_norm_weight(block, "ln1", stacked["W_O"][0, 0, 0]) for _, block in blocks]),
-        layers=tuple(layer for layer, _ in blocks),
-    )
+    stacked |= {
+        "b_Q": torch.stack([_bias(attn, "q", like) for attn in attns]),
+        "b_K": torch.stack([_bias(attn, "k", like) for attn in attns]),
+        "norm": torch.stack([_norm_weight(block, "ln1", stacked["W_O"][0, 0, 0]) for _, block in blocks]),
+    }
+    check_finite(stacked)
+    return HeadWeights(**stacked, layers=tuple(layer for layer, _ in blocks))
 
 
 def embedding_weights(model: Any) -> EmbeddingWeights:
-    """Read token and position embeddings and the unembedding."""
+    """Read token and position embeddings and the unembedding. Raises ValueError where one is not finite."""
     W_E, W_U = _float(model.W_E), _float(model.W_U)
     try:
         W_pos: Tensor | None = _float(model.W_pos)
@@ -99,7 +103,19 @@ def embedding_weights(model: Any) -> EmbeddingWeights:
     if str(model.cfg.normalization_type).startswith("LN"):
         W_E, W_U = W_E - W_E.mean(1, keepdim=True), W_U - W_U.mean(0, keepdim=True)
         W_pos = None if W_pos is None else W_pos - W_pos.mean(1, keepdim=True)
+    check_finite({"W_E": W_E, "W_U": W_U} | ({} if W_pos is None else {"W_pos": W_pos}))
     return EmbeddingWeights(W_E=W_E, W_pos=W_pos, W_U=W_U, eps=float(model.cfg.eps))
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for the first weight that holds NaN or infinity: scores and their order would hide it."""
+    for name, weight in weights.items():
+        bad = (~weight.isfinite()).nonzero()
+        if len(bad):
+            raise ValueError(
+                f"model: {name} holds NaN or infinity at {bad[0].tolist()}, one of {len(bad)} such "
+                "places; expected finite weights. Mend the model, or load its checkpoint again."
+            )
 
 
 def qk_circuit(model: Any) -> FactoredMatrix:

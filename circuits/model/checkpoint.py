@@ -5,6 +5,8 @@ each); anything else is stored whole. Loading builds one matrix at a time, and f
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from circuits.files import whole_file
+from circuits.files import json_text, write_file
 from circuits.kernels import SparseWeight
 from circuits.model import compute
 from circuits.model.affine import AffineMap
@@ -22,6 +24,16 @@ from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 
 SCHEMA = "sparse-circuits/checkpoint/1"
+_DAMAGE = (
+    SafetensorError,
+    OSError,
+    json.JSONDecodeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)
+"""What reading a file raises that was cut short, edited, or written by another program."""
 _VALUES, _POSITIONS = ".nonzero_values", ".nonzero_positions"
 
 
@@ -59,9 +71,8 @@ def save_checkpoint(
     for name, value in (extra or {}).items():
         tensors["extra." + name] = value.detach().cpu().contiguous()
     header = {"schema": SCHEMA, "config": model.config.to_json(), "shapes": shapes, "meta": meta or {}}
-    with whole_file(path) as partial:
-        save_file(tensors, partial, metadata={"sparse-circuits": json.dumps(header)})
-    return Path(path)
+    metadata = {"sparse-circuits": json_text(header)}
+    return write_file(path, lambda partial: save_file(tensors, partial, metadata=metadata))
 
 
 def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:
@@ -70,21 +81,35 @@ def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = 
     tokenizer: attached to the model; checkpoints hold weights, not vocabularies. compact: for looking at and not for
     training; a matrix that runs on its nonzeros is never made dense (see `circuits.model.compute.compact`).
     """
+    reading = opened(path, SCHEMA, "a checkpoint", "save_checkpoint or `circuits train`")
+    # Tensors made in inference mode would be of no use outside it.
+    with torch.inference_mode(False), reading as (file, header):
+        model = _empty_model(ModelConfig.from_json(header["config"]), tokenizer)
+        for name in model.weight_names():
+            _fill(model, name, file, header["shapes"].get(name), compact)
+        extra = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("extra.")}  # noqa: SIM118
+        meta = dict(header["meta"])
+    return Checkpoint(model=compute.compact(model) if compact else model, meta=meta, extra=extra)
+
+
+@contextmanager
+def opened(path: str | Path, schema: str, kind: str, writer: str) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """A safetensors file of ours and the JSON in its header. Raises ValueError for any other, and a damaged one.
+
+    kind, writer: what is expected to be in the file and who writes it, in words.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("sparse-circuits", "{}"))
-            if header.get("schema") != SCHEMA:
-                raise ValueError(f"path: {path} has schema {header.get('schema')!r}; expected {SCHEMA!r}.")
-            model = _empty_model(ModelConfig.from_json(header["config"]), tokenizer)
-            for name in model.weight_names():
-                _fill(model, name, file, header["shapes"].get(name), compact)
-            extra = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("extra.")}  # noqa: SIM118
-    except (SafetensorError, FileNotFoundError) as error:
+            if not isinstance(header, dict) or header.get("schema") != schema:
+                found = header.get("schema") if isinstance(header, dict) else header
+                raise ValueError(f"path: {path} has schema {found!r}; expected {schema!r}.")
+            yield file, header
+    except _DAMAGE as error:
         raise ValueError(
-            f"path: {path} cannot be read as a checkpoint ({error}); expected a file that save_checkpoint or "
-            "`circuits train` wrote."
+            f"path: {path} cannot be read as {kind} ({type(error).__name__}: {error}); expected a file that {writer} "
+            "wrote."
         ) from None
-    return Checkpoint(model=compute.compact(model) if compact else model, meta=header["meta"], extra=extra)
 
 
 def find_checkpoint(folder: str | Path, model_hash: str) -> Path:

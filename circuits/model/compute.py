@@ -1,16 +1,18 @@
 """Sparse compute inside the model: while it is on, weights run on kernels that cost what their nonzeros cost."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
 from circuits.model.transformer import SparseTransformer
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -41,9 +43,24 @@ def sparse_compute(
             linear.sparse, linear.on_support = None, False
 
 
+def with_gradients(function: F) -> F:
+    """The function, with gradients switched on inside, whatever is switched off around it."""
+    return torch.inference_mode(False)(torch.enable_grad()(function))
+
+
+def check_learnable(model: nn.Module, name: str = "model") -> None:
+    """Raise ValueError for a model made in inference mode: nothing can be learned through its weights."""
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            f"{name}: its weights were made inside torch.inference_mode(), which allows no gradients through them; "
+            "expected ordinary ones. Make, load or copy it outside (copy.deepcopy(model))."
+        )
+
+
 @contextmanager
 def frozen(model: SparseTransformer) -> Iterator[None]:
     """A model to look at, not to train: eval mode, no gradients to weights, on its nonzeros; restored afterwards."""
+    check_learnable(model)
     training, needed = model.training, [p.requires_grad for p in model.parameters()]
     try:
         model.eval().requires_grad_(False)

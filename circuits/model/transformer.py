@@ -70,7 +70,8 @@ class SparseTransformer(LensModel):
         self.config = config
         self.cfg = lens_config(config)
         self.tokenizer = tokenizer
-        with torch.random.fork_rng(devices=[]):
+        # Weights made in inference mode could never be learned, nor anything through them.
+        with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.W_E = nn.Parameter(torch.randn(config.d_vocab, config.d_model) * 0.02)
             self.W_pos = nn.Parameter(torch.randn(config.n_ctx, config.d_model) * 0.02)
@@ -92,6 +93,11 @@ class SparseTransformer(LensModel):
         Raises ValueError for a sequence longer than n_ctx or a token out of range.
         """
         self._check_tokens(tokens)
+        if return_type != "logits" and tokens.shape[1] < 2:
+            raise ValueError(
+                f"tokens: got sequences of {tokens.shape[1]} token for a loss; expected at least 2, so that there is a "
+                "next one to predict."
+            )
         n_pos = tokens.shape[1]
         positions = self.W_pos[:n_pos].expand(tokens.shape[0], -1, -1)
         embedded = F.embedding(tokens, self.W_E)

@@ -29,7 +29,8 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
     """Recovered loss and NMSE of each location, both ways.
 
     `rows` is `BridgeSet.metrics["locations"]`: mappings with location, nmse_encode, nmse_decode,
-    recovered_dense_to_sparse and recovered_sparse_to_dense. Raises ValueError when it is empty.
+    recovered_dense_to_sparse and recovered_sparse_to_dense (None: nothing to recover there). Raises ValueError when it
+    is empty.
     """
     if not rows:
         raise ValueError("rows: got none; expected the metrics of at least one location. Fit bridges first.")
@@ -43,10 +44,14 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
             ("nmse_decode", "sparse → dense", DECODE, 2),
         )
     ]
-    worst = min(min(row["recovered_dense_to_sparse"], row["recovered_sparse_to_dense"]) for row in rows)
-    best = max(max(row["recovered_dense_to_sparse"], row["recovered_sparse_to_dense"]) for row in rows)
+    both = [row[f"recovered_{way}"] for row in rows for way in ("dense_to_sparse", "sparse_to_dense")]
+    shares = [share for share in both if share is not None]
+    worst, best = min(shares, default=0.0), max(shares, default=1.0)
     largest = max(max(row["nmse_encode"], row["nmse_decode"]) for row in rows)
-    said = f"worst location: recovered {_two_places(worst)}, NMSE {largest:.2f}"
+    recovered = _two_places(worst) if shares else "nothing to recover"
+    said = f"worst location: recovered {recovered}, NMSE {largest:.2f}"
+    if 0 < len(shares) < len(both):
+        said += f"; {len(both) - len(shares)} of {len(both)} with nothing to recover are left out"
     figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=520))
     figure.update_layout(
         xaxis={**GRID, "anchor": "y2", "title": {"text": "location", "standoff": 6}, "type": "category"},
@@ -204,13 +209,13 @@ def _of_dilution(dilution: Dilution, *, title: str = "Context dilution") -> go.F
     return dilution_figure(dilution.to_json(), title=title)
 
 
-def _points(x: Sequence[Any], y: Sequence[float], name: str, colour: str, panel: int) -> go.Scatter:
+def _points(x: Sequence[Any], y: Sequence[float | None], name: str, colour: str, panel: int) -> go.Scatter:
     return _curve(x, y, name, colour, panel=panel).update(showlegend=panel == 1)
 
 
 def _curve(
     x: Sequence[Any],
-    y: Sequence[float],
+    y: Sequence[float | None],
     name: str,
     colour: str,
     *,

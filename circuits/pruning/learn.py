@@ -11,6 +11,7 @@ from torch import Tensor
 from circuits.circuit.score import margins, two_way_kl
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.gates import Gates
+from circuits.settings import Amount, Count, Decay, Positive, Settings
 from tasks import Batch
 from tasks.base import Targets
 
@@ -21,20 +22,20 @@ Forward = Callable[[Targets, dict[Key, Tensor]], Float[Tensor, "rows pos d_vocab
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateSettings:
+class GateSettings(Settings):
     """How gates are learned: AdamW with a learning rate that falls linearly to 0."""
 
-    steps: int
+    steps: Count
     "Optimiser steps."
-    batch_size: int
+    batch_size: Count
     "Prompt pairs per step."
-    lr: float
+    lr: Positive
     "Peak learning rate."
     seed: int
     "Decides gates and prompts."
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     "AdamW's averaging constants."
-    weight_decay: float = 1e-3
+    weight_decay: Amount = 1e-3
     "AdamW's weight decay."
 
 
@@ -76,6 +77,11 @@ class GateLearner(Generic[Key]):
         self, loss: Float[Tensor, ""], penalty: float, masks: Mapping[Key, Tensor]
     ) -> tuple[Float[Tensor, ""], dict[Key, Tensor]]:
         """Gradients of `loss` + `penalty` nats an open gate; returns how many are open, and d loss / d mask."""
+        if not bool(loss.detach().isfinite()):
+            raise ValueError(
+                f"lr: the loss of the gates is {float(loss.detach())}; expected a finite number. Lower lr, which is "
+                f"{self.settings.lr:g}, and look for NaN among the model's weights."
+            )
         n_open = torch.stack([mask.sum() for mask in masks.values()]).sum()
         wanted = [*self._parameters, *masks.values()]
         grads = torch.autograd.grad(loss + penalty * n_open, wanted)

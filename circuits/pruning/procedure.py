@@ -12,14 +12,16 @@ Gates learn on training prompts; steps 2 and 3 look at validation prompts; the r
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import check_task
+from circuits.files import heeding_interrupts
 from circuits.kernels import keep_pages
-from circuits.model.compute import frozen
+from circuits.model.compute import frozen, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
@@ -28,6 +30,7 @@ from tasks import Corpus, Task, load_corpus
 __all__ = ["PruneConfig", "prune"]
 
 
+@with_gradients
 def prune(
     model: SparseTransformer,
     task: Task,
@@ -54,7 +57,12 @@ def prune(
         return tune(lambda tried: prune(model, task, tried, corpus=corpus, progress=progress), config, search)
     started = time.perf_counter()
     hunt = Search(model, task, config, corpus)
-    with frozen(model), _progress_bar(config, progress) as show:
+    with frozen(model), heeding_interrupts() as heed, _progress_bar(config, progress) as bar:
+
+        def show(*args: Any, **fields: Any) -> None:
+            heed()
+            bar(*args, **fields)
+
         circuit = hunt.circuit(*hunt.best(show))
     return circuit.with_metrics(seconds=time.perf_counter() - started)
 

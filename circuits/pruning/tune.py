@@ -7,6 +7,7 @@ from typing import Any
 
 from circuits.circuit.circuit import Circuit
 from circuits.pruning.config import PruneConfig
+from circuits.settings import checked
 
 LR, PENALTY = (5e-3, 1e-1), (1e-3, 1e-1)
 """Ranges that are searched, by their logarithms."""
@@ -18,6 +19,7 @@ def tune(run: Callable[[PruneConfig], Circuit], config: PruneConfig, n_runs: int
     Each run is one start. What was tried is in the circuit's metrics under `search`. The same config gives the
     same circuit. Raises ValueError for fewer than one run, and where Optuna is not installed.
     """
+    n_runs = checked("search", n_runs, int)
     if n_runs < 1:
         raise ValueError(f"search: got {n_runs}; expected at least 1 pruning run, or None for no search.")
     optuna = _optuna()

@@ -3,6 +3,6 @@
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train
 from circuits.training.saved import load_trained
-from circuits.training.steps import TrainingInterrupted
+from circuits.training.steps import TrainingDiverged, TrainingInterrupted
 
-__all__ = ["TrainConfig", "Training", "TrainingInterrupted", "load_trained", "train"]
+__all__ = ["TrainConfig", "Training", "TrainingDiverged", "TrainingInterrupted", "load_trained", "train"]

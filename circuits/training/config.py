@@ -1,18 +1,30 @@
 """What decides a training run: frozen, checked when made, JSON in and out."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
-from circuits.files import check_keys, require, with_tuples
 from circuits.model.config import ModelConfig
+from circuits.settings import (
+    Amount,
+    Count,
+    Decay,
+    Density,
+    Fraction,
+    Positive,
+    Seed,
+    Settings,
+    Whole,
+    fitted,
+    require,
+)
 
 RENAMED = {"gradient": "gradient_scaling", "grad": "weight_gradient"}
 """Fields of older files, and what they are called now."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Everything that decides a training run. The defaults are the toy recipe; see `toy` and `paper`."""
 
     model: ModelConfig = field(
@@ -21,49 +33,49 @@ class TrainConfig:
     "Shape of the model; its vocabulary is filled in from the corpus. One layer solves mini-Python as well as two."
     corpus: str = "mini"
     "Name of the training text, for `tasks.load_corpus`."
-    steps: int = 2000
+    steps: Count = 2000
     "Optimiser steps."
-    minutes: float | None = None
+    minutes: Positive | None = None
     "Stop by the clock instead, if that comes first; schedules follow the clock, so bits are not repeatable."
-    batch_size: int = 48
+    batch_size: Count = 48
     "Sequences of n_ctx tokens per step."
-    seed: int = 0
+    seed: Seed = 0
     "Decides initial weights and batches."
-    density: float = 0.01
+    density: Density = 0.01
     "Final density of block matrices and biases, in (0, 1]; 1 trains a dense model."
-    embed_density: float | None = 1 / 16
+    embed_density: Density | None = 1 / 16
     "Final density of embeddings and unembedding; None: the same."
-    min_alive: int = 1
+    min_alive: Whole = 1
     "Weights that each q/k/v channel and neuron keeps at least, inside the budget (published: 4)."
     schedule: Literal["linear", "exponential"] = "linear"
     "Shape of the fall of the density."
-    anneal: tuple[float, float] = (0.01, 0.5)
+    anneal: tuple[Fraction, Fraction] = (0.01, 0.5)
     "Fractions of training between which the density falls."
-    lr: float = 2e-2
+    lr: Positive = 2e-2
     "Peak learning rate, quoted at the final density."
     sharkfin: bool = True
     "Multiply the learning rate by sqrt(final density / current density)."
-    warmup: float = 0.01
+    warmup: Fraction = 0.01
     "Fraction of training in which the learning rate rises from 0; afterwards it falls linearly to 0."
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     "Adam's averaging constants."
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     "Adam's epsilon."
-    weight_decay: float = 0.1
+    weight_decay: Amount = 0.1
     "Decay of matrices (not of biases and the bigram table), times the learning rate, after the projection."
     gradient_scaling: Literal["clip", "rms", "none"] = "clip"
     "clip: norm at most 1. rms: divide by the root mean square over all parameters, always (published)."
     weight_gradient: Literal["exact", "support"] = "exact"
     "exact: every weight gets its gradient. support: where a matrix runs on its nonzeros, only those; see refresh."
-    refresh: int = 10
+    refresh: Count = 10
     "With weight_gradient='support': every how many steps all weights get theirs, so that dropped ones may return."
     bigram_init: Literal["counts", "zeros", "fixed"] = "counts"
     "counts: the bigram table starts at the corpus's log-probabilities. fixed: it stays there (a large one is slow)."
-    log_every: int = 20
+    log_every: Count = 20
     "Steps between entries of the history."
-    val_every: int = 200
+    val_every: Count = 200
     "Steps between measurements of the validation loss."
-    n_val: int = 256
+    n_val: Count = 256
     "Validation sequences."
 
     def __new__(cls, **values: Any) -> "TrainConfig":
@@ -74,22 +86,13 @@ class TrainConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "refresh", "log_every", "val_every", "n_val"):
-            require(self, name, getattr(self, name) >= 1, "a whole number of at least 1")
-        for name in ("density", "embed_density"):
-            value = getattr(self, name)
-            require(self, name, value is None or 0 < value <= 1, "a density in (0, 1]")
-        require(self, "lr", self.lr > 0, "a positive number")
-        require(self, "min_alive", self.min_alive >= 0, "a whole number of at least 0")
-        require(self, "anneal", 0 <= self.anneal[0] < self.anneal[1] <= 1, "two rising fractions in [0, 1]")
-        require(self, "minutes", self.minutes is None or self.minutes > 0, "a positive number or None")
-        for name, options in (
-            ("schedule", ("linear", "exponential")),
-            ("gradient_scaling", ("clip", "rms", "none")),
-            ("weight_gradient", ("exact", "support")),
-            ("bigram_init", ("counts", "zeros", "fixed")),
-        ):
-            require(self, name, getattr(self, name) in options, f"one of {options}")
+        super().__post_init__()
+        require(self, "anneal", self.anneal[0] < self.anneal[1], "two rising fractions in [0, 1]")
+        if self.model.n_ctx < 2:
+            raise ValueError(
+                f"model.n_ctx: got {self.model.n_ctx}; expected at least 2. A sequence of one token has no next one "
+                "to learn from."
+            )
 
     @classmethod
     def toy(cls, **changes: Any) -> "TrainConfig":
@@ -134,21 +137,16 @@ class TrainConfig:
             }
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return asdict(self)
-
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "TrainConfig":
+    def from_json(cls, data: Any) -> "TrainConfig":
         """The inverse of `to_json`; reads older files too. Raises ValueError on an unknown key, or one given twice."""
-        data = dict(check_keys(cls, with_new_names(data)))
-        if isinstance(data.get("model"), dict):
-            data["model"] = ModelConfig.from_json(data["model"])
-        return cls(**with_tuples(data, "anneal", "betas"))
+        return cls(**fitted(cls, with_new_names(data)))
 
 
-def with_new_names(data: dict[str, Any]) -> dict[str, Any]:
+def with_new_names(data: Any) -> Any:
     """The settings of an older file under today's names. Raises ValueError where both names of one are given."""
+    if not isinstance(data, dict):
+        return data
     both = [(old, new) for old, new in RENAMED.items() if old in data and new in data]
     if both:
         old, new = both[0]

@@ -5,6 +5,7 @@ The density falls on a schedule; the learning rate follows it ("sharkfin"): it i
 and multiplied by sqrt(final / current), so that it rises to its quoted value as the model gets sparser.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +14,22 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from circuits.files import check_writable
 from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
-from circuits.model.compute import sparse_compute
+from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
 from circuits.training.saved import with_corpus
-from circuits.training.steps import Entry, optimizer_tensors, restore_optimizer, run_to_end
+from circuits.training.steps import (
+    Entry,
+    LastGood,
+    NotFiniteError,
+    optimizer_tensors,
+    restore_optimizer,
+    run_to_end,
+)
 from circuits.views import Plotted
 from tasks import Corpus, bigram_log_probs, load_corpus
 
@@ -54,7 +63,7 @@ class Training(Plotted):
     def load(cls, path: str | Path) -> "Training":
         """The inverse of `save`. Raises ValueError for a file of another kind or an interrupted run."""
         saved = load_checkpoint(path)
-        if "train" not in saved.meta or saved.extra:
+        if not {"train", "history", "seconds"} <= saved.meta.keys() or saved.extra:
             raise ValueError(f"path: {path} is no finished run; expected a file that Training.save wrote.")
         model, corpus = with_corpus(saved)
         return cls(
@@ -66,6 +75,7 @@ class Training(Plotted):
         )
 
 
+@with_gradients
 def train(
     config: TrainConfig,
     *,
@@ -80,7 +90,8 @@ def train(
     the run (default out/interrupted.safetensors): at the end of a step it raises TrainingInterrupted, while a
     second Ctrl-C stops at once and leaves nothing. resume: a file that an interrupted run of the same config
     left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
-    met, before anything is computed or written.
+    met, a checkpoint that cannot be written, or a file of another kind to resume, before anything is computed or
+    written; and TrainingDiverged (a ValueError) at a loss that is not finite.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
@@ -90,6 +101,8 @@ def train(
     run = _Run(config, corpus)
     if resume is not None:
         run.restore(resume)
+    if checkpoint is not None:
+        check_writable(checkpoint, name="checkpoint")
     stopped = checkpoint or Path("out") / "interrupted.safetensors"
     run_to_end(run, name="train", describe=_described, checkpoint=stopped, shown=progress)
     run.model.eval()
@@ -110,6 +123,7 @@ class Updates:
                 "model: it is compact, its matrices cannot train; expected one with all its weights. Load its "
                 "checkpoint with load_checkpoint(path), without compact=True."
             )
+        check_learnable(model)
         self.model, self.config = model, config
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
@@ -154,6 +168,7 @@ class _Run:
         )
         self.history: list[Entry] = []
         self.step, self.seconds, self._tick = 0, 0.0, time.perf_counter()
+        self.good = LastGood(self.model.parameters())
 
     def progress(self) -> float:
         """Fraction of training done, by steps or by the clock, whichever is further."""
@@ -171,6 +186,8 @@ class _Run:
         # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
         with sparse_compute(self.model, self._weight_gradient()):
             loss = self.model(tokens, return_type="loss")
+        self._check_finite("loss", float(loss.detach()), self.step + 1)
+        self.good.keep()
         density, lr = self.updates(loss, self.progress())
         self.step += 1
         now = time.perf_counter()
@@ -188,7 +205,23 @@ class _Run:
             if last or self.step % self.config.val_every == 0:
                 with sparse_compute(self.model):
                     entry["val_loss"] = validation_loss(self.model, self.val_tokens)
+                self._check_finite("validation loss", entry["val_loss"], self.step)
             self.history.append(entry)
+
+    def _check_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"lr: the {what} is {value} at step {step} ({said_of(self.model)}); expected a finite number. Lower "
+                f"lr, which is {self.config.lr:g}.",
+                self.rescue,
+            )
+
+    def rescue(self, path: str | Path) -> Path:
+        """The weights of the last finite loss, as a model alone: nothing can go on from them to another end."""
+        self.good.put_back()
+        return save_checkpoint(
+            path, self.model, meta={"train": self.config.to_json(), "history": self.history}
+        )
 
     def save(self, path: str | Path) -> Path:
         """Everything needed to go on: weights, Adam's moments, the generator, the history."""
@@ -204,12 +237,14 @@ class _Run:
     def restore(self, path: str | Path) -> None:
         """Take up a run that `save` left. Raises ValueError when it was of another config."""
         saved = load_checkpoint(path)
+        if "train" not in saved.meta:
+            raise ValueError(f"resume: {path} holds a model alone; expected a run that was interrupted.")
         if TrainConfig.from_json(saved.meta["train"]) != self.config:
             raise ValueError(
                 f"resume: {path} belongs to another config; expected the one it was started with "
                 f"({saved.meta['train']})."
             )
-        if "generator" not in saved.extra:
+        if "generator" not in saved.extra or "step" not in saved.meta:
             raise ValueError(f"resume: {path} holds a finished model; expected a run that was interrupted.")
         self.model.load_state_dict(saved.model.state_dict())
         restore_optimizer("adam", self.optimizer, saved.extra)
@@ -289,6 +324,16 @@ def _decay(model: SparseTransformer, amount: float) -> None:
         for matrix in model.matrices():
             if matrix.parameter.ndim == 2:
                 matrix.parameter.mul_(1 - amount)
+
+
+def said_of(module: nn.Module) -> str:
+    """What is wrong with the weights of a model, in words."""
+    sizes = {name: float(p.detach().abs().max()) for name, p in module.named_parameters() if p.numel()}
+    bad = [name for name, size in sizes.items() if not math.isfinite(size)]
+    if bad:
+        return f"{bad[0]} holds NaN or infinity"
+    largest = max(sizes, key=lambda name: sizes[name])
+    return f"weights are finite, the largest, of {largest}, is {sizes[largest]:.3g}"
 
 
 def _described(entry: Entry) -> str:

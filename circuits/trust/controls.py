@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from circuits.circuit.ablation import mean_values
-from circuits.circuit.masked import run_masked
+from circuits.circuit.masked import ordinary, run_masked
 from circuits.circuit.score import margins, task_margins, two_way_kl
-from circuits.model.compute import frozen
+from circuits.model.compute import frozen, with_gradients
 from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.learn import GateLearner, GateSettings
@@ -100,6 +100,7 @@ def _floors(bench: Bench) -> tuple[dict[str, Floor], Floor]:
     return floors, true
 
 
+@with_gradients
 def gate_floor(
     model: SparseTransformer,
     task: Task,
@@ -119,6 +120,7 @@ def gate_floor(
     Open gates cost something only while the loss is within `target`: a control is free to use whatever helps.
     follow: a model whose margins on the task are asked for, in place of the right answers.
     """
+    values = {site: ordinary(value) for site, value in values.items()}
     asked = _Asked(model, task, values, seed, relabel or (lambda batch: batch), follow)
     pool, held_out = asked.batch(8 * batch_size, "train"), asked.batch(64, "test")
     settings = GateSettings(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.01)

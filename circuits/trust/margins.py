@@ -1,5 +1,6 @@
 """Whether a circuit explains how sure the model is, and not only what it prefers."""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -7,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.trust.report import Entry
+from circuits.statistics import share_of
+from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench
 
 N_OTHERS = 5
@@ -20,15 +22,15 @@ def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Size of the circuit's margins against the model's, and their order among prompts of the same answer."""
     ours, theirs = bench.circuit_margins(), bench.full_margins
     others = [bench.margins(bench.random_like(rng, outside=False), "between") for _ in range(N_OTHERS)]
-    by_answer = _correlations(bench, ours)
+    by_answer, ratio = _correlations(bench, ours), _ratio(ours, theirs)
     return [
         Entry(
             name="margin ratio",
             meaning="Mean margin of the circuit, without calibration, over that of the model; 1 is as sure as the "
-            "model, and the baseline is that of the empty circuit.",
-            value=_ratio(ours, theirs),
+            "model, the baseline is that of the empty circuit, and there is none for a model that is not sure at all.",
+            value=ratio,
             baseline=_ratio(bench.margins([], []), theirs),
-            verdict="note",
+            verdict=judged(ratio, None),
         ),
         Entry(
             name="margin correlation",
@@ -43,7 +45,8 @@ def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
 
 
 def _ratio(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> float:
-    return float(margin.mean() / reference.mean())
+    share = share_of(float(margin.mean()), float(reference.mean()))
+    return math.nan if share is None else share
 
 
 def _correlations(bench: Bench, margin: Float[Tensor, " rows"]) -> dict[str, float]:

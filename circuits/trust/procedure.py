@@ -8,7 +8,7 @@ from dataclasses import replace
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import check_task, task_score
-from circuits.model.compute import frozen
+from circuits.model.compute import frozen, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -37,6 +37,7 @@ CHECKS: tuple[Check, ...] = (
 """Every check, in the order in which a report is best read."""
 
 
+@with_gradients
 def trust_report(
     model: SparseTransformer,
     circuit: Circuit,
@@ -74,6 +75,7 @@ def trust_report(
     )
 
 
+@with_gradients
 def run_checks(bench: Bench, checks: Sequence[Check] = CHECKS) -> list[Entry]:
     """The entries of all checks. Each has a stream of random numbers of its own: one more moves no other's numbers."""
     return [entry for check in checks for entry in check(bench, stream(bench.config.seed, check))]

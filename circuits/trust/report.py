@@ -1,11 +1,13 @@
 """What an evaluation found, item by item, and how it is shown."""
 
 import html
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from circuits.files import json_text
 from circuits.views import Cell, Plotted, html_table
 
 Verdict = Literal["pass", "fail", "note", "not run"]
@@ -44,7 +46,7 @@ class Entry:
             "baseline": _or_none(self.baseline),
             "unit": self.unit,
             "verdict": self.verdict,
-            "details": dict(self.details),
+            "details": json.loads(json_text(self.details)),
         }
 
 
@@ -134,8 +136,15 @@ class TrustReport(Plotted):
         )
 
 
+def judged(value: float, passed: bool | None) -> Verdict:
+    """The verdict on a value: none where there is no value to judge. passed: None for a note."""
+    if math.isnan(value):
+        return "not run"
+    return "note" if passed is None else "pass" if passed else "fail"
+
+
 def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value
+    return value if math.isfinite(value) else None
 
 
 def _shown(value: float) -> str:

@@ -10,7 +10,9 @@ from scipy import stats
 from torch import Tensor
 
 from circuits.circuit.nodes import Node
-from circuits.trust.report import Entry
+from circuits.model.compute import with_gradients
+from circuits.statistics import share_of
+from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -36,10 +38,11 @@ def cpr_and_cmd(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="CPR",
             meaning="Area under the share of the model's margin that the best-ranked nodes recover, over circuit "
-            "sizes of 0.1 to 100 %: do the best parts carry the task; the baseline is a random ranking.",
+            "sizes of 0.1 to 100 %: do the best parts carry the task; the baseline is a random ranking. Not run "
+            "where the whole model's margin is no greater than that of its empty self.",
             value=_area(ours),
             baseline=_area(chance),
-            verdict="pass" if _area(ours) > _area(chance) else "fail",
+            verdict=judged(_area(ours), _area(ours) > _area(chance)),
             details=details,
         ),
         Entry(
@@ -48,12 +51,13 @@ def cpr_and_cmd(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             "random ranking.",
             value=_area([abs(1 - f) for f in ours]),
             baseline=_area([abs(1 - f) for f in chance]),
-            verdict="note",
+            verdict=judged(_area(ours), None),
             details=details,
         ),
     ]
 
 
+@with_gradients
 def ranked_nodes(bench: Bench) -> list[Node]:
     """All nodes: those of the circuit by what their removal costs it, then the rest by attribution."""
     effects = {node: bench.best_score(*bench.circuit_without([node])).loss for node in bench.circuit.nodes}
@@ -144,8 +148,8 @@ def minimality_test(bench: Bench, rng: random.Random) -> Sequence[Entry]:
 def _curve(bench: Bench, ranking: list[Node]) -> list[float]:
     empty, full = (float(bench.margins(nodes, "all").mean()) for nodes in ([], bench.every))
     kept = [ranking[: max(1, round(share * len(ranking)))] for share in SHARES]
-    span = full - empty or math.nan  # a model whose margin is that of its empty self recovers nothing of it
-    return [(float(bench.margins(nodes, "all").mean()) - empty) / span for nodes in kept]
+    shares = (share_of(float(bench.margins(nodes, "all").mean()) - empty, full - empty) for nodes in kept)
+    return [math.nan if share is None else share for share in shares]
 
 
 def _area(heights: list[float]) -> float:

@@ -53,13 +53,17 @@ _TITLES = {
 }
 
 
+def _share(value: float | None) -> str:
+    return "nothing to recover" if value is None else f"{value:.3f}"
+
+
 def _bridge_rows(run: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "seed": f"{run['seed']}",
             "location": f"`{row['location']}`",
-            "recovered, dense → sparse": f"{row['recovered_dense_to_sparse']:.3f}",
-            "recovered, sparse → dense": f"{row['recovered_sparse_to_dense']:.3f}",
+            "recovered, dense → sparse": _share(row["recovered_dense_to_sparse"]),
+            "recovered, sparse → dense": _share(row["recovered_sparse_to_dense"]),
             "NMSE encoder": f"{row['nmse_encode']:.3f}",
             "NMSE decoder": f"{row['nmse_decode']:.3f}",
             "loss dense, sparse": f"{run['loss_dense']:.3f}, {run['loss_sparse']:.3f}",

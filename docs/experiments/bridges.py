@@ -9,7 +9,7 @@ The dense model is trained first; then the sparse one, together with the bridges
 `out` folder and is taken up again as long as the settings are the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,8 +54,8 @@ def run_bridges(
         facts["seconds"] = bridges.metrics["seconds"]
         runs.append({"seed": seed, **bridges.summary(), **facts, "locations": bridges.metrics["locations"]})
     numbers = {
-        "min_recovered_dense_to_sparse": min(run["min_recovered_dense_to_sparse"] for run in runs),
-        "min_recovered_sparse_to_dense": min(run["min_recovered_sparse_to_dense"] for run in runs),
+        "min_recovered_dense_to_sparse": _least("min_recovered_dense_to_sparse", runs),
+        "min_recovered_sparse_to_dense": _least("min_recovered_sparse_to_dense", runs),
         "runs": runs,
     }
     return _write(results, "bridges", seeds, steps, numbers)
@@ -159,6 +159,11 @@ def dilution_of(
     )
     ratios = {"adversarial_ratio": found / random, "adversarial_ratio_deep": found / deep}
     return {**sweep.to_json(), **ratios, "attacks": attacks, "circuit": circuit.summary()}
+
+
+def _least(key: str, runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """The least of the runs that have one: where mean ablation costs nothing, there is nothing to recover."""
+    return min((run[key] for run in runs if run[key] is not None), default=None)
 
 
 def _each_seed(

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from scipy import stats
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,6 +39,7 @@ from circuits.model.mixers.compose import n_parameters
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.statistics import interval
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Updates, new_model
 from circuits.training.saved import load_trained
@@ -306,14 +306,6 @@ def _contrasts(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 gaps = [at[a, seed][which] - at[b, seed][which] for seed in shared]
                 found[f"{a} - {b}, {which}"] = {"mean": mean(gaps), "ci": interval(gaps)}
     return found
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """95 % confidence interval of the mean (Student's t); a single value gives no width."""
-    if len(values) < 2:
-        return [values[0], values[0]]
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return [mean(values) - half, mean(values) + half]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from circuits.bridges import Model, Side
 from circuits.bridges.dilution.margins import check_inputs, circuit_margins, error_rate, model_margins
 from circuits.circuit.circuit import Circuit
 from circuits.model.transformer import SparseTransformer
+from circuits.settings import Count, Seed, Whole, checked
 from tasks.base import Targets
 from tasks.brackets import Brackets
 from tasks.tokenizer import DIGITS, LETTERS, Tokenizer
@@ -75,6 +76,9 @@ def attack(
     The `keep` lowest are tried on the dense model, which the search never sees. n: pairs of random prompts drawn.
     Raises ValueError when the prompts do not fit, or the circuit is another task's or another model's.
     """
+    length, distractors = checked("length", length, Count), checked("distractors", distractors, Whole)
+    n, keep = checked("n", n, Count), checked("keep", keep, Count)
+    rounds, seed = checked("rounds", rounds, Whole), checked("seed", seed, Seed)
     check_inputs(dense, sparse, circuit)
     side = Side(dense, "dense")
     task = Brackets(length=length, distractors=distractors)

@@ -8,6 +8,7 @@ from circuits.bridges import Model, Side
 from circuits.bridges.dilution.margins import check_inputs, circuit_margins, error_rate, model_margins
 from circuits.circuit.circuit import Circuit
 from circuits.model.transformer import SparseTransformer
+from circuits.settings import Count, Seed, Whole, checked
 from circuits.statistics import spearman
 from circuits.views import Plotted
 from tasks.brackets import Brackets
@@ -87,6 +88,9 @@ def dilution_sweep(
     n: pairs of prompts a cell (test split). Cells whose prompts are longer than a model's context are skipped and
     listed. Raises ValueError when none fits, or the circuit is another task's or another model's.
     """
+    lengths = checked("lengths", list(lengths), tuple[Count, ...])
+    distractors = checked("distractors", list(distractors), tuple[Whole, ...])
+    n, seed = checked("n", n, Count), checked("seed", seed, Seed)
     check_inputs(dense, sparse, circuit)
     n_ctx = min(Side(dense, "dense").n_ctx, sparse.config.n_ctx)
     cells, skipped = [], []
