@@ -33,6 +33,12 @@ def slice_topk_mask(w: Float[Tensor, "*shape"], k: int, dim: int) -> Bool[Tensor
     return torch.zeros_like(w, dtype=torch.bool).scatter_(dim, order.narrow(dim, 0, k), True)
 
 
+def abs_topk(x: Float[Tensor, "*shape"], k: int, dim: int) -> Float[Tensor, "*shape"]:
+    """AbsTopK, differentiable as it stands; see `circuits.kernels.abs_topk`."""
+    identity = (x != 0).sum(dim, keepdim=True) < k
+    return torch.where(slice_topk_mask(x.detach(), k, dim) | identity, x, torch.zeros_like(x))
+
+
 def abs_topk_forward(
     x: Float[Tensor, "*shape"], k: int, dim: int, out: Float[Tensor, "*shape"] | None = None
 ) -> tuple[Float[Tensor, "*shape"], Bool[Tensor, "..."]]:
