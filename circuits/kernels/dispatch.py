@@ -27,7 +27,7 @@ DENSE_FROM = {backend.name: backend.dense_from for backend in BACKENDS if backen
 def transformed() -> bool:
     """Whether PyTorch looks through the call, which only plain PyTorch bears.
 
-    That is inside torch.compile, torch.func (vmap, grad, jacrev), forward-mode derivatives and tracing with fake tensors.
+    That is inside torch.compile, torch.func (vmap, grad, jacrev), forward-mode derivatives, tracing with fake tensors.
     """
     return bool(
         torch.compiler.is_compiling()
@@ -64,7 +64,7 @@ def chosen(op: str, impl: str, *tensors: Tensor, density: float | None = None) -
         )
     if plain and impl != NAIVE.name:
         raise ValueError(
-            f"impl={impl!r} reads memory, which torch.compile, torch.func and tracing do not give it; expected 'auto' or "
+            f"impl={impl!r} reads memory, which torch.compile, torch.func and tracing hide; expected 'auto' or "
             "'naive' inside them: use impl='auto'"
         )
     if misfit := able[impl].runs[op](*tensors):

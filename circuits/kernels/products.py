@@ -153,7 +153,9 @@ def trained_linear(
     check_like("bias", bias, (weight.shape[1],), x)
     module = _module("trained_linear", impl, weight, x)
     if transformed():
-        y: Tensor = module.spmm(_trained(weight, dense), x, bias) if on_support else dense.t() @ x + bias[:, None]
+        y: Tensor = (
+            module.spmm(_trained(weight, dense), x, bias) if on_support else dense.t() @ x + bias[:, None]
+        )
     else:
         y = _TrainedLinear.apply(weight, x, dense, bias, on_support, module)
     return y

@@ -70,7 +70,7 @@ class _Flash(torch.autograd.Function):
 
 
 def _finite(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None) -> bool:
-    """Whether no NaN or infinity is in any; all but the sink, which may be -inf, contiguous. May be False for huge ones."""
+    """Whether none holds NaN or infinity (a sink may be -inf); q, k, v contiguous. May be False for huge numbers."""
     size = torch.dot(q.view(-1), k.view(-1)).abs() + torch.dot(v.view(-1), v.view(-1))
     return bool((size if sink is None else size + sink.max()) < torch.inf)
 
