@@ -75,7 +75,7 @@ def _finite(q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None = None) -> bool
     return bool((size if sink is None else size + sink.max()) < torch.inf)
 
 
-def _naive_gradients(given: Sequence[Tensor | None], dz: Tensor) -> tuple[Tensor | None, ...]:
+def _naive_gradients(given: Sequence[Any], dz: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients of the definition, themselves differentiable where that is recorded."""
     record = torch.is_grad_enabled()
     with torch.enable_grad():
