@@ -8,7 +8,7 @@ tie, what NaN means. Nothing is compiled, and no compiler imported, before an op
 
 from circuits.kernels.activations import causal_attention, replace_features, token_major
 from circuits.kernels.cpu.memory import keep_pages
-from circuits.kernels.dispatch import DENSE_FROM
+from circuits.kernels.dispatch import DENSE_FROM, transformed
 from circuits.kernels.products import chosen_impl, sddmm, sparse_linear, spmm, spmm_t, trained_linear
 from circuits.kernels.selection import abs_topk, slice_topk_mask, topk_mask, topk_threshold
 from circuits.kernels.sparse_weight import SparseWeight
@@ -30,4 +30,5 @@ __all__ = [
     "topk_mask",
     "topk_threshold",
     "trained_linear",
+    "transformed",
 ]

@@ -30,7 +30,13 @@ def topk_threshold(w: Float[Tensor, "*shape"], k: int) -> Float[Tensor, ""]:
 def slice_topk_mask(w: Float[Tensor, "*shape"], k: int, dim: int) -> Bool[Tensor, "*shape"]:
     """True at the k largest magnitudes of each slice along `dim`; see `circuits.kernels.slice_topk_mask`."""
     order = w.abs().sort(dim=dim, descending=True, stable=True).indices
-    return torch.zeros_like(w, dtype=torch.bool).scatter_(dim, order.narrow(dim, 0, k), True)
+    return torch.zeros_like(w, dtype=torch.bool).scatter(dim, order.narrow(dim, 0, k), True)
+
+
+def abs_topk(x: Float[Tensor, "*shape"], k: int, dim: int) -> Float[Tensor, "*shape"]:
+    """AbsTopK, differentiable as it stands; see `circuits.kernels.abs_topk`."""
+    identity = (x != 0).sum(dim, keepdim=True) < k
+    return torch.where(slice_topk_mask(x.detach(), k, dim) | identity, x, torch.zeros_like(x))
 
 
 def abs_topk_forward(

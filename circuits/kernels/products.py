@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from circuits.kernels.checks import check_like, check_operand
-from circuits.kernels.dispatch import chosen, implementation
+from circuits.kernels.dispatch import chosen, differentiable, implementation, transformed
 from circuits.kernels.sparse_weight import SparseWeight
 
 
@@ -121,7 +120,10 @@ def sparse_linear(
     check_operand(weight, "x", x, "d_in")
     check_like("bias", bias, (weight.shape[1],), x)
     module = _module("sparse_linear", impl, weight, x)
-    y: Tensor = _SparseLinear.apply(weight, x, weight.values, bias, module)
+    if transformed():
+        y: Tensor = module.spmm(weight, x, bias)
+    else:
+        y = _SparseLinear.apply(weight, x, weight.values, bias, module)
     return y
 
 
@@ -138,7 +140,7 @@ def trained_linear(
     Args:
         weight: the nonzeros of `dense`.
         x: activations, feature-major.
-        dense: gets the gradient, as a dense matrix; its entries are not read.
+        dense: gets the gradient, as a dense matrix; its entries are read only where derivatives of gradients are taken.
         bias: added to every token.
         on_support: take the gradient to `dense` at the nonzeros only, and zero elsewhere; otherwise everywhere.
         impl: see `chosen_impl`.
@@ -150,8 +152,18 @@ def trained_linear(
     check_like("dense", dense, weight.shape, x)
     check_like("bias", bias, (weight.shape[1],), x)
     module = _module("trained_linear", impl, weight, x)
-    y: Tensor = _TrainedLinear.apply(weight, x, dense, bias, on_support, module)
+    if transformed():
+        y: Tensor = (
+            module.spmm(_trained(weight, dense), x, bias) if on_support else dense.t() @ x + bias[:, None]
+        )
+    else:
+        y = _TrainedLinear.apply(weight, x, dense, bias, on_support, module)
     return y
+
+
+def _trained(weight: SparseWeight, dense: Tensor) -> SparseWeight:
+    """The weight with its values read from the matrix that is trained, and so differentiable in it."""
+    return weight.with_values(dense[weight.rows_of_values(), weight.column.long()])
 
 
 def _module(op: str, impl: str, weight: SparseWeight, x: Tensor) -> ModuleType:
@@ -170,13 +182,12 @@ class _SparseLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, values = ctx.saved_tensors
-        weight = ctx.weight.with_values(values)
+        weight, module, dy = ctx.weight.with_values(values), differentiable(ctx.module), grads[0]
         _, wants_x, wants_values, wants_bias, _ = ctx.needs_input_grad
-        dx = ctx.module.spmm_t(weight, dy) if wants_x else None
-        dvalues = ctx.module.sddmm(weight, x, dy) if wants_values else None
+        dx = module.spmm_t(weight, dy) if wants_x else None
+        dvalues = module.sddmm(weight, x, dy) if wants_values else None
         return None, dx, dvalues, (dy.sum(1) if wants_bias else None), None
 
 
@@ -191,21 +202,24 @@ class _TrainedLinear(torch.autograd.Function):
         on_support: bool,
         module: ModuleType,
     ) -> Tensor:
-        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None)
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, dense)
         ctx.weight, ctx.on_support, ctx.module = weight, on_support, module
         y: Tensor = module.spmm(weight, x, bias)
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
-        weight = ctx.weight
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, dense = ctx.saved_tensors
+        weight, module, dy = ctx.weight, differentiable(ctx.module), grads[0]
         _, wants_x, wants_dense, wants_bias, *_ = ctx.needs_input_grad
-        dx = ctx.module.spmm_t(weight, dy) if wants_x else None
+        dx = None
+        if wants_x and torch.is_grad_enabled():
+            dx = module.spmm_t(_trained(weight, dense), dy) if ctx.on_support else dense @ dy
+        elif wants_x:
+            dx = module.spmm_t(weight, dy)
         ddense = None
         if wants_dense and ctx.on_support:
-            ddense = weight.with_values(ctx.module.sddmm(weight, x, dy)).to_dense()
+            ddense = weight.with_values(module.sddmm(weight, x, dy)).to_dense()
         elif wants_dense:
             ddense = x @ dy.t()
         return None, dx, ddense, (dy.sum(1) if wants_bias else None), None, None

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from circuits.kernels.checks import check_dim, check_like, check_selection
-from circuits.kernels.dispatch import implementation
+from circuits.kernels.dispatch import differentiable, implementation, transformed
 
 
 def topk_mask(
@@ -102,6 +101,9 @@ def abs_topk(
             "out was given while a gradient is recorded; call without out, or under torch.no_grad()"
         )
     module = implementation("abs_topk", impl, x)
+    if transformed():
+        y: Tensor = module.abs_topk(x, k, dim)
+        return y if out is None else out.copy_(y)
     if records:
         kept: Tensor = _AbsTopK.apply(x, k, dim, module)
     else:
@@ -120,7 +122,7 @@ class _AbsTopK(torch.autograd.Function):
         return kept
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         kept, identity = ctx.saved_tensors
-        return ctx.module.abs_topk_backward(dy, kept, identity, ctx.dim), None, None, None
+        module = differentiable(ctx.module)
+        return module.abs_topk_backward(grads[0], kept, identity, ctx.dim), None, None, None

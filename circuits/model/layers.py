@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from circuits.kernels import abs_topk, token_major
+from circuits.kernels import abs_topk, token_major, transformed
 from circuits.model.affine import AffineMap
 
 
@@ -74,7 +74,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Root mean square 1 along the last axis."""
-        scale = self.hook_scale((_MeanSquare.apply(x) + self.eps).sqrt())
+        square = x.square().mean(-1, keepdim=True) if transformed() else _MeanSquare.apply(x)
+        scale = self.hook_scale((square + self.eps).sqrt())
         return self.hook_normalized(x / scale)
 
 

@@ -12,10 +12,15 @@ Key = TypeVar("Key")
 class _Heaviside(torch.autograd.Function):
     """1 where the gate is positive; the gradient is that of a sigmoid (straight-through)."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(gate)
+    def forward(gate: Tensor) -> Tensor:
         return (gate > 0).to(gate.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from numba import carray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from circuits.kernels.cpu.layout import contiguous, features_first
 from circuits.kernels.cpu.memory import empty
@@ -111,22 +110,23 @@ def replace_features(
     x: Float[Tensor, "batch pos *width"], mask: Float[Tensor, "*width"], value: Float[Tensor, "*width"]
 ) -> Float[Tensor, "batch pos *width"]:
     """x where the mask is 1, the value where it is 0; see `circuits.kernels.replace_features`."""
-    y: Tensor = _Replace.apply(features_first(x), mask.flatten(), value.flatten().to(x.dtype))
+    line = (mask.flatten().contiguous(), value.flatten().contiguous().to(x.dtype))
+    y: Tensor = _Replace.apply(features_first(x), *line)
     return y.t().unflatten(0, x.shape[:2]).unflatten(-1, x.shape[2:])
 
 
 class _Replace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
-        mask, value = mask.contiguous(), value.contiguous()
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, mask, value)
         return replaced(x, mask, value)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, value = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, mask, value), dy = ctx.saved_tensors, grads[0]
         if x is None:
             return dy * mask[:, None], None, None
+        if torch.is_grad_enabled():  # derivatives of these gradients are recorded
+            return dy * mask[:, None], (dy * (x - value[:, None])).sum(1), None
         dx, dmask = replaced_backward(contiguous(dy), x, mask, value, ctx.needs_input_grad[0])
         return dx, dmask, None
