@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
+from circuits.model.hooks import HookPoint
 
 from circuits.kernels import abs_topk, token_major
 from circuits.model.affine import AffineMap
