@@ -65,7 +65,9 @@ def test_a_hook_that_writes_does_what_one_that_returns_does_and_leaves_the_model
             assert any(held) == (way != "as it is")
             points = list(model.run_with_cache(tokens, return_cache_object=False)[1])
             for point in points:
-                wrote, gave = (model.run_with_hooks(tokens, fwd_hooks=[(point, hook)]) for hook in (write, give))
+                wrote, gave = (
+                    model.run_with_hooks(tokens, fwd_hooks=[(point, hook)]) for hook in (write, give)
+                )
                 assert _same(wrote, gave), point
         assert len(points) >= 20
         assert model.fingerprint() == own

@@ -61,7 +61,7 @@ class LensModel(HookedRootModule):
             yield hooked
 
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
-        """Run and keep every hooked activation; the cache is an `ActivationCache` (see `SparseCache`), or a dict if asked."""
+        """Run and keep every hooked activation; the cache is a `SparseCache`, or a dict when asked."""
         remove_batch_dim = kwargs.pop("remove_batch_dim", False)
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if return_cache_object:

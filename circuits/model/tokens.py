@@ -1,7 +1,7 @@
 """What every analysis asks of token ids: their shape, and which places are text and which are padding."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
@@ -35,3 +35,10 @@ def real_places(
             f"{width}, the tokens of each row that are no padding. Of a batch of prompts: batch.lengths."
         )
     return torch.arange(width, device=tokens.device) < lengths.to(tokens.device)[:, None]
+
+
+def only(
+    real: Bool[Tensor, "batch pos"], value: Shaped[Tensor, "batch pos *rest"]
+) -> Shaped[Tensor, "rows places *rest"]:
+    """The values at real places, as one row; as they were where every place is real, so that sums keep their bits."""
+    return value if bool(real.all()) else value[real][None]

@@ -19,11 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.config import TransformerLensConfig
-from circuits.model.hooks import HookPoint
 
 from circuits.model.affine import AffineMap
 from circuits.model.cache import acts_at
 from circuits.model.config import ModelConfig
+from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm, Unembed
 from circuits.model.lens import LensModel, lens_config
 from circuits.model.mixers import MIXERS
