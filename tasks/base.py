@@ -27,6 +27,11 @@ class Targets(NamedTuple):
     position: Int64[Tensor, " rows"]
     """Index of the last prompt token."""
 
+    @property
+    def lengths(self) -> Int64[Tensor, " rows"]:
+        """Tokens of each prompt; what comes after them is padding."""
+        return self.position + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -65,6 +70,11 @@ class Batch:
 
     def __len__(self) -> int:
         return self.clean.shape[0]
+
+    @property
+    def lengths(self) -> Int64[Tensor, " batch"]:
+        """Tokens of each prompt; what comes after them is padding, which no mean over positions should see."""
+        return self.position + 1
 
     def to(self, device: str | torch.device) -> "Batch":
         """The same pairs on `device`."""

@@ -2,19 +2,37 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.bridges.maps import BridgeSet, Maps, Pair, cross, put
 from circuits.bridges.sides import Role, Side, still
+from circuits.model.tokens import only, real_places
 from circuits.statistics import share_of
 
 CHUNK = 32
 """Sequences of a pass; validation runs without gradients."""
+IGNORED = -100
+"""Stands for a token that is no target."""
+
+
+class Text(NamedTuple):
+    """Tokens, and where they are text and no padding."""
+
+    tokens: Int[Tensor, "batch pos"]
+    real: Bool[Tensor, "batch pos"]
+
+    def chunks(self) -> list["Text"]:
+        """Rows that are run together."""
+        return [Text(*parts) for parts in zip(self.tokens.split(CHUNK), self.real.split(CHUNK), strict=True)]
+
+    def n_targets(self) -> int:
+        """Tokens that are foretold."""
+        return int(self.real[:, 1:].sum())
 
 
 class NonFiniteLossError(ValueError):
@@ -39,39 +57,57 @@ def kl_per_token(
 
 
 def next_token_loss(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
+    logits: Float[Tensor, "batch pos d_vocab"],
+    tokens: Int[Tensor, "batch pos"],
+    real: Bool[Tensor, "batch pos"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean next-token cross-entropy in nats. Raises ValueError for sequences without a next token."""
+    """Mean next-token cross-entropy in nats; real: where tokens are text and no padding, None: everywhere.
+
+    Raises ValueError for sequences without a next token.
+    """
     if tokens.shape[1] < 2:
         raise ValueError(
             f"tokens: got sequences of {tokens.shape[1]} token; expected at least 2, for a next one."
         )
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    after = tokens[:, 1:] if real is None else tokens[:, 1:].masked_fill(~real[:, 1:], IGNORED)
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), after.flatten(), ignore_index=IGNORED)
 
 
-def bridge_metrics(bridges: BridgeSet, tokens: Int[Tensor, "batch pos"]) -> dict[str, Any]:
+def bridge_metrics(
+    bridges: BridgeSet, tokens: Int[Tensor, "batch pos"], *, lengths: Int[Tensor, " batch"] | None = None
+) -> dict[str, Any]:
     """Metrics on `tokens`: plain losses of both models (nats), and in `locations` a row for each pair.
 
     A row has nmse_encode and nmse_decode, the loss of the hybrid that changes model there in either direction,
     the loss of the model it ends in with the residual stream there held at its mean (over batch and position),
     and recovered = (ablated - hybrid) / (ablated - plain): 0 is mean ablation, 1 is the plain model; None where mean
     ablation costs next to nothing or helps, so that there is nothing to recover.
+    lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; None: all.
     """
+    text = Text(tokens, real_places(tokens, lengths))
     sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}
     with torch.no_grad(), still(bridges.dense, bridges.sparse):
         values = {
             role: _activations(side, tokens, list(dict.fromkeys(getattr(p, role) for p in bridges.pairs)))
             for role, side in sides.items()
         }
-        plain = {role: _loss(side, tokens) for role, side in sides.items()}
-        rows = [_row(sides, values, plain, tokens, *bridges.at(pair)) for pair in bridges.pairs]
+        plain = {role: _loss(side, text) for role, side in sides.items()}
+        rows = [_row(sides, values, plain, text, *bridges.at(pair)) for pair in bridges.pairs]
     return {"loss_dense": plain["dense"], "loss_sparse": plain["sparse"], "locations": rows}
 
 
 def chain_losses(
-    bridges: BridgeSet, tokens: Int[Tensor, "batch pos"], *, start: Role = "dense"
+    bridges: BridgeSet,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    start: Role = "dense",
+    lengths: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "n_pairs n_pairs"]:
-    """Loss in nats of passes with two crossings: out of `start` at row, back at column; NaN where impossible."""
+    """Loss in nats of passes with two crossings: out of `start` at row, back at column; NaN where impossible.
+
+    lengths: tokens of each row that are no padding; None: all.
+    """
+    text = Text(tokens, real_places(tokens, lengths))
     sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}
     ties = [bridges.at(pair) for pair in bridges.pairs]
     losses = torch.full((len(ties), len(ties)), torch.nan)
@@ -82,7 +118,7 @@ def chain_losses(
             for j, back in enumerate(ties):
                 if order[j] >= order[i]:
                     parts = [
-                        (cross(sides, chunk, [out, back], start), chunk) for chunk in tokens.split(CHUNK)
+                        (cross(sides, chunk.tokens, [out, back], start), chunk) for chunk in text.chunks()
                     ]
                     losses[i, j] = _mean_loss(parts)
     return losses
@@ -92,21 +128,24 @@ def _row(
     sides: dict[str, Side],
     values: dict[str, dict[str, Tensor]],
     plain: dict[str, float],
-    tokens: Tensor,
+    text: Text,
     pair: Pair,
     maps: Maps,
 ) -> dict[str, Any]:
     dense, sparse = values["dense"][pair.dense], values["sparse"][pair.sparse]
     encoded, decoded = maps.encode(dense), maps.decode(sparse)
     row: dict[str, Any] = {"location": str(pair), "dense": pair.dense, "sparse": pair.sparse}
-    row |= {"nmse_encode": float(nmse(encoded, sparse)), "nmse_decode": float(nmse(decoded, dense))}
+    row |= {
+        "nmse_encode": float(nmse(only(text.real, encoded), only(text.real, sparse))),
+        "nmse_decode": float(nmse(only(text.real, decoded), only(text.real, dense))),
+    }
     for end, place, carried, own in (
         ("sparse", pair.sparse, encoded, sparse),
         ("dense", pair.dense, decoded, dense),
     ):
         name = "dense_to_sparse" if end == "sparse" else "sparse_to_dense"
-        hybrid = _loss(sides[end], tokens, place, carried)
-        ablated = _loss(sides[end], tokens, place, own.mean(dim=(0, 1)).expand_as(own))
+        hybrid = _loss(sides[end], text, place, carried)
+        ablated = _loss(sides[end], text, place, only(text.real, own).mean(dim=(0, 1)).expand_as(own))
         row[f"loss_{name}"], row[f"ablated_{name}"] = hybrid, ablated
         row[f"recovered_{name}"] = share_of(ablated - hybrid, ablated - plain[end])
     return row
@@ -117,19 +156,21 @@ def _activations(side: Side, tokens: Tensor, places: Sequence[str]) -> dict[str,
     return {place: torch.cat([chunk[place] for chunk in chunks]) for place in places}
 
 
-def _loss(side: Side, tokens: Tensor, place: str = "", value: Tensor | None = None) -> float:
+def _loss(side: Side, text: Text, place: str = "", value: Tensor | None = None) -> float:
     parts = []
-    for i, chunk in enumerate(tokens.split(CHUNK)):
-        edit = {} if value is None else {place: put(value[i * CHUNK : i * CHUNK + len(chunk)])}
-        parts.append((side.run(chunk, replace=edit)[0], chunk))
+    for i, chunk in enumerate(text.chunks()):
+        edit = {} if value is None else {place: put(value[i * CHUNK : i * CHUNK + len(chunk.tokens)])}
+        parts.append((side.run(chunk.tokens, replace=edit)[0], chunk))
     return _mean_loss(parts)
 
 
-def _mean_loss(parts: list[tuple[Tensor, Tensor]]) -> float:
-    total = sum(float(next_token_loss(logits, chunk)) * len(chunk) for logits, chunk in parts)
+def _mean_loss(parts: list[tuple[Tensor, Text]]) -> float:
+    """Over all targets: a part counts by how many it has."""
+    losses = [(float(next_token_loss(logits, *text)), text.n_targets()) for logits, text in parts]
+    total = sum(loss * n for loss, n in losses if n)
     if not math.isfinite(total):
         raise NonFiniteLossError(
             f"bridges: a pass has a loss of {total}; expected a finite one. Look for NaN among the weights of the "
             "models and the maps."
         )
-    return total / sum(len(chunk) for _, chunk in parts)
+    return total / sum(n for _, n in losses)

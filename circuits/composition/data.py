@@ -11,6 +11,7 @@ from torch import Tensor
 
 from circuits.composition.parts import Port, Reader, Writer
 from circuits.heads.weights import head_weights
+from circuits.model.tokens import only, real_places
 from circuits.statistics import spearman
 
 Pair = tuple[Writer, Reader]
@@ -47,14 +48,23 @@ def composition_on_data(
     tokens: Int[Tensor, "batch pos"],
     *,
     corrupt: Int[Tensor, "batch pos"] | None = None,
+    lengths: Int[Tensor, " batch"] | None = None,
     pairs: Sequence[Pair] | None = None,
 ) -> DataComposition:
     """Path patching between heads: replace one head's output in one later head's q, k or v input alone.
 
     The replacement is what the head writes on `corrupt`, or (None) its mean over batch and positions. Where
     AbsTopK acts on attn_out, only coordinates that it kept are replaced. pairs: (writer, reader) heads; default:
-    all, one forward pass each. Raises ValueError for pairs that are not heads in forward order.
+    all, one forward pass each. lengths: tokens of each row, of corrupt's too, that are no padding, as `batch.lengths`
+    says for the prompts of a task; means and effects are over these, None: over all. Raises ValueError for pairs that
+    are not heads in forward order, a corrupt of another shape and lengths that do not fit.
     """
+    real = real_places(tokens, lengths)
+    if corrupt is not None and corrupt.shape != tokens.shape:
+        raise ValueError(
+            f"corrupt: got shape {tuple(corrupt.shape)}; expected that of tokens, {tuple(tokens.shape)}. Give each row "
+            "its corrupted counterpart."
+        )
     pairs = _all_pairs(model) if pairs is None else list(pairs)
     _check(pairs)
     weights = head_weights(model)
@@ -64,13 +74,13 @@ def composition_on_data(
         effects, divergences = [], []
         for writer, reader in pairs:
             own, new = (value[writer.layer][:, :, writer.number] for value in (z, other))
-            new = new.mean((0, 1)) if corrupt is None else new
+            new = only(real, new).mean((0, 1)) if corrupt is None else new
             W_O = weights.W_O[weights.layers.index(writer.layer), writer.number]
             delta = (new - own) @ W_O * kept[writer.layer]
             patched, seen = _patched(model, tokens, reader, delta)
             before = z[reader.layer][:, :, reader.number]
-            effects.append((seen - before).norm() / before.norm().clamp_min(1e-30))
-            divergences.append(_divergence(logits, patched))
+            effects.append(only(real, seen - before).norm() / only(real, before).norm().clamp_min(1e-30))
+            divergences.append(_divergence(only(real, logits), only(real, patched)))
     return DataComposition(
         pairs=tuple(pairs), effect=torch.stack(effects).cpu(), divergence=torch.stack(divergences).cpu()
     )
@@ -102,12 +112,13 @@ def _check(pairs: Sequence[Pair]) -> None:
 @contextmanager
 def _split_inputs(model: Any) -> Iterator[None]:
     """Give every head its own copies of its inputs, and put the setting back afterwards."""
-    before = bool(model.cfg.use_split_qkv_input)
-    model.set_use_split_qkv_input(True)
-    try:
-        yield
-    finally:
-        model.set_use_split_qkv_input(before)
+    with model.hooks(fwd_hooks=[]):  # no other thread runs the model meanwhile
+        before = bool(model.cfg.use_split_qkv_input)
+        model.set_use_split_qkv_input(True)
+        try:
+            yield
+        finally:
+            model.set_use_split_qkv_input(before)
 
 
 def _run(

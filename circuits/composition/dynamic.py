@@ -17,6 +17,7 @@ from transformer_lens import FactoredMatrix
 from circuits.composition.parts import with_static_maps
 from circuits.heads.weights import head_weights
 from circuits.model.mixers.compose import BRANCHES, explicit_map
+from circuits.model.tokens import only, real_places
 from circuits.model.transformer import SparseTransformer
 
 Stage = Literal["pre", "post"]
@@ -62,17 +63,24 @@ def composition_maps(
 
 
 def head_mixing(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int = 0
+    model: SparseTransformer,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    layer: int = 0,
+    lengths: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, "qk_head ov_head"]:
     """How much of QK head n's pattern is carried by OV head m: `E |P_n C_post[n, m]| * ||W_V^m W_O^m||`.
 
     Mean over queries of the sum over keys; a plain model gives a diagonal matrix. Depends on the tokens.
+    lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; None: all.
     """
+    real = real_places(tokens, lengths)
     maps = composition_maps(model, tokens, layer=layer)
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=f"blocks.{layer}.attn.hook_pattern")
     pattern = cache[f"blocks.{layer}.attn.hook_pattern"]
-    moved = torch.einsum("bnij,bijnm->bnmi", pattern, maps.post.abs()).mean((0, 3))
+    moved = torch.einsum("bnij,bijnm->bnmi", pattern, maps.post.abs())
+    moved = only(real, moved.permute(0, 3, 1, 2)).mean((0, 1))
     attn: Any = model.blocks[layer].attn
     return moved * FactoredMatrix(attn.W_V.detach(), attn.W_O.detach()).norm()
 

@@ -17,6 +17,7 @@ from circuits.heads.scores import (
     repeated_tokens,
 )
 from circuits.heads.weights import head_weights
+from circuits.model.tokens import real_places
 from circuits.views import Plotted, html_table
 
 
@@ -92,11 +93,16 @@ class HeadReport(Plotted):
 
 
 def head_report(
-    model: Any, text: str | Int[Tensor, "batch pos"] | None = None, *, seed: int = 0
+    model: Any,
+    text: str | Int[Tensor, "batch pos"] | None = None,
+    *,
+    lengths: Int[Tensor, " batch"] | None = None,
+    seed: int = 0,
 ) -> HeadReport:
     """Every score of every head in one table.
 
     text: a text or tokens to measure patterns on; default: random sequences written twice (`repeated_tokens`).
+    lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; None: all.
     Where a model has no position embeddings, the partners of induction heads are weighted by the previous-token
     score of the patterns. Raises ValueError for a text without tokens, and for composed
     heads.
@@ -108,7 +114,7 @@ def head_report(
         tokens = model.to_tokens(text) if isinstance(text, str) else text
     if tokens.numel() == 0:
         raise ValueError("text: got no tokens; expected a text of at least one, or None for random tokens.")
-    patterns = pattern_scores(model, tokens)
+    patterns = pattern_scores(model, tokens, lengths=lengths)
     before = previous_scores(model)
     pairs = induction_scores(model, patterns.previous.nan_to_num() if before is None else before)
     copying, duplicate = copying_scores(model), duplicate_scores(model)
@@ -132,7 +138,7 @@ def head_report(
                     sink=float(patterns.sink[at, head]),
                 )
             )
-    return HeadReport(rows=tuple(rows), n_tokens=tokens.numel())
+    return HeadReport(rows=tuple(rows), n_tokens=int(real_places(tokens, lengths).sum()))
 
 
 def _known(value: Tensor) -> float | None:

@@ -19,6 +19,7 @@ from transformer_lens import FactoredMatrix
 from circuits.heads.weights import EmbeddingWeights, HeadWeights, embedding_weights, head_weights, rms_normed
 from circuits.model.mixers import sink_softmax
 from circuits.model.options import Says
+from circuits.model.tokens import real_places
 
 SAYS = Says(act=None)
 """Scores from weights: of heads that are not composed, whose score is one product of a query and a key."""
@@ -153,19 +154,30 @@ class PatternScores:
     "On nothing: what the learned sink took."
 
 
-def pattern_scores(model: Any, tokens: Int[Tensor, "batch pos"], *, batch_size: int = 8) -> PatternScores:
-    """Run the model on `tokens` and measure where each head looks; composed heads: before patterns are composed."""
+def pattern_scores(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    *,
+    lengths: Int[Tensor, " batch"] | None = None,
+    batch_size: int = 8,
+) -> PatternScores:
+    """Run the model on `tokens` and measure where each head looks; composed heads: before patterns are composed.
+
+    lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; only their
+    queries count. None: all. Raises ValueError for lengths that do not fit the tokens.
+    """
+    places = real_places(tokens, lengths)
     layers = head_weights(model).layers
     sums: dict[int, Tensor] = {}
     counts = torch.zeros(4)
-    for chunk in tokens.split(batch_size):
-        where = _where(chunk)
-        counts += torch.stack([_queries(mask).sum() for mask in where] + [torch.tensor(chunk.numel())]).cpu()
+    for chunk, real in zip(tokens.split(batch_size), places.split(batch_size), strict=True):
+        where = [mask & real[:, :, None] for mask in _where(chunk)]
+        counts += torch.stack([_queries(mask).sum() for mask in where] + [real.sum()]).cpu()
 
-        def add(pattern: Tensor, hook: Any, where: Sequence[Tensor] = where) -> None:
+        def add(pattern: Tensor, hook: Any, where: Sequence[Tensor] = where, real: Tensor = real) -> None:
             layer = int(hook.name.split(".")[1])
             parts = [(pattern * mask[:, None]).sum((0, 2, 3)) for mask in where]
-            parts.append((1 - pattern.sum(-1)).sum((0, 2)))
+            parts.append(((1 - pattern.sum(-1)) * real[:, None]).sum((0, 2)))
             sums[layer] = sums.get(layer, 0) + torch.stack(parts).float().cpu()
 
         with torch.no_grad():

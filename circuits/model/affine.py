@@ -63,6 +63,33 @@ class AffineMap(nn.Module):
             self.sparse = self.sparse.map(fn)
         return self
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """A compact map takes a matrix as its nonzeros."""
+        name = prefix + self.MATRIX
+        if self.is_compact:
+            self._load_nonzeros(state_dict.get(name), name, *rest)
+            state_dict = {key: value for key, value in state_dict.items() if key != name}
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _load_nonzeros(
+        self,
+        matrix: Tensor | None,
+        name: str,
+        metadata: Any,
+        strict: bool,
+        missing: list[str],
+        unexpected: list[str],
+        errors: list[str],
+    ) -> None:
+        assert self.sparse is not None
+        expected = tuple(self.sparse.shape)
+        if matrix is None:
+            missing.append(name)
+        elif tuple(matrix.shape) != expected:
+            errors.append(f"{name}: got shape {tuple(matrix.shape)}; expected {expected}.")
+        else:
+            self.sparse = SparseWeight.from_dense(matrix.detach().to(self.sparse.values))
+
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.is_compact:

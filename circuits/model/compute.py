@@ -24,11 +24,18 @@ def sparse_compute(
     A map whose matrix is dense enough that a dense product is faster (`kernels.DENSE_FROM`), or lies where no
     fast kernel runs, stays dense ("dense"); the others say their implementation. The weights must not change
     inside: the nonzeros are read once, at the start. Inside another `sparse_compute` of the same model, that
-    one goes on.
+    one goes on. The model is the thread's own until the end: passes in other threads wait.
 
     weight_gradient: what weights that require one get. "exact": the whole matrix, so that a zero may grow back.
     "support": only the nonzeros', the rest zero, which costs what the nonzeros cost.
     """
+    with model.turn:
+        yield from _on_nonzeros(model, weight_gradient)
+
+
+def _on_nonzeros(
+    model: SparseTransformer, weight_gradient: Literal["exact", "support"]
+) -> Iterator[dict[str, str]]:
     maps = {name: linear for name, linear in model.linears()}
     if any(linear.sparse is not None for linear in maps.values()):
         yield {name: _said(linear.sparse) for name, linear in maps.items()}
@@ -61,15 +68,16 @@ def check_learnable(model: nn.Module, name: str = "model") -> None:
 def frozen(model: SparseTransformer) -> Iterator[None]:
     """A model to look at, not to train: eval mode, no gradients to weights, on its nonzeros; restored afterwards."""
     check_learnable(model)
-    training, needed = model.training, [p.requires_grad for p in model.parameters()]
-    try:
-        model.eval().requires_grad_(False)
-        with sparse_compute(model):
-            yield
-    finally:
-        model.train(training)
-        for parameter, need in zip(model.parameters(), needed, strict=True):
-            parameter.requires_grad_(need)
+    with model.turn:
+        training, needed = model.training, [p.requires_grad for p in model.parameters()]
+        try:
+            model.eval().requires_grad_(False)
+            with sparse_compute(model):
+                yield
+        finally:
+            model.train(training)
+            for parameter, need in zip(model.parameters(), needed, strict=True):
+                parameter.requires_grad_(need)
 
 
 def compact(model: SparseTransformer) -> SparseTransformer:
@@ -78,11 +86,12 @@ def compact(model: SparseTransformer) -> SparseTransformer:
     Every map that is faster on its nonzeros holds nothing else from here on, and no weight asks for a gradient.
     Outputs, `fingerprint` and checkpoints stay what they were. There is no way back but loading the checkpoint.
     """
-    model.eval().requires_grad_(False)
-    for _, linear in model.linears():
-        sparse = linear.sparse or _compressed(linear.weight)
-        if sparse is not None:
-            linear.hold_nonzeros(sparse)
+    with model.turn:
+        model.eval().requires_grad_(False)
+        for _, linear in model.linears():
+            sparse = linear.sparse or _compressed(linear.weight)
+            if sparse is not None:
+                linear.hold_nonzeros(sparse)
     return model
 
 

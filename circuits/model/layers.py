@@ -5,10 +5,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookPoint
 
 from circuits.kernels import abs_topk, token_major, transformed
 from circuits.model.affine import AffineMap
+from circuits.model.hooks import HookPoint
 
 
 class Matrix(NamedTuple):

@@ -4,15 +4,19 @@
 found by hiding one attribute at a time from transformer-lens 4.3.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens import HookedRootModule
 from transformer_lens.config import TransformerLensConfig
 
+from circuits.model.cache import SparseCache
 from circuits.model.config import ModelConfig
+from circuits.model.hooks import Turn
 from circuits.model.layers import Unembed
 from circuits.model.mlp import act_fn
 
@@ -46,12 +50,22 @@ class LensModel(HookedRootModule):
     blocks: nn.ModuleList
     unembed: Unembed
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = Turn()
+
+    @contextmanager
+    def hooks(self, *args: Any, **kwargs: Any) -> Iterator["LensModel"]:
+        """TransformerLens's, by turns: other threads wait with their passes until these hooks are gone."""
+        with self.turn, super().hooks(*args, **kwargs) as hooked:
+            yield hooked
+
     def run_with_cache(self, *args: Any, return_cache_object: bool = True, **kwargs: Any) -> Any:
-        """Run and keep every hooked activation; the cache is an `ActivationCache`, or a dict when asked."""
+        """Run and keep every hooked activation; the cache is a `SparseCache`, or a dict when asked."""
         remove_batch_dim = kwargs.pop("remove_batch_dim", False)
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if return_cache_object:
-            cache = ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
+            cache = SparseCache(cache, self, has_batch_dim=not remove_batch_dim)
         return out, cache
 
     @property

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformer_lens.hook_points import HookPoint
 
 from circuits.model.config import Activation, ModelConfig
+from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.sites import Site
 

@@ -19,21 +19,28 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.config import TransformerLensConfig
-from transformer_lens.hook_points import HookPoint
 
 from circuits.model.affine import AffineMap
+from circuits.model.cache import acts_at
 from circuits.model.config import ModelConfig
+from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm, Unembed
 from circuits.model.lens import LensModel, lens_config
 from circuits.model.mixers import MIXERS
 from circuits.model.mlp import MLP
 from circuits.model.sites import WEIGHTS, Site, Stack
+from circuits.model.tokens import check_tokens
+
+RETURN_TYPES = ("logits", "loss", "both", None)
+"""What a forward pass can be asked for."""
 
 
 class Block(nn.Module):
     """One layer: attention, then MLP, each read from and added to the residual stream."""
 
     hook_out_is_single_residual_stream = True
+    hook_aliases: dict[str, str]
+    """What tells TransformerLens that attn_out is no sum of heads: tools that need one refuse, and name AbsTopK."""
 
     def __init__(self, config: ModelConfig, lens: TransformerLensConfig, layer: int) -> None:
         super().__init__()
@@ -45,9 +52,16 @@ class Block(nn.Module):
             AbsTopK(config.topk(Site(layer, "mlp_out"))),
         )
         self.hook_resid_pre, self.hook_resid_mid, self.hook_resid_post = HookPoint(), HookPoint(), HookPoint()
+        acts = acts_at(config, layer, "attn_out")
+        self.hook_aliases = {"hook_attn_out": "topk_attn_out.hook_out"} if acts else {}
         self.hook_attn_out = HookPoint()  # site attn_out [batch, pos, d_model]
         self.hook_mlp_in = HookPoint()  # the residual stream as the MLP reads it (not the site mlp_in)
         self.hook_mlp_out = HookPoint()  # site mlp_out [batch, pos, d_model]
+
+    @property
+    def submodules(self) -> dict[str, nn.Module]:
+        """By name: where TransformerLens's tools look whether anything comes between heads and residual stream."""
+        return dict(self.named_children())
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after this layer."""
@@ -86,18 +100,32 @@ class SparseTransformer(LensModel):
     def forward(
         self,
         tokens: Int[Tensor, "batch pos"],
-        return_type: Literal["logits", "loss", "both"] = "logits",
+        return_type: Literal["logits", "loss", "both"] | None = "logits",
     ) -> Any:
         """Logits [batch, pos, d_vocab]; with return_type "loss", mean next-token loss in nats; "both": a pair.
 
-        Raises ValueError for a sequence longer than n_ctx or a token out of range.
+        None runs the model for its hooks alone and returns None. While another thread has hooks on the model, or
+        sparse compute, the pass waits. Raises ValueError for tokens that are not [batch, pos], a sequence longer than
+        n_ctx, a token out of range or an unknown return_type.
         """
+        if return_type not in RETURN_TYPES:
+            raise ValueError(f"return_type: got {return_type!r}; expected one of {RETURN_TYPES}.")
         self._check_tokens(tokens)
-        if return_type != "logits" and tokens.shape[1] < 2:
+        if return_type in ("loss", "both") and tokens.shape[1] < 2:
             raise ValueError(
                 f"tokens: got sequences of {tokens.shape[1]} token for a loss; expected at least 2, so that there is a "
                 "next one to predict."
             )
+        with self.turn:
+            logits = self._logits(tokens)
+        if return_type is None:
+            return None
+        if return_type == "logits":
+            return logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        return loss if return_type == "loss" else (logits, loss)
+
+    def _logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         n_pos = tokens.shape[1]
         positions = self.W_pos[:n_pos].expand(tokens.shape[0], -1, -1)
         embedded = F.embedding(tokens, self.W_E)
@@ -109,10 +137,7 @@ class SparseTransformer(LensModel):
         logits = self.unembed(self.ln_final(x))
         if self.bigram is not None:
             logits = logits + self.hook_bigram(F.embedding(tokens, self.bigram))
-        if return_type == "logits":
-            return logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-        return loss if return_type == "loss" else (logits, loss)
+        return logits
 
     # What each procedure needs to know of the parameters.
 
@@ -203,6 +228,7 @@ class SparseTransformer(LensModel):
         return digest.hexdigest()[:16]
 
     def _check_tokens(self, tokens: Tensor) -> None:
+        check_tokens(tokens)
         if tokens.shape[1] > self.config.n_ctx:
             raise ValueError(
                 f"tokens: got a sequence of {tokens.shape[1]} tokens; expected at most n_ctx = "

@@ -90,12 +90,12 @@ def _floors(bench: Bench) -> tuple[dict[str, Floor], Floor]:
         )
 
     fresh = SparseTransformer(model.config, seed=seed + 1).to(model.W_E.device)
-    text = task.batch(256, split="train", seed=seed).clean.to(model.W_E.device)
+    text = task.batch(256, split="train", seed=seed).to(model.W_E.device)
     true = floor(model, bench.values)
     floors = {
         "swapped answers": floor(model, bench.values, _swapped),
         "unrelated answers": floor(model, bench.values, _unrelated(model, task, seed)),
-        "random model": floor(fresh, mean_values(fresh, text)),
+        "random model": floor(fresh, mean_values(fresh, text.clean, lengths=text.lengths)),
     }
     return floors, true
 

@@ -9,9 +9,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
-from transformer_lens.hook_points import HookPoint
 
 from circuits.model.config import ModelConfig
+from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm
 from circuits.model.sites import Site
 

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.config import TransformerLensConfig
-from transformer_lens.hook_points import HookPoint
 
 from circuits.model.config import ComposeKind, ModelConfig
+from circuits.model.hooks import HookPoint
 from circuits.model.layers import Matrix
 from circuits.model.mixers.softmax import SoftmaxAttention
 

@@ -7,10 +7,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.config import TransformerLensConfig
-from transformer_lens.hook_points import HookPoint
 
 from circuits.kernels import causal_attention
 from circuits.model.config import ModelConfig
+from circuits.model.hooks import HookPoint
 from circuits.model.mixers.attention import Attention
 
 
