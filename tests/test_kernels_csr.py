@@ -1,7 +1,7 @@
 """Products with a sparse weight: every implementation against dense matrices in float64."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jaxtyping
 import pytest
@@ -217,3 +217,42 @@ def test_errors_name_the_argument_and_the_remedy() -> None:
         SparseWeight.from_entries(torch.tensor([1, 1]), torch.tensor([2, 2]), torch.ones(2), (3, 3))
     with pytest.raises(ValueError, match=r"reach outside \(3, 3\)"):
         SparseWeight.from_entries(torch.tensor([1, 3]), torch.tensor([2, 2]), torch.ones(2), (3, 3))
+
+
+def parts_of(weight: SparseWeight) -> dict[str, object]:
+    return {field.name: getattr(weight, field.name) for field in dataclasses.fields(weight)}
+
+
+def changed(array: Tensor, place: int, value: int) -> Tensor:
+    array = array.clone()
+    array[place] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("column", lambda a: changed(a, 0, 10**6)),
+        ("column", lambda a: changed(a, 0, -1)),
+        ("column", lambda a: a.flip(0).contiguous()),
+        ("column", lambda a: a.repeat_interleave(2)[::2]),
+        ("row", lambda a: changed(a, 0, 10**6)),
+        ("row", lambda a: changed(a, -1, -1)),
+        ("order", lambda a: changed(a, 0, 10**6)),
+        ("order", lambda a: torch.zeros_like(a)),
+        ("row_start", lambda a: changed(a, 1, 10**6)),
+        ("row_start", lambda a: changed(a, -1, 10**6)),
+        ("row_start", lambda a: changed(a, 1, -1)),
+        ("column_start", lambda a: changed(a, 1, 10**6)),
+        ("row_start", lambda a: a[:-1].contiguous()),
+    ],
+)
+def test_index_arrays_are_checked_where_a_weight_is_made(
+    name: str, wrong: Callable[[Tensor], Tensor]
+) -> None:
+    torch.manual_seed(0)
+    weight = SparseWeight.from_dense(drawn(9, 7, 0.4))
+    parts = parts_of(weight)
+    SparseWeight(**parts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="SparseWeight.from_entries|from_entries do it"):
+        SparseWeight(**parts | {name: wrong(parts[name])})  # type: ignore[arg-type]

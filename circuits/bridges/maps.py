@@ -43,11 +43,11 @@ class Maps(nn.Module):
 
     def encode(self, h: Float[Tensor, "*batch d_dense"]) -> Float[Tensor, "*batch d_sparse"]:
         """What the sparse model would hold where the dense one holds `h`; at most k nonzeros."""
-        return self.topk(self.encoder(h))
+        return self.topk(self.encoder(h.to(self.encoder.weight)))
 
     def decode(self, h: Float[Tensor, "*batch d_sparse"]) -> Float[Tensor, "*batch d_dense"]:
         """What the dense model would hold where the sparse one holds `h`."""
-        return self.decoder(h)
+        return self.decoder(h.to(self.decoder.weight))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

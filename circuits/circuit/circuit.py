@@ -297,10 +297,16 @@ def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
 
 
 def _pack(value: Tensor) -> Any:
-    text = base64.b64encode(value.detach().cpu().numpy().astype("<f4").tobytes()).decode()
-    return text if value.ndim == 1 else {"shape": list(value.shape), "data": text}
+    """Of float32 or less as float32, which loses nothing, and of float64 as that."""
+    kind = "<f8" if value.dtype == torch.float64 else "<f4"
+    array = value.detach().to(torch.promote_types(value.dtype, torch.float32)).cpu().numpy().astype(kind)
+    text = base64.b64encode(array.tobytes()).decode()
+    if value.ndim == 1 and kind == "<f4":
+        return text
+    return {"shape": list(value.shape), "data": text} | ({} if kind == "<f4" else {"dtype": kind})
 
 
 def _unpack(packed: Any) -> Tensor:
-    text, shape = (packed, (-1,)) if isinstance(packed, str) else (packed["data"], packed["shape"])
-    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype="<f4").copy()).view(*shape)
+    packed = {"data": packed, "shape": [-1]} if isinstance(packed, str) else packed
+    data = np.frombuffer(base64.b64decode(packed["data"]), dtype=packed.get("dtype", "<f4"))
+    return torch.from_numpy(data.copy()).view(*packed["shape"])

@@ -61,11 +61,10 @@ def run_circuit(
     Raises ValueError when the circuit belongs to another model.
     """
     check_belongs(model, circuit)
-    device = model.like.device
     masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
     cut = circuit.to_edge_mask() if isinstance(model, SparseSubject) else {}
     edges = {key: mask.to(model.like) for key, mask in cut.items()}
-    values = {site: value.to(device) for site, value in circuit.values.items()}
+    values = {site: value.to(model.like) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
 
 

@@ -260,6 +260,6 @@ def _number(value: float) -> str:
 
 
 def _packed(table: Tensor) -> str:
-    data = table.cpu().numpy().astype("<f4")
+    data = table.float().cpu().numpy().astype("<f4")
     text = base64.b85encode(zlib.compress(data.tobytes(), 9)).decode()
     return f'table({data.shape}, "{text}")'

@@ -1,7 +1,7 @@
 """A sparse weight matrix: where its nonzeros are, in the two orders the products need, and their values."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,10 +37,14 @@ class SparseWeight:
     """`values[order]` are the values in column order."""
 
     def __post_init__(self) -> None:
-        d_in, d_out = self.shape
-        if self.row_start.numel() != d_in + 1 or self.column_start.numel() != d_out + 1:
-            got = f"row_start of {self.row_start.numel()} and column_start of {self.column_start.numel()}"
-            raise ValueError(f"shape is {self.shape} with {got}; expected {d_in + 1} and {d_out + 1} entries")
+        """The kernels follow the index arrays wherever they lead, so what comes from outside is checked, once.
+
+        Raises:
+            ValueError: arrays of another type, length or device, with gaps, or that are not the two orders of one
+                support inside `shape`.
+        """
+        _check_arrays(self)
+        _check_support(self)
 
     @property
     def n_nonzero(self) -> int:
@@ -73,7 +77,7 @@ class SparseWeight:
             raise ValueError(
                 f"values has shape {got}; expected {expected}, one per nonzero: give one for each"
             )
-        return replace(self, values=values)
+        return unchecked(**vars(self) | {"values": values})
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -84,7 +88,7 @@ class SparseWeight:
     def map(self, fn: Callable[[Tensor], Tensor]) -> "SparseWeight":
         """With `fn` applied to the values and to every index array, as `nn.Module.to` does to parameters."""
         mapped: dict[str, Any] = {name: fn(getattr(self, name)) for name in _TENSORS}
-        return replace(self, **mapped)
+        return unchecked(shape=self.shape, **mapped)
 
     @classmethod
     def from_entries(
@@ -99,6 +103,9 @@ class SparseWeight:
         Raises:
             ValueError: a position outside `shape`, or twice.
         """
+        if not len(rows) == len(columns) == len(values):
+            got = f"{len(rows)}, {len(columns)} and {len(values)}"
+            raise ValueError(f"rows, columns and values have {got} entries; expected as many of each")
         d_in, d_out = shape
         flat = rows.long() * d_out + columns
         inside = (rows >= 0) & (rows < d_in) & (columns >= 0) & (columns < d_out)
@@ -142,6 +149,68 @@ class SparseWeight:
 _TENSORS = ("values", "row_start", "column", "column_start", "row", "order")
 
 
+def unchecked(**parts: Any) -> SparseWeight:
+    """Of parts that are right by construction: training makes many in each step, and looks at none."""
+    weight = object.__new__(SparseWeight)
+    for name, part in parts.items():
+        object.__setattr__(weight, name, part)
+    return weight
+
+
+def _check_arrays(weight: SparseWeight) -> None:
+    (d_in, d_out), n = weight.shape, weight.values.numel()
+    lengths = {"row_start": d_in + 1, "column_start": d_out + 1}
+    for name in _TENSORS:
+        array, length = getattr(weight, name), lengths.get(name, n)
+        right = array.dtype.is_floating_point if name == "values" else array.dtype == torch.int32
+        if not (
+            right
+            and array.shape == (length,)
+            and array.is_contiguous()
+            and array.device == weight.values.device
+        ):
+            kind = "floating-point numbers" if name == "values" else "torch.int32"
+            raise ValueError(
+                f"{name}: got {array.dtype} of shape {tuple(array.shape)}, strides {array.stride()} on {array.device} "
+                f"for a weight of shape {weight.shape}; expected {length} {kind}, contiguous, on "
+                f"{weight.values.device}. Let SparseWeight.from_entries or from_dense make the arrays."
+            )
+
+
+def _check_support(weight: SparseWeight) -> None:
+    (_, d_out), n, starts = weight.shape, weight.n_nonzero, weight.row_start
+    rising = int(starts[0]) == 0 and int(starts[-1]) == n and bool((starts.diff() >= 0).all())
+    inside = bool(((weight.column >= 0) & (weight.column < d_out)).all())
+    if not rising or not inside:
+        name, expected = (
+            ("column", f"numbers from 0 to {d_out - 1}")
+            if rising
+            else ("row_start", f"numbers that rise from 0 to {n}, the number of values")
+        )
+        raise ValueError(
+            f"{name}: got {_shown(getattr(weight, name))} for a weight of shape {weight.shape}; expected {expected}. "
+            "Let SparseWeight.from_entries or from_dense make the arrays."
+        )
+    rows, columns = weight.rows_of_values(), weight.column.long()
+    if n > 1 and not bool(((rows * d_out + columns).diff() > 0).all()):
+        raise ValueError(
+            f"column: got {_shown(weight.column)}; expected columns that ascend within each row, each once. Sort the "
+            "entries, or let SparseWeight.from_entries do it."
+        )
+    by_column = from_sorted(rows, columns, weight.values, weight.shape)
+    for name in ("column_start", "row", "order"):
+        if not torch.equal(getattr(weight, name), getattr(by_column, name)):
+            raise ValueError(
+                f"{name}: got {_shown(getattr(weight, name))}; expected {_shown(getattr(by_column, name))}, the order "
+                "by columns of what row_start and column say. Let SparseWeight.from_entries make both."
+            )
+
+
+def _shown(array: Tensor) -> str:
+    few = array[:6].tolist()
+    return f"{few}" if len(array) <= 6 else f"{few}".replace("]", ", ...]")
+
+
 def _starts(of: Tensor, n: int) -> Tensor:
     """Where each of n groups begins, given the group of every entry."""
     counts = torch.bincount(of, minlength=n)
@@ -151,7 +220,7 @@ def _starts(of: Tensor, n: int) -> Tensor:
 def from_sorted(rows: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> SparseWeight:
     """From entries in row-major order, each position once; not checked."""
     order = columns.long().argsort(stable=True)
-    return SparseWeight(
+    return unchecked(
         shape=shape,
         values=values,
         row_start=_starts(rows.long(), shape[0]),

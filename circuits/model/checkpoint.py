@@ -5,6 +5,7 @@ each); anything else is stored whole. Loading builds one matrix at a time, and f
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,6 +158,10 @@ def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | Non
             if compute.runs_on_nonzeros(values, sparse.density):
                 module.hold_nonzeros(sparse)
                 return
+        row = torch.zeros_like(positions)
+        entries = SparseWeight.from_entries(
+            row, positions, values, (1, math.prod(shape))
+        )  # refuses what does not fit
         weight = values.new_zeros(shape)
-        weight.view(-1)[positions] = values
+        weight.view(-1)[entries.column.long()] = entries.values
     setattr(module, own, nn.Parameter(weight))

@@ -74,8 +74,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Root mean square 1 along the last axis."""
-        square = x.square().mean(-1, keepdim=True) if transformed() else _MeanSquare.apply(x)
-        scale = self.hook_scale((square + self.eps).sqrt())
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # 256 squared is no float16
+        square = wide.square().mean(-1, keepdim=True) if transformed() else _MeanSquare.apply(wide)
+        scale = self.hook_scale((square + self.eps).sqrt().to(x.dtype))
         return self.hook_normalized(x / scale)
 
 

@@ -69,5 +69,10 @@ def hash_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(weights, key=lambda named: named[0]):
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(bits_of(weight))
     return digest.hexdigest()[:16]
+
+
+def bits_of(weight: Shaped[Tensor, "..."]) -> bytes:
+    """The bytes of a tensor in row-major order, of any type: NumPy knows no bfloat16."""
+    return weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

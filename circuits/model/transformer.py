@@ -29,6 +29,7 @@ from circuits.model.lens import LensModel, lens_config
 from circuits.model.mixers import MIXERS
 from circuits.model.mlp import MLP
 from circuits.model.sites import WEIGHTS, Site, Stack
+from circuits.model.subject import bits_of
 from circuits.model.tokens import check_tokens
 
 RETURN_TYPES = ("logits", "loss", "both", None)
@@ -224,7 +225,7 @@ class SparseTransformer(LensModel):
         digest = hashlib.sha256(json.dumps(self.config.hashed(), sort_keys=True).encode())
         for name in self.weight_names():
             digest.update(name.encode())
-            digest.update((self.weight_named(name).cpu() + 0.0).contiguous().numpy().tobytes())
+            digest.update(bits_of(self.weight_named(name) + 0.0))
         return digest.hexdigest()[:16]
 
     def _check_tokens(self, tokens: Tensor) -> None:

@@ -8,7 +8,7 @@ from circuits.kernels.cpu import csr
 from circuits.kernels.cpu.layout import contiguous
 from circuits.kernels.cpu.memory import empty
 from circuits.kernels.cpu.team import run
-from circuits.kernels.sparse_weight import SparseWeight
+from circuits.kernels.sparse_weight import SparseWeight, unchecked
 
 SEARCHED = 65_536  # entries of a dense matrix in one chunk of work
 
@@ -96,7 +96,7 @@ def from_dense(
     column_start[1:] = torch.bincount(column, minlength=columns).cumsum(0)
     row, order = torch.empty_like(column), torch.empty_like(column)
     csr.transpose_order()(*(a.numpy() for a in (row_start, column, column_start, row, order)))
-    return SparseWeight(
+    return unchecked(
         shape=(rows, columns),
         values=values,
         row_start=row_start,

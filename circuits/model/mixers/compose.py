@@ -52,7 +52,8 @@ class DynamicMap(nn.Module):
             w = (F.gelu(x @ self.dw1) @ self.qkw).unflatten(-1, (2 * self.rank, self.n_heads))
             w1, w2 = w.split(self.rank, dim=-2)
             # Each row of w1 is normed over heads, w2 never: the mix can be small, but not by shrinking w1.
-            w1 = w1 / (w1.square().mean(-1, keepdim=True) + NORM_EPS).sqrt()
+            square = w1.to(torch.promote_types(w1.dtype, torch.float32)).square().mean(-1, keepdim=True)
+            w1 = w1 / (square + NORM_EPS).sqrt().to(w1.dtype)
             total = total + self.hook_mix(w1.transpose(-2, -1) @ w2)
         return self.hook_map(total)
 
