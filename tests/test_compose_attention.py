@@ -275,7 +275,7 @@ def test_checkpoints_and_split_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: ModelConfig(compose_rank=0), "compose, compose_rank"),
+        (lambda: ModelConfig(compose_rank=0), "compose_rank: got 0"),
         (lambda: ModelConfig(compose="full"), "attention: got 'softmax' with compose='full'"),
         (lambda: composition_maps(model_of("full"), TOKENS, layer=2), "layer: got 2"),
         (lambda: folded_circuits(model_of("full"), layer=0), "got compose='full'"),

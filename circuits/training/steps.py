@@ -135,6 +135,7 @@ def whole_steps() -> Iterator[Callable[[], bool]]:
 
     def wait(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
+            heeded.set()  # by the handler before: not to be given it twice
             before(number, frame)
         asked.set()
 
