@@ -221,7 +221,7 @@ class SparseTransformer(LensModel):
             digest.update((self.weight_named(name).cpu() + 0.0).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def _check_tokens(self, tokens: Any) -> None:
         check_tokens(tokens)
         if tokens.shape[1] > self.config.n_ctx:
             raise ValueError(
