@@ -4,6 +4,8 @@ Names load when they are first used: `import circuits` costs nothing, and neithe
 """
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,6 +75,21 @@ __all__ = [
     "task_score",
     "train",
 ]
+
+
+def _check_tasks() -> None:
+    """Raise ImportError where `import tasks` would find another file than the package that comes with this one."""
+    own = Path(__file__).resolve().parent.parent / "tasks" / "__init__.py"
+    spec = find_spec("tasks")
+    found = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
+    if own.exists() and found and Path(found).resolve() != own:
+        raise ImportError(
+            f"tasks: found {found}; expected {own}, the package of tasks that comes with circuits. A file or folder of "
+            "that name comes first on sys.path: rename it, or start Python elsewhere."
+        )
+
+
+_check_tasks()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """Leaving parts out: bit-identical when nothing is, true means, and honest cuts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,11 +9,15 @@ from circuits.circuit.ablation import ablation_values, mean_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import check_belongs, run_circuit, run_masked
+from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.parts import edges_between
+from circuits.decompile import describe, to_python
 from circuits.model.config import ModelConfig
 from circuits.model.sites import WEIGHTS, Site, WeightAt
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.gates import Gates, hard_mask
+from circuits.trust import trust_report
+from tasks import load_task
 
 CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=16, n_heads=2, d_head=4, d_mlp=24, n_ctx=9)
 
@@ -94,7 +100,6 @@ def test_a_cut_weight_passes_its_sources_mean(model, tokens):
 
 
 def whole_circuit(model, tokens):
-    from circuits.circuit.nodes import Node
 
     nodes = tuple(
         Node(site.layer, site.name, i) for site in model.sites() for i in range(CONFIG.widths[site])
@@ -116,6 +121,33 @@ def test_a_circuit_of_another_model_is_refused(model, tokens):
     model.W_E.data[0, 0] += 1
     with pytest.raises(ValueError, match="it belongs to model .* expected the same"):
         check_belongs(model, circuit)
+
+
+def test_a_circuit_with_another_weight_than_the_model_is_refused(model, tokens):
+    circuit = whole_circuit(model, tokens)
+    at = next(i for i, edge in enumerate(circuit.edges) if edge.source.site != "attn_k")
+    pair = next(i for i, edge in enumerate(circuit.edges) if edge.source.site == "attn_k")
+    task = load_task("quotes")
+    for i, factor in ((at, 100.0), (at, 1.001), (pair, 2.0)):
+        edge = circuit.edges[i]
+        edges = (*circuit.edges[:i], edge._replace(weight=factor * edge.weight), *circuit.edges[i + 1 :])
+        changed = replace(circuit, edges=edges)
+        said = (
+            f"edge {edge.source} -> {edge.target} has weight .*, but the model's is {edge.weight:g}; expected"
+        )
+        for ask in (
+            lambda c: run_circuit(model, c, tokens), lambda c: to_python(model, c, task),
+            lambda c: describe(model, c, task), lambda c: trust_report(model, c, task),
+            lambda c: c.plot(model=model),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match=said):
+                ask(changed)
+    with torch.no_grad():
+        model.linear(0, "W_in").weight[:2, :2] = 0
+    more = Edge(Node(0, "mlp_in", 0), Node(0, "mlp_neuron", 1), 0.5)
+    circuit = whole_circuit(model, tokens)
+    with pytest.raises(ValueError, match="has weight 0.5, but the model's is 0;"):
+        check_belongs(model, replace(circuit, edges=(*circuit.edges, more)))
 
 
 def test_gates():

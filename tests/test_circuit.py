@@ -2,6 +2,7 @@
 
 import json
 
+import networkx as nx
 import pytest
 import torch
 from hypothesis import given, settings
@@ -115,3 +116,75 @@ def test_values_for_each_place_survive_the_file(shape, tmp_path):
     again = Circuit.load(circuit.save(tmp_path / "c.json"))
     assert all(torch.equal(again.values[site], value) for site, value in values.items())
     assert again.ablation == "resample"
+
+
+A, Q, K, OUT = Node(0, "attn_in", 1), Node(0, "attn_q", 2), Node(0, "attn_k", 2), Node(0, "attn_out", 3)
+
+
+def whole(**changes):
+    facts = {A: NodeFacts(0.5, float("nan"))}
+    io = (IOEdge("embed", "'", A, 1.0), IOEdge("unembed", "\n", OUT, -1.0))
+    return make(
+        [A, Q, K, OUT],
+        **{"edges": [Edge(A, Q, 0.5), Edge(K, Q, 0.25)], "io_edges": io, "facts": facts, **changes},
+    )
+
+
+def test_circuits_are_equal_when_they_are_the_same():
+    circuit = whole()
+    back = Circuit.from_json(json.loads(json.dumps(circuit.to_json())))
+    assert back == circuit
+    assert len({circuit, back, circuit.with_metrics(seconds=3.0)}) == 1
+    values = {site: value.clone() for site, value in circuit.values.items()}
+    values[Site(1, "mlp_out")][2] += 1
+    for other in (
+        whole(values=values), whole(edges=[Edge(A, Q, 0.75)]), whole(io_edges=()), whole(facts={}),
+        whole(model_hash="abd"), whole(criterion=Criterion(task="quotes", seed=1)),
+    ):  # fmt: skip
+        assert other != circuit
+    assert circuit != "circuit"
+
+
+def test_a_graph_can_be_written_and_laid_out():
+    graph = whole().to_networkx()
+    assert (
+        nx.node_link_graph(
+            json.loads(json.dumps(nx.node_link_data(graph, edges="edges"))), edges="edges"
+        ).edges
+        == graph.edges
+    )
+    assert set(nx.parse_gml(list(nx.generate_gml(graph)))) == set(graph)
+    assert set(nx.multipartite_layout(graph, subset_key="layer")) == set(graph)
+    columns = nx.multipartite_layout(graph)
+    assert (
+        columns["token:'"][0]
+        < columns["0.attn_in.1"][0]
+        < columns["0.attn_out.3"][0]
+        < columns["logit:\n"][0]
+    )
+    assert graph.nodes["0.attn_in.1"] == {"layer": 0, "site": "attn_in", "index": 1, "subset": 1, "mean": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edges": [Edge(A, Q, 0.5), Edge(A, Q, 0.25)]}, "edges: 0.attn_in.1 -> 0.attn_q.2 is there twice"),
+        ({"edges": [Edge(A, Q, 0.0)]}, "edges: 0.attn_in.1 -> 0.attn_q.2 has weight 0.0"),
+        ({"edges": [Edge(A, Q, float("nan"))]}, "has weight nan; expected a finite number"),
+        ({"edges": [Edge(A, Node(1, "attn_q", 1), 0.5)]}, "1.attn_q.1 is no node"),
+        ({"io_edges": [IOEdge("embed", "a", A, 1.0), IOEdge("embed", "a", A, 2.0)]}, "io_edges: embed of 'a'"),
+        ({"io_edges": [IOEdge("embed", "a", OUT, 1.0)]}, "io_edges: got 'embed' of token 'a' at 0.attn_out.3"),
+        ({"io_edges": [IOEdge("other", "a", A, 1.0)]}, "io_edges: got 'other'"),
+    ],
+)  # fmt: skip
+def test_parts_that_count_twice_or_hang_on_nothing_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        whole(**{name: tuple(value) for name, value in changes.items()})
+
+
+def test_a_file_is_unified_or_refused():
+    data = whole().to_json()
+    doubled = {**data, **{name: data[name] * 2 for name in ("nodes", "edges", "io_edges")}}
+    assert Circuit.from_json(doubled) == whole()
+    with pytest.raises(ValueError, match="io_edges has one at 1.mlp_in.0, which is none of its nodes"):
+        Circuit.from_json({**data, "io_edges": [["embed", "a", "1.mlp_in.0", 1.0]]})

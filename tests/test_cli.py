@@ -2,6 +2,7 @@
 
 import html
 import json
+from dataclasses import replace
 
 import pytest
 from quote_model import CORPUS, TRUE_NODES, quote_closer
@@ -237,3 +238,30 @@ def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(module._Run, "one_step", one_step)
     assert invoke("train", "--config", config, "--out", out, "--resume", left).exit_code == 0
     assert out.exists()
+
+
+@pytest.mark.parametrize("name", ["[red]", "[/]", "[/bold]", ":smile:", "[bold]x[/bold]"])
+def test_names_that_look_like_markup_are_printed_as_they_are(closer, tmp_path, name):
+    found = Circuit.load(closer / "c.json")
+    criterion = replace(found.criterion, task=name, task_options=None)
+    path = replace(found, criterion=criterion).save(tmp_path / f"{name.replace('/', '')}.json")
+    shown = invoke("show", path)
+    assert shown.exit_code == 0, shown.output
+    assert f"The circuit for {name}" in shown.output
+    assert invoke("show", path, "--json").exit_code == 0
+    refused = invoke("trust", path, "--model", closer / "b.safetensors")
+    assert refused.exit_code == 2, refused.output
+    missing = invoke("show", tmp_path / name)
+    assert missing.exit_code == 2
+    assert str(tmp_path / name) in missing.output
+    assert "error path: " in missing.output
+
+
+def test_show_and_trust_hold_weights_against_the_model(closer):
+    found = Circuit.load(closer / "c.json")
+    edges = tuple(edge._replace(weight=100 * edge.weight) for edge in found.edges)
+    replace(found, edges=edges, facts={}).save(closer / "edited.json")
+    for command in ("show", "trust"):
+        done = invoke(command, closer / "edited.json")
+        assert done.exit_code == 2, done.output
+        assert f"its edge {found.edges[0].source} -> {found.edges[0].target} has weight" in done.output

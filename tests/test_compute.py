@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from copy import deepcopy
 
 import pytest
 import torch
@@ -236,6 +237,33 @@ def test_a_compact_model_is_the_same_model_without_dense_matrices(model, tokens)
     assert torch.equal(model.float().W_U, dense["unembed.W_U"].float())
     with pytest.raises(ValueError, match="it is compact, its matrices cannot train"):
         Updates(model, TrainConfig())
+
+
+def test_a_compact_model_takes_a_state_dict_as_a_dense_one_does(model, tokens):
+    other = deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    own, theirs = model(tokens).detach(), other(tokens).detach()
+    small = compact(deepcopy(model))
+    small.load_state_dict(small.state_dict())
+    torch.testing.assert_close(small(tokens), own)
+    small.load_state_dict(other.state_dict())
+    torch.testing.assert_close(small(tokens), theirs)
+    assert all(linear.is_compact for _, linear in small.linears())
+    assert small.fingerprint() == other.fingerprint()
+    model.load_state_dict(small.state_dict())
+    assert torch.equal(model(tokens), theirs)
+    for given, message in (
+        ({k: v for k, v in other.state_dict().items() if k != "unembed.W_U"}, "Missing key.*unembed.W_U"),
+        (
+            {**other.state_dict(), "unembed.W_U": torch.zeros(2, 3)},
+            r"unembed.W_U: got shape \(2, 3\); expected",
+        ),
+        ({**other.state_dict(), "more": torch.zeros(2)}, "Unexpected key.*more"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            small.load_state_dict(given)
 
 
 @pytest.mark.parametrize("per_head", [False, True])

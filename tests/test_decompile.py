@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,46 @@ def test_a_line_for_each_node_and_readable_names() -> None:
     assert "quote_in0_1 = h[:, 1]" in source
     assert source == to_python(made.model, made.circuit, made.task)
     assert source == made.circuit.to_python(made.model, made.task)
+
+
+class Named:
+    """A task under another name, and with other words for its tokens."""
+
+    def __init__(self, task: Any, name: str) -> None:
+        self.name, self.tokenizer = name, Worded(task.tokenizer)
+        self.batch, self.solve, self.n_ctx = task.batch, task.solve, task.n_ctx
+
+
+class Worded:
+    def __init__(self, tokenizer: Any) -> None:
+        self.name, self.d_vocab = "worded", tokenizer.d_vocab
+        self.encode, self.decode, self.id = tokenizer.encode, tokenizer.decode, tokenizer.id
+
+    def token(self, token: int) -> str:
+        return ['"', "'", "\\", '"' * 3, "\n", "\r", "\u2028", "\x0c", "#", "{x}"][token % 10]
+
+
+NAMES = {
+    "size": "task_size", "attend": "task_attend", "np": "task_np", "class": "task_class", "def": "task_def",
+    "len": "task_len", "None": "task_None", "__debug__": "task___debug__", "tokens": "task_tokens",
+    "x\nraise SystemExit": "x_raise_SystemExit", "a\r\x0cb": "a__b", "": "circuit", "3d": "task_3d", "²": "task_2",
+    "задача": "задача", "\ufb01": "fi", "a{b}": "a_b_", "\ud800": "_", "match": "match",
+}  # fmt: skip
+"""Tasks, and what their functions are called."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_and_any_word_gives_source_that_runs(name: str) -> None:
+    made = quotes(1)
+    task = Named(made.task, name)
+    circuit = replace(made.circuit, criterion=replace(made.circuit.criterion, task=name, task_options=None))
+    source = to_python(made.model, circuit, task)
+    assert function_name(circuit) == NAMES[name]
+    prompts, expected = masked(made.model, made.circuit, made.task, 4)
+    module: dict[str, Any] = {}
+    exec(compile(source, "source", "exec"), module)
+    np.testing.assert_allclose([module[NAMES[name]](list(row)) for row in prompts], expected, atol=1e-4)
+    assert len(source.splitlines()) == len(to_python(made.model, made.circuit, made.task).splitlines())
 
 
 def test_describe_says_what_each_node_does() -> None:

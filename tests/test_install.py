@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from itertools import chain
@@ -135,3 +136,17 @@ def test_resolve_asks_for_every_python_and_fails_if_one_does(unsolvable, tmp_pat
     asked = calls.read_text()
     assert "pip install" in asked
     assert all(f"--python-version {python} " in asked for python in PYTHONS)
+
+
+@pytest.mark.parametrize("name", ["tasks.py", "tasks/__init__.py"])
+def test_a_file_called_tasks_that_comes_first_is_named(tmp_path: Path, name: str) -> None:
+    other = tmp_path / name
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("")
+    for code, fails in (("import circuits", True), ("import sys; sys.path.pop(0); import circuits", False)):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (f"ImportError: tasks: found {other}; expected {ROOT}" in done.stderr) == fails, done.stderr
+        assert bool(done.returncode) == fails

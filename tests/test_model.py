@@ -1,5 +1,6 @@
 """The model: its equations by hand, its sites, its errors."""
 
+import inspect
 import math
 from dataclasses import replace
 from typing import get_args
@@ -148,6 +149,15 @@ def test_loss_is_next_token_cross_entropy(model, tokens):
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
     assert torch.equal(loss, expected)
     assert torch.equal(model(tokens, return_type="loss"), expected)
+
+
+def test_a_pass_can_be_run_for_its_hooks_alone_and_an_unknown_return_type_is_refused(model, tokens):
+    seen = []
+    hooks = [("hook_embed", lambda value, hook: seen.append(value.shape))]
+    assert model.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks) is None
+    assert seen == [(*tokens.shape, model.config.d_model)]
+    with pytest.raises(ValueError, match="return_type: got 'logit'; expected one of"):
+        inspect.unwrap(SparseTransformer.forward)(model, tokens, return_type="logit")
 
 
 def test_matrices_cover_every_parameter_but_bigram_and_sinks(model):

@@ -6,6 +6,7 @@ sent to somebody else, and evaluated again to the same number.
 """
 
 import base64
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from html import escape
@@ -25,29 +26,34 @@ from circuits.circuit.nodes import (
     IOEdge,
     Node,
     NodeFacts,
+    check_parts,
     edge_masks,
     is_pair,
     node_masks,
     residual_links,
 )
 from circuits.files import read_json, write_json
-from circuits.model.sites import BY_SITES, SCORE, Site, WeightAt, all_sites
+from circuits.model.sites import Site, WeightAt, all_sites
 from circuits.views import Decompiled, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Circuit(Plotted, Decompiled):
-    """Nodes, the edges between them, and what holds everything else in place."""
+    """Nodes, the edges between them, and what holds everything else in place.
+
+    Two circuits are equal when all that they are is: parts, weights, values, facts, criterion and model. Metrics, which
+    say how long the search took, do not count.
+    """
 
     nodes: tuple[Node, ...]
     "Sorted."
     edges: tuple[Edge, ...]
     "Nonzero weights between nodes, and q-k pairs; sorted."
     io_edges: tuple[IOEdge, ...] = ()
-    "Embedding and unembedding entries of the task's tokens, counted apart."
+    "Embedding and unembedding entries of the task's tokens, counted apart; those at other nodes are dropped."
     widths: Mapping[Site, int]
     "Number of coordinates of each site."
     n_layers: int
@@ -68,18 +74,28 @@ class Circuit(Plotted, Decompiled):
     def __post_init__(self) -> None:
         object.__setattr__(self, "nodes", tuple(sorted(set(self.nodes))))
         object.__setattr__(self, "edges", tuple(sorted(set(self.edges))))
-        object.__setattr__(self, "io_edges", tuple(sorted(set(self.io_edges))))
+        kept = set(self.nodes)
+        object.__setattr__(
+            self, "io_edges", tuple(sorted(io for io in set(self.io_edges) if io.node in kept))
+        )
         for node in self.nodes:
             _check_node(node, self.n_layers, self.widths)
-        kept = set(self.nodes)
-        for edge in self.edges:
-            _check_edge(edge, kept)
+        check_parts(self.nodes, self.edges, self.io_edges)
         for site in self.sites:
             if site not in self.values or self.values[site].shape[-1:] != (self.widths[site],):
                 raise ValueError(
                     f"values: none of width {self.widths[site]} for site {site}; expected one value for "
                     "every coordinate of every site. Take them from circuits.mean_values(model, ...)."
                 )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        compared = [f.name for f in fields(self) if f.name != "metrics"]
+        return all(_alike(getattr(self, name), getattr(other, name)) for name in compared)
+
+    def __hash__(self) -> int:
+        return hash((self.nodes, self.edges, self.model_hash))
 
     @property
     def task(self) -> str:
@@ -121,26 +137,35 @@ class Circuit(Plotted, Decompiled):
         return edge_masks(self.edges, self.widths, torch.empty(0, dtype=torch.bool))
 
     def to_networkx(self) -> nx.DiGraph:
-        """A directed graph: nodes carry layer, site, index, mean, effect; edges carry weight and kind.
+        """A directed graph of plain strings and numbers, which networkx can lay out and write to any file.
+
+        Nodes are named as in a circuit file (`0.attn_in.3`) and carry layer, site, index and, where they were
+        measured, mean and effect; tokens lie in layer -1 and logits in layer `n_layers`. `subset` is a node's place in
+        the forward pass, by which `networkx.multipartite_layout` draws columns. Edges carry weight and kind.
 
         Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `residual` (one residual
         channel written by one node and read by a later one; it carries no weight and is not counted),
         `embed` and `unembed` (from and to nodes named `token:...` and `logit:...`, counted in `io_edges`).
         """
         graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)
+        place = {site: i for i, site in enumerate(self.sites, start=1)}
         for node in self.nodes:
-            facts = self.facts.get(node, NodeFacts(float("nan"), float("nan")))
-            graph.add_node(node, layer=node.layer, site=node.site, index=node.index, **facts._asdict())
+            facts = self.facts[node]._asdict() if node in self.facts else {}
+            known = {name: value for name, value in facts.items() if math.isfinite(value)}
+            at = {"layer": node.layer, "site": node.site, "index": node.index, "subset": place[node.at]}
+            graph.add_node(str(node), **at, **known)
         for edge in self.edges:
             kind = "score" if is_pair(edge) else "weight"
-            graph.add_edge(edge.source, edge.target, weight=edge.weight, kind=kind)
+            graph.add_edge(str(edge.source), str(edge.target), weight=edge.weight, kind=kind)
         for source, target in residual_links(self.nodes):
-            graph.add_edge(source, target, weight=1.0, kind="residual")
+            graph.add_edge(str(source), str(target), weight=1.0, kind="residual")
         for io in self.io_edges:
             if io.kind == "embed":
-                graph.add_edge(f"token:{io.token}", io.node, weight=io.weight, kind=io.kind)
+                graph.add_node(f"token:{io.token}", layer=-1, subset=0)
+                graph.add_edge(f"token:{io.token}", str(io.node), weight=io.weight, kind=io.kind)
             else:
-                graph.add_edge(io.node, f"logit:{io.token}", weight=io.weight, kind=io.kind)
+                graph.add_node(f"logit:{io.token}", layer=self.n_layers, subset=len(place) + 1)
+                graph.add_edge(str(io.node), f"logit:{io.token}", weight=io.weight, kind=io.kind)
         return graph
 
     def summary(self) -> dict[str, Any]:
@@ -184,7 +209,7 @@ class Circuit(Plotted, Decompiled):
                 "version of sparse-circuits (Circuit.save)."
             )
         try:
-            return cls(
+            circuit = cls(
                 nodes=tuple(Node.parse(text) for text in data["nodes"]),
                 edges=tuple(Edge(Node.parse(s), Node.parse(t), float(w)) for s, t, w in data["edges"]),
                 io_edges=tuple(IOEdge(k, tok, Node.parse(n), float(w)) for k, tok, n, w in data["io_edges"]),
@@ -197,6 +222,7 @@ class Circuit(Plotted, Decompiled):
                 facts={Node.parse(text): _facts(facts) for text, facts in data["facts"].items()},
                 metrics=dict(data["metrics"]),
             )
+            loose = [node for *_, node, _ in data["io_edges"] if Node.parse(node) not in circuit.nodes]
         except KeyError as missing:
             raise ValueError(
                 f"circuit JSON: key {missing} is missing; expected every key that Circuit.to_json writes. "
@@ -206,6 +232,12 @@ class Circuit(Plotted, Decompiled):
             raise ValueError(
                 f"circuit JSON: a value is of another kind ({error}); expected those that Circuit.to_json writes."
             ) from None
+        if loose:
+            raise ValueError(
+                f"circuit JSON: io_edges has one at {loose[0]}, which is none of its nodes; expected nodes of the "
+                "circuit. The file was edited: save it again."
+            )
+        return circuit
 
     def save(self, path: str | Path) -> Path:
         """Write JSON in one step (a reader never sees half a file); returns the path."""
@@ -250,16 +282,15 @@ def _check_node(node: Node, n_layers: int, widths: Mapping[Site, int]) -> None:
         )
 
 
-def _check_edge(edge: Edge, kept: set[Node]) -> None:
-    for end in (edge.source, edge.target):
-        if end not in kept:
-            raise ValueError(f"edges: {edge.source} -> {edge.target}, but {end} is no node; add it to nodes.")
-    sites = (edge.source.site, edge.target.site)
-    if edge.source.layer != edge.target.layer or sites not in {*BY_SITES, SCORE}:
-        raise ValueError(
-            f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
-            f"of {[*BY_SITES, SCORE]}."
-        )
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two fields hold the same, tensors entry by entry; what is not a number is like itself."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(torch.isclose(a, b.to(a), rtol=0, atol=0, equal_nan=True).all())
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(map(_alike, a, b))
+    return a == b or (a != a and b != b)
 
 
 def _facts(data: Mapping[str, float | None]) -> NodeFacts:

@@ -4,6 +4,7 @@ One function, `run_masked`, serves pruning, trust and everything else that leave
 the model's own forward pass (AbsTopK included) with a hook at each site.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.parts import edges_between
 from circuits.kernels import replace_features, sparse_linear
 from circuits.model.sites import Site, WeightAt
 from circuits.model.subject import SparseSubject, Subject
@@ -75,13 +77,27 @@ def ordinary(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
 
 
 def check_belongs(model: Subject, circuit: Circuit) -> None:
-    """Raise ValueError when the circuit was found in another model."""
+    """Raise ValueError when the circuit was found in another model, or an edge has another weight than the model."""
     found = model.fingerprint()
     if circuit.model_hash != found:
         raise ValueError(
             f"circuit: it belongs to model {circuit.model_hash}, but this model is {found}; expected the same "
             "weights. Load the checkpoint it was found in, or prune this model."
         )
+    if isinstance(model, SparseTransformer):
+        _check_weights(model, circuit)
+
+
+def _check_weights(model: SparseTransformer, circuit: Circuit) -> None:
+    entries = {(e.source, e.target): e.weight for e in edges_between(model, circuit.nodes)}
+    for source, target, weight in circuit.edges:
+        own = entries.get((source, target), 0.0)
+        if not math.isclose(weight, own, rel_tol=1e-6):
+            raise ValueError(
+                f"circuit: its edge {source} -> {target} has weight {weight:g}, but the model's is {own:g}; "
+                "expected the same. Load the circuit as pruning saved it, or take the edges of its nodes anew: "
+                "circuits.circuit.edges_between(model, nodes)."
+            )
 
 
 def _replace(mask: Tensor, value: Tensor, x: Tensor, hook: Any) -> Tensor:

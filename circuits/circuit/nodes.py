@@ -1,5 +1,6 @@
 """What a circuit is made of: nodes, edges, and the masks that keep some of them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -80,6 +81,10 @@ class IOEdge(NamedTuple):
     weight: float
 
 
+STREAM = {"embed": "reads", "unembed": "writes"}
+"""What the node of an `IOEdge` does with the residual stream, by the kind of the edge."""
+
+
 class NodeFacts(NamedTuple):
     """What was measured about one node of a circuit."""
 
@@ -87,6 +92,46 @@ class NodeFacts(NamedTuple):
     """Its value when ablated: the mean over the training distribution."""
     effect: float
     """Rise of the circuit's task loss, in nats, when this node alone is ablated too."""
+
+
+def check_parts(nodes: Iterable[Node], edges: Sequence[Edge], io_edges: Sequence[IOEdge]) -> None:
+    """Raise ValueError for edges of a circuit that hang on no node, run where no weight does, or count twice."""
+    kept = set(nodes)
+    for edge in edges:
+        _check_edge(edge, kept)
+    for io in io_edges:
+        if io.kind not in ("embed", "unembed") or ROWS[io.node.site].stream != STREAM[io.kind]:
+            raise ValueError(
+                f"io_edges: got {io.kind!r} of token {io.token!r} at {io.node}; expected 'embed' at a node that reads "
+                "the residual stream, or 'unembed' at one that writes it."
+            )
+    _check_once("edges", [(f"{e.source} -> {e.target}", e.weight) for e in edges])
+    _check_once("io_edges", [(f"{io.kind} of {io.token!r} at {io.node}", io.weight) for io in io_edges])
+
+
+def _check_edge(edge: Edge, kept: set[Node]) -> None:
+    for end in (edge.source, edge.target):
+        if end not in kept:
+            raise ValueError(f"edges: {edge.source} -> {edge.target}, but {end} is no node; add it to nodes.")
+    sites, ends = (edge.source.site, edge.target.site), (edge.source, edge.target)
+    if len({(end.layer, end.stack) for end in ends}) > 1 or sites not in {*BY_SITES, SCORE}:
+        raise ValueError(
+            f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
+            f"of {[*BY_SITES, SCORE]}."
+        )
+
+
+def _check_once(field: str, weighted: list[tuple[str, float]]) -> None:
+    seen: dict[str, float] = {}
+    for name, weight in weighted:
+        if not math.isfinite(weight) or weight == 0:
+            raise ValueError(f"{field}: {name} has weight {weight}; expected a finite number other than 0.")
+        if name in seen:
+            raise ValueError(
+                f"{field}: {name} is there twice, with weights {seen[name]} and {weight}; expected it once. Keep the "
+                "one that the model has."
+            )
+        seen[name] = weight
 
 
 def all_nodes(widths: Widths) -> list[Node]:

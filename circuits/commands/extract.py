@@ -1,14 +1,15 @@
 """The commands that make circuits: demo, train, prune and show."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from circuits.commands.shared import AsJson, Seed, answer, clear_errors, load_model, read_json
+from circuits.commands.shared import AsJson, Seed, answer, clear_errors, console, load_model, read_json
 from circuits.files import check_writable
 
 
@@ -27,7 +28,8 @@ def demo(
         report = run_demo(task=task, seed=seed, out=out)
     answer(report, as_json, title=f"The circuit for {task}")
     if not as_json:
-        Console().print(f"Open [bold]{out / 'circuit.html'}[/bold] in a browser to look at the circuit.")
+        page = (str(out / "circuit.html"), "bold")
+        console().print(Text.assemble("Open ", page, " in a browser to look at the circuit."))
 
 
 def train(
@@ -113,13 +115,17 @@ def show(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print a circuit and write a page with its picture, to be opened in any browser, offline."""
+    """Print a circuit and write a page with its picture, to be opened in any browser, offline.
+
+    Where its model lies beside it, the weights of the circuit are held against the model's.
+    """
     page = page or circuit.with_suffix(".html")
     with clear_errors():
         from circuits.circuit.circuit import Circuit
         from circuits.plots import demo_page, pruning_figure
 
         found = Circuit.load(circuit)
+        _check_against_model(found, circuit.parent)
         history = found.metrics.get("history")
         demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
@@ -127,13 +133,25 @@ def show(
         _print_nodes(found)
 
 
+def _check_against_model(circuit: Any, folder: Path) -> None:
+    """Raise ValueError for a circuit whose weights are not those of its model, if that is in the folder."""
+    from circuits.circuit.masked import check_belongs
+    from circuits.model.checkpoint import find_checkpoint, load_checkpoint
+
+    try:
+        path = find_checkpoint(folder, circuit.model_hash)
+    except ValueError:
+        return
+    check_belongs(load_checkpoint(path).model, circuit)
+
+
 def _print_nodes(circuit: Any) -> None:
     from circuits.circuit.nodes import NodeFacts
 
     table = Table("layer", "site", "index", "mean", "effect (nats)", title="Nodes")
     for node in circuit.nodes:
-        facts = circuit.facts.get(node, NodeFacts(float("nan"), float("nan")))
+        facts = circuit.facts.get(node, NodeFacts(math.nan, math.nan))
         table.add_row(
             str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"
         )
-    Console().print(table)
+    console().print(table)

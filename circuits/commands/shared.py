@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from circuits import files
 
@@ -16,6 +17,14 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same bits.")]
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where commands print: text as it is, since a task or a file may be called `[red]` or `:smile:`.
+
+    What is to have a style is a `Text`.
+    """
+    return Console(stderr=stderr, markup=False, emoji=False)
 
 
 def load_model(path: Path) -> tuple[Any, Any]:
@@ -36,10 +45,11 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        Console(stderr=True).print(f"[bold red]error[/bold red] {error}", highlight=False, soft_wrap=True)
+        said = Text.assemble(("error", "bold red"), f" {error}")
+        console(stderr=True).print(said, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt as stop:
-        Console(stderr=True).print(str(stop) or "Interrupted.", highlight=False, soft_wrap=True)
+        console(stderr=True).print(str(stop) or "Interrupted.", highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
@@ -51,4 +61,4 @@ def answer(report: dict[str, Any], as_json: bool, *, title: str) -> None:
     table = Table(title=title, show_header=False)
     for key, value in report.items():
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    console().print(table)

@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from circuits.commands.shared import AsJson, answer, clear_errors
+from circuits.commands.shared import AsJson, answer, clear_errors, console
 
 
 def bench(
@@ -23,7 +22,7 @@ def bench(
 
         if quick and write:
             raise ValueError("write: quick numbers are too rough to keep; leave out --quick.")
-        err = Console(stderr=True)
+        err = console(stderr=True)
         config = BenchConfig.quick() if quick else BenchConfig()
         report = run_bench(config, log=lambda row: err.print(f"{row.name} {row.d_model} {row.density:.4g}"))
         report = write_pages(report) if write else report
@@ -33,4 +32,4 @@ def bench(
     table = Table(*COLUMNS, title="Benchmark: medians, quartiles in brackets")
     for row in report["rows"]:
         table.add_row(*cells(row))
-    Console().print(table)
+    console().print(table)

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from circuits.commands.shared import AsJson, Seed, answer, clear_errors, load_model, read_json
+from circuits.commands.shared import AsJson, Seed, answer, clear_errors, console, load_model, read_json
 from circuits.files import check_writable
 
 
@@ -50,7 +50,7 @@ def trust(
         )
         return
     _print_report(report)
-    Console().print(f"With figures: [bold]{page}[/bold]")
+    console().print(Text.assemble("With figures: ", (str(page), "bold")))
 
 
 def verify(
@@ -76,7 +76,7 @@ def verify(
             raise ValueError("write: a part of the models is not the proof; leave out --models.")
         if write:
             check_writable(RESULTS, name="write")
-        err = Console(stderr=True)
+        err = console(stderr=True)
         report = run(seeds, models=models or tuple(MODELS), resume=resume, write=write, log=err.print)
     if as_json:
         answer(report, True, title="")
@@ -90,9 +90,9 @@ def _print_report(report: Any) -> None:
     for entry in report.entries:
         colour = colours.get(entry.verdict, "dim")
         numbers = [f"{number} {entry.unit}".strip() for number in entry.shown()]
-        table.add_row(f"[{colour}]{entry.verdict}[/{colour}]", entry.name, *numbers, entry.meaning)
-    Console().print(table)
-    Console().print(report.verdict, highlight=False)
+        table.add_row(Text(entry.verdict, colour), entry.name, *numbers, entry.meaning)
+    console().print(table)
+    console().print(report.verdict, highlight=False)
 
 
 def _print_recovery(report: dict[str, Any]) -> None:
@@ -102,8 +102,8 @@ def _print_recovery(report: dict[str, Any]) -> None:
         shares = [f"{entry['methods'][method]['precision']:.2f}" for method in methods]
         counts = (str(entry["n_nodes"]), str(entry["n_edges"]), f"{entry['recovered']} of {entry['total']}")
         table.add_row(name, *counts, *shares)
-    Console().print(table)
-    Console().print(
+    console().print(table)
+    console().print(
         f"{report['recovered']} of {report['total']} circuits recovered exactly, nodes and edges.",
         highlight=False,
     )

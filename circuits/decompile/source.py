@@ -11,7 +11,9 @@ import base64
 import math
 import re
 import zlib
+from keyword import iskeyword
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from circuits.circuit.masked import check_belongs
 from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
-from circuits.decompile.text import HEAD, HELPERS
+from circuits.decompile.text import HEAD, HELPERS, TAKEN, one_line
 from circuits.model.config import Activation
 from circuits.model.mlp import ACTIVATIONS
 from circuits.model.options import Says
@@ -65,9 +67,11 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
 
 
 def function_name(circuit: Circuit) -> str:
-    """What the function that `to_python` writes is called: the task, as a Python name."""
-    name = re.sub(r"\W", "_", circuit.task) or "circuit"
-    return f"task_{name}" if name[0].isdigit() else name
+    """What the function that `to_python` writes is called: the task, as a Python name that nothing else there has."""
+    name = re.sub(r"\W", "_", normalize("NFKC", circuit.task)) or "circuit"
+    if not f"_{name}".isidentifier():  # a letter to re, but not to Python
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return name if name.isidentifier() and name not in TAKEN and not iskeyword(name) else f"task_{name}"
 
 
 class _Writer:
@@ -100,13 +104,13 @@ class _Writer:
             " + BIGRAM[tokens[-1]]" if self.model.bigram is not None else ""
         )
         head = HEAD.format(
-            task=self.circuit.task,
+            task=one_line(self.circuit.task),
             n_nodes=self.circuit.n_nodes,
             n_edges=self.circuit.n_edges,
             model=self.circuit.model_hash,
             eps=self.model.config.norm_eps,
         )
-        texts = [self.task.tokenizer.token(token) for token in self.answers]
+        texts = [one_line(self.task.tokenizer.token(token)) for token in self.answers]
         body = [
             f"def {function_name(self.circuit)}(tokens):",
             f"    # Logits of the tokens {' '.join(texts)} after the prompt `tokens`, a list of ids.",

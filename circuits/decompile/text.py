@@ -1,5 +1,7 @@
 """The fixed parts of decompiled source: its head, and the helpers that a function may call."""
 
+import builtins
+
 HEAD = """
 # The circuit for {task}: {n_nodes} nodes, {n_edges} edges, of model {model}. Needs numpy alone.
 import base64, math, zlib
@@ -30,3 +32,15 @@ HELPERS = {
     "relu": """def relu(x):  # x where it is positive, else zero
     return np.maximum(x, 0)""",
 }
+
+TAKEN = {
+    *("base64", "math", "zlib", "np", "table", "size", *HELPERS),
+    *("EMBED", "PLACE", "REST", "UNEMBED", "OFFSET", "BIGRAM", "tokens", "x", "h"),
+    *dir(builtins),
+}
+"""Names that mean something else in the source; no function may be called so."""
+
+
+def one_line(text: str) -> str:
+    """A text as it stands in a comment: what does not print, such as the end of a line, is written as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

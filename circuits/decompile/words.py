@@ -4,6 +4,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
+from circuits.decompile.text import one_line
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
@@ -18,7 +19,7 @@ def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs:
     seen = Observed(model, circuit, task, n_pairs)
     whole = seen.loss(circuit.nodes)
     lines = [
-        f"{circuit.task}: {circuit.n_nodes} nodes, {circuit.n_edges} edges, task loss {whole:.3f} nats.",
+        f"{one_line(circuit.task)}: {circuit.n_nodes} nodes, {circuit.n_edges} edges, task loss {whole:.3f} nats.",
         "",
     ]
     for node in circuit.nodes:

@@ -112,6 +112,7 @@ def head_report(
         tokens = repeated_tokens(model, seed=seed)
     else:
         tokens = model.to_tokens(text) if isinstance(text, str) else text
+    real = real_places(tokens, lengths)
     if tokens.numel() == 0:
         raise ValueError("text: got no tokens; expected a text of at least one, or None for random tokens.")
     patterns = pattern_scores(model, tokens, lengths=lengths)
@@ -138,7 +139,7 @@ def head_report(
                     sink=float(patterns.sink[at, head]),
                 )
             )
-    return HeadReport(rows=tuple(rows), n_tokens=int(real_places(tokens, lengths).sum()))
+    return HeadReport(rows=tuple(rows), n_tokens=int(real.sum()))
 
 
 def _known(value: Tensor) -> float | None:

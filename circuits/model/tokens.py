@@ -1,40 +1,42 @@
 """What every analysis asks of token ids: their shape, and which places are text and which are padding."""
 
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 
-def check_tokens(tokens: Tensor) -> None:
+def check_tokens(tokens: Any) -> None:
     """Raise ValueError for anything but whole numbers of shape [batch, pos]."""
-    shape = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
     if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
         raise ValueError(
-            f"tokens: got {shape}; expected a tensor of token ids [batch, pos]. Pass a single text as one row: "
+            f"tokens: got {got}; expected a tensor of token ids [batch, pos]. Pass a single text as one row: "
             "tokens[None]."
         )
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise ValueError(f"tokens: got {tokens.dtype}; expected whole numbers, such as torch.int64.")
 
 
-def real_places(
-    tokens: Int[Tensor, "batch pos"], lengths: Int[Tensor, " batch"] | None
-) -> Bool[Tensor, "batch pos"]:
-    """True at the text of each row, False at the padding after it; lengths: tokens of each row; None: all.
+def real_places(tokens: Any, lengths: Any) -> Bool[Tensor, "batch pos"]:
+    """True at the text of each row of tokens [batch, pos], False at the padding after it.
 
-    A causal model's activations at padding are as real as any, so a mean over positions has to leave them out. A
-    batch of prompts says how long they are: `Batch.lengths`. Raises ValueError for lengths that do not fit the tokens.
+    lengths: [batch], tokens of each row that are text; None: all. A causal model's activations at padding are as real
+    as any, so a mean over positions has to leave them out. A batch of prompts says how long they are: `Batch.lengths`.
+    Raises ValueError for tokens of another shape and for lengths that do not fit them.
     """
     check_tokens(tokens)
     rows, width = tokens.shape
     if lengths is None:
         return torch.ones(rows, width, dtype=torch.bool, device=tokens.device)
-    if tuple(lengths.shape) != (rows,) or not bool(((lengths >= 1) & (lengths <= width)).all()):
+    given = torch.as_tensor(lengths, device=tokens.device)
+    if tuple(given.shape) != (rows,) or not bool(((given >= 1) & (given <= width)).all()):
         raise ValueError(
-            f"lengths: got {lengths.tolist()} for tokens of shape {(rows, width)}; expected {rows} numbers from 1 to "
+            f"lengths: got {given.tolist()} for tokens of shape {(rows, width)}; expected {rows} numbers from 1 to "
             f"{width}, the tokens of each row that are no padding. Of a batch of prompts: batch.lengths."
         )
-    return torch.arange(width, device=tokens.device) < lengths.to(tokens.device)[:, None]
+    return torch.arange(width, device=tokens.device) < given[:, None]
 
 
 def only(

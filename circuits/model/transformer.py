@@ -228,7 +228,7 @@ class SparseTransformer(LensModel):
             digest.update(bits_of(self.weight_named(name) + 0.0))
         return digest.hexdigest()[:16]
 
-    def _check_tokens(self, tokens: Tensor) -> None:
+    def _check_tokens(self, tokens: Any) -> None:
         check_tokens(tokens)
         if tokens.shape[1] > self.config.n_ctx:
             raise ValueError(

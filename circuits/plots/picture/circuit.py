@@ -6,6 +6,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import check_belongs
+from circuits.model.subject import Subject
 from circuits.plots import plot
 from circuits.plots.picture.frame import SIDE_PX, Frame, make_frame
 from circuits.plots.picture.furniture import annotations, shapes
@@ -43,6 +45,7 @@ def circuit_figure(
     title: str | None = None,
     orientation: str = "horizontal",
     d_head: int | None = None,
+    model: Subject | None = None,
 ) -> go.Figure:
     """Draw a circuit with the forward pass from left to right (or `vertical`: from bottom to top).
 
@@ -52,11 +55,15 @@ def circuit_figure(
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
     it is the circuit's own, and 16 where that is not known.
 
-    Raises ValueError when `orientation` is unknown, or when there are q, k or v nodes and `d_head` does not
-    divide the q channels.
+    The picture shows the weights that the circuit names; with `model` they are held against the model's first.
+
+    Raises ValueError when `orientation` is unknown, when the circuit does not belong to `model`, or when there are q,
+    k or v nodes and `d_head` does not divide the q channels.
     """
     if orientation not in ("horizontal", "vertical"):
         raise ValueError(f"orientation: got {orientation!r}; expected 'horizontal' or 'vertical'.")
+    if model is not None:
+        check_belongs(model, circuit)
     width = _d_head(circuit, d_head)
     layout = circuit_layout(circuit, d_head=width)
     frame = make_frame(layout, is_horizontal=orientation == "horizontal")
