@@ -80,7 +80,9 @@ def test_what_stands_in_the_padding_changes_nothing(name):
     one, other = (numbers(name, tokens, lengths=LENGTHS) for tokens in (TOKENS, OTHERWISE))
     torch.testing.assert_close(one, other)
     blind, otherwise = (numbers(name, tokens) for tokens in (TOKENS, OTHERWISE))
-    assert blind.shape != one.shape or not torch.allclose(blind, otherwise), "padding was never looked at"
+    assert blind.shape != otherwise.shape or not torch.allclose(blind, otherwise), (
+        "padding was never looked at"
+    )
 
 
 @pytest.mark.parametrize("name", ANALYSES)
