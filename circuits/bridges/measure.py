@@ -167,6 +167,10 @@ def _loss(side: Side, text: Text, place: str = "", value: Tensor | None = None) 
 def _mean_loss(parts: list[tuple[Tensor, Text]]) -> float:
     """Over all targets: a part counts by how many it has."""
     losses = [(float(next_token_loss(logits, *text)), text.n_targets()) for logits, text in parts]
+    if not any(n for _, n in losses):
+        raise ValueError(
+            "lengths: got rows of 1 token; expected at least one of 2 or more, for a next token."
+        )
     total = sum(loss * n for loss, n in losses if n)
     if not math.isfinite(total):
         raise NonFiniteLossError(
