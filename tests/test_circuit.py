@@ -172,7 +172,6 @@ def test_a_graph_can_be_written_and_laid_out():
         ({"edges": [Edge(A, Q, 0.0)]}, "edges: 0.attn_in.1 -> 0.attn_q.2 has weight 0.0"),
         ({"edges": [Edge(A, Q, float("nan"))]}, "has weight nan; expected a finite number"),
         ({"edges": [Edge(A, Node(1, "attn_q", 1), 0.5)]}, "1.attn_q.1 is no node"),
-        ({"io_edges": [IOEdge("embed", "a", A, 1.0), IOEdge("embed", "a", A, 2.0)]}, "io_edges: embed of 'a'"),
         ({"io_edges": [IOEdge("embed", "a", OUT, 1.0)]}, "io_edges: got 'embed' of token 'a' at 0.attn_out.3"),
         ({"io_edges": [IOEdge("other", "a", A, 1.0)]}, "io_edges: got 'other'"),
     ],

@@ -97,16 +97,25 @@ class NodeFacts(NamedTuple):
 def check_parts(nodes: Iterable[Node], edges: Sequence[Edge], io_edges: Sequence[IOEdge]) -> None:
     """Raise ValueError for edges of a circuit that hang on no node, run where no weight does, or count twice."""
     kept = set(nodes)
+    seen: dict[tuple[Node, Node], float] = {}
     for edge in edges:
         _check_edge(edge, kept)
+        source, target, weight = edge
+        if (source, target) in seen:
+            raise ValueError(
+                f"edges: {source} -> {target} is there twice, with weights {seen[source, target]} and {weight}; "
+                "expected it once. Keep the one that the model has."
+            )
+        seen[source, target] = weight
     for io in io_edges:
         if io.kind not in ("embed", "unembed") or ROWS[io.node.site].stream != STREAM[io.kind]:
             raise ValueError(
                 f"io_edges: got {io.kind!r} of token {io.token!r} at {io.node}; expected 'embed' at a node that reads "
                 "the residual stream, or 'unembed' at one that writes it."
             )
-    _check_once("edges", [(f"{e.source} -> {e.target}", e.weight) for e in edges])
-    _check_once("io_edges", [(f"{io.kind} of {io.token!r} at {io.node}", io.weight) for io in io_edges])
+        _check_weight(
+            "io_edges", f"{io.kind} of {io.token!r} at {io.node}", io.weight
+        )  # tokens may share a text
 
 
 def _check_edge(edge: Edge, kept: set[Node]) -> None:
@@ -119,19 +128,12 @@ def _check_edge(edge: Edge, kept: set[Node]) -> None:
             f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
             f"of {[*BY_SITES, SCORE]}."
         )
+    _check_weight("edges", f"{edge.source} -> {edge.target}", edge.weight)
 
 
-def _check_once(field: str, weighted: list[tuple[str, float]]) -> None:
-    seen: dict[str, float] = {}
-    for name, weight in weighted:
-        if not math.isfinite(weight) or weight == 0:
-            raise ValueError(f"{field}: {name} has weight {weight}; expected a finite number other than 0.")
-        if name in seen:
-            raise ValueError(
-                f"{field}: {name} is there twice, with weights {seen[name]} and {weight}; expected it once. Keep the "
-                "one that the model has."
-            )
-        seen[name] = weight
+def _check_weight(field: str, name: str, weight: float) -> None:
+    if not math.isfinite(weight) or weight == 0:
+        raise ValueError(f"{field}: {name} has weight {weight}; expected a finite number other than 0.")
 
 
 def all_nodes(widths: Widths) -> list[Node]:
