@@ -113,9 +113,8 @@ def check_parts(nodes: Iterable[Node], edges: Sequence[Edge], io_edges: Sequence
                 f"io_edges: got {io.kind!r} of token {io.token!r} at {io.node}; expected 'embed' at a node that reads "
                 "the residual stream, or 'unembed' at one that writes it."
             )
-        _check_weight(
-            "io_edges", f"{io.kind} of {io.token!r} at {io.node}", io.weight
-        )  # tokens may share a text
+        # The same token may be there twice: tokens may share a text.
+        _check_weight("io_edges", f"{io.kind} of {io.token!r} at {io.node}", io.weight)
 
 
 def _check_edge(edge: Edge, kept: set[Node]) -> None:

@@ -158,10 +158,9 @@ def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | Non
             if compute.runs_on_nonzeros(values, sparse.density):
                 module.hold_nonzeros(sparse)
                 return
+        # As one row of nonzeros: positions outside the matrix, or given twice, are refused.
         row = torch.zeros_like(positions)
-        entries = SparseWeight.from_entries(
-            row, positions, values, (1, math.prod(shape))
-        )  # refuses what does not fit
+        entries = SparseWeight.from_entries(row, positions, values, (1, math.prod(shape)))
         weight = values.new_zeros(shape)
         weight.view(-1)[entries.column.long()] = entries.values
     setattr(module, own, nn.Parameter(weight))
