@@ -78,13 +78,13 @@ def _site_values(
     """What is taken of the values [batch, pos, width] of every site: all of them, or say their mean."""
     found: dict[Site, Tensor] = {}
 
-    def keeper(site: Site) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            found[site] = take(value.flatten(2))
-
-        return keep
-
-    hooks = [(model.hook_name(site), keeper(site)) for site in model.sites()]
+    hooks = [(model.hook_name(site), partial(_take, found, site, take)) for site in model.sites()]
     with torch.inference_mode(False), torch.no_grad(), model.hooks(fwd_hooks=hooks):
         model(tokens)
     return found
+
+
+def _take(
+    found: dict[Site, Tensor], site: Site, take: Callable[[Tensor], Tensor], value: Tensor, hook: Any
+) -> None:
+    found[site] = take(value.flatten(2))

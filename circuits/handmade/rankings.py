@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from circuits.circuit.nodes import Node
 from circuits.circuit.score import margins, two_way_loss
 from circuits.heads.weights import check_finite
 from circuits.model.compute import check_learnable, with_gradients
+from circuits.model.hooks import keep
 from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
@@ -108,10 +110,7 @@ def _gradients(model: SparseTransformer, clean: Targets, corrupt: Tensor, point:
     """d loss / d node with embeddings at `point` of the way from corrupted to clean."""
     kept: dict[Site, Tensor] = {}
 
-    def blend(embedded: Tensor, hook: Any) -> Tensor:
-        other = model.W_E[corrupt].detach()
-        return (other + point * (embedded.detach() - other)).requires_grad_()
-
+    blend = partial(_blend, model.W_E[corrupt].detach(), point)
     with torch.enable_grad(), _watched(model, kept), model.hooks(fwd_hooks=[("hook_embed", blend)]):
         loss = two_way_loss(margins(model(clean.tokens), clean)) * len(clean.tokens)
         found = torch.autograd.grad(loss, list(kept.values()))
@@ -120,14 +119,15 @@ def _gradients(model: SparseTransformer, clean: Targets, corrupt: Tensor, point:
 
 @contextmanager
 def _watched(model: SparseTransformer, kept: dict[Site, Tensor]) -> Iterator[None]:
-    def keeper(site: Site) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            kept[site] = value
-
-        return keep
-
-    with model.hooks(fwd_hooks=[(model.hook_name(site), keeper(site)) for site in model.sites()]):
+    with model.hooks(
+        fwd_hooks=[(model.hook_name(site), partial(keep, kept, site)) for site in model.sites()]
+    ):
         yield
+
+
+def _blend(other: Tensor, point: float, embedded: Tensor, hook: Any) -> Tensor:
+    """Embeddings at `point` of the way from others, from which gradients start."""
+    return (other + point * (embedded.detach() - other)).requires_grad_()
 
 
 def _ranked(scores: dict[Site, Tensor]) -> list[Node]:

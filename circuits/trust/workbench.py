@@ -127,13 +127,8 @@ class Bench(MaskedModel):
         if in_circuit:
             masks, edges = self.node_masks(self.circuit.nodes), self.edge_masks(self.circuit.edges)
 
-        def swap(value: Tensor, hook: Any, node: Node) -> Tensor:
-            flat = value.flatten(2).clone()
-            flat[:n, :, node.index] += share * (flat[n:, :, node.index] - flat[:n, :, node.index])
-            return flat.view(value.shape)
-
         # Hooks run in the order in which they were added, so the mask of a kept node passes the swapped value.
-        hooks: list[Any] = [(self.model.hook_name(node.at), partial(swap, node=node)) for node in nodes]
+        hooks = [(self.model.hook_name(node.at), partial(_swap, node.index, share)) for node in nodes]
         with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             logits = run_masked(self.model, self.targets.tokens, masks or {}, self.values, edges)
         clean = Targets(*(part[:n] for part in self.targets))
@@ -145,6 +140,14 @@ class Bench(MaskedModel):
             logits = run_masked(self.model, self.targets.tokens, masks, self.values)
             loss = self.judge.loss_of(self, margins(logits, self.targets))
             return dict(zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True))
+
+
+def _swap(index: int, share: float, value: Tensor, hook: Any) -> Tensor:
+    """A coordinate of the clean prompts, the first half of the rows, moved by `share` towards the corrupted ones."""
+    flat = value.flatten(2).clone()
+    clean, corrupted = flat[:, :, index].chunk(2)
+    clean += share * (corrupted - clean)
+    return flat.view(value.shape)
 
 
 Check = Callable[[Bench, random.Random], Sequence[Entry]]
