@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.circuit.nodes import Ablation
+from circuits.circuit.nodes import HOSTILE, Ablation
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.tokens import only, real_places
@@ -46,13 +46,14 @@ def ablation_values(
 ) -> dict[Site, Tensor]:
     """Replacement values from text: what each kind of ablation is, `Ablation` says.
 
-    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts.
+    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts;
+    stochastic and adversarial: the mean, from which they start.
     lengths: as in `mean_values`; pos is then the longest, a position's mean is over the rows that reach it, and
     resample takes the first of the longest rows.
     """
     if kind not in get_args(Ablation):
         raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
-    if kind == "mean":
+    if kind == "mean" or kind in HOSTILE:
         return mean_values(model, tokens, lengths=lengths)
     real = real_places(tokens, lengths)
     if kind == "zero":

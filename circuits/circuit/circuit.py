@@ -304,7 +304,8 @@ def _criterion(data: Mapping[str, Any]) -> Criterion:
     """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
     if "criterion" in data:
         return Criterion.from_json(data["criterion"])
-    settings = data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
+    old = {"objective": "task", "target_loss": 0.15}
+    settings = old | data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
     known = {f.name for f in fields(Criterion)}
     kept = {name: value for name, value in settings.items() if name in known}
     return Criterion(**{**kept, "task": data["task"], "ablation": data["ablation"]})

@@ -22,9 +22,12 @@ from circuits.model.sites import (
     weights_among,
 )
 
-Ablation = Literal["mean", "zero", "position", "resample"]
+Ablation = Literal["mean", "zero", "position", "resample", "stochastic", "adversarial"]
 """What is left out is replaced by: its mean over batch and positions; zero; its mean at that position; its value at
-that position in another text, the next of a few in turn for each prompt."""
+that position in another text, the next of a few in turn for each prompt; some way from its mean to its own value, at
+random; or as far that way as hurts most (`circuits.circuit.adversary`)."""
+HOSTILE = ("stochastic", "adversarial")
+"""Ablations that choose values anew each time they judge; what stands still beside them is the mean."""
 Widths = Mapping[Site, int]
 """Number of coordinates of each site that there is."""
 

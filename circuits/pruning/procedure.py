@@ -21,7 +21,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import check_task
 from circuits.files import heeding_interrupts
 from circuits.kernels import keep_pages
-from circuits.model.compute import frozen, with_gradients
+from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
@@ -56,13 +56,19 @@ def prune(
 
         return tune(lambda tried: prune(model, task, tried, corpus=corpus, progress=progress), config, search)
     started = time.perf_counter()
-    hunt = Search(model, task, config, corpus)
-    with frozen(model), heeding_interrupts() as heed, _progress_bar(config, progress) as bar:
+    n_tokens = 2 * config.batch_size * task.n_ctx
+    with (
+        frozen(model),
+        threads_for(model, n_tokens),
+        heeding_interrupts() as heed,
+        _progress_bar(config, progress) as bar,
+    ):
 
         def show(*args: Any, **fields: Any) -> None:
             heed()
             bar(*args, **fields)
 
+        hunt = Search(model, task, config, corpus)
         circuit = hunt.circuit(*hunt.best(show))
     return circuit.with_metrics(seconds=time.perf_counter() - started)
 

@@ -1,5 +1,6 @@
 """The search for a circuit: learn gates, take what they leave, drop what can go."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,8 +14,12 @@ from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
 from circuits.circuit.parts import edges_between, io_edges
 from circuits.circuit.score import (
+    TARGETS,
     Score,
     UnsolvedError,
+    margin_correlations,
+    margin_error,
+    margin_ratio,
     score_against,
     score_margins,
     task_margins,
@@ -34,14 +39,15 @@ class Search:
     def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
         self.model, self.task, self.config = model, task, config
         self.criterion = config.criterion(task)
-        faithful = config.objective == "faithful"
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
-        self.reference = task_margins(model, self.pool) if faithful else None
+        self.reference = None if config.objective == "task" else task_margins(model, self.pool)
         self.judge = Evaluator(model, task, self.criterion, self.values)
-        if not faithful:  # a faithful circuit is one for what the model does, whatever that is
+        if (
+            config.objective != "faithful"
+        ):  # a faithful circuit is one for what the model does, whatever that is
             _check_solved(self.judge)
         self.history: list[dict[str, float]] = []
 
@@ -171,7 +177,7 @@ class Search:
             val_task_loss=here.loss,
             val_task_accuracy=here.accuracy,
             one_minimal=not self.judge.spare(nodes, edges),
-            target_loss=self.config.target_loss,
+            target_loss=self.criterion.target,
             target_accuracy=self.config.target_accuracy,
             history=self.history,
             prune=self.config.to_json(),
@@ -187,27 +193,33 @@ class Search:
         }
 
     def _held_out(self, nodes: list[Node], edges: list[Edge]) -> dict[str, float]:
-        """Scores on test prompts, of the circuit (the calibration is that of the validation prompts) and the model."""
+        """Scores on test prompts, of the circuit (calibrated by the validation prompts, where so) and the model."""
         test, scale = self.judge.test, self.judge.scale(nodes, edges)
-        margin = test.margins(nodes, edges)
-        score, full = score_margins(margin * scale), score_margins(test.full_margins)
-        same = score_against(margin, test.full_margins)
+        margin, full = test.margins(nodes, edges), test.full_margins
+        score, own = score_margins(margin * scale), score_margins(full)
+        same = score_against(margin, full)
+        order = margin_correlations(margin, full, test.targets.answer).values()
         return {
-            "kl_to_model": same.loss,
-            "agreement_with_model": same.accuracy,
             "task_loss": score.loss,
             "task_accuracy": score.accuracy,
             "uncalibrated_task_loss": score_margins(margin).loss,
+            "calibrated_task_loss": score_margins(margin * self.judge.own_scale(nodes, edges)).loss,
             "logit_scale": scale,
-            "full_task_loss": full.loss,
-            "full_task_accuracy": full.accuracy,
+            "margin_error": float(margin_error(margin, full)),
+            "margin_ratio": margin_ratio(margin, full),
+            "margin_correlation": sum(order) / len(order) if order else math.nan,
+            "kl_to_model": same.loss,
+            "agreement_with_model": same.accuracy,
+            "full_task_loss": own.loss,
+            "full_task_accuracy": own.accuracy,
         }
 
 
 def _check_solved(judge: Evaluator) -> None:
     full, asked = score_margins(judge.full_margins), judge.criterion
-    if not judge.meets(full):
-        raise UnsolvedError(asked.task, full, asked.target_loss, asked.target_accuracy)
+    nats = asked.target if asked.objective == "task" else TARGETS["task"]
+    if full.loss > nats or full.accuracy < asked.target_accuracy:
+        raise UnsolvedError(asked.task, full, nats, asked.target_accuracy)
 
 
 def _last(way: Sequence[list], solved: Callable[[list], Score | None]) -> list:

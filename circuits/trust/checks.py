@@ -8,15 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.circuit.nodes import Node
-from circuits.circuit.score import margin_of
+from circuits.circuit.score import LOSS, margin_of
 from circuits.trust.report import Entry
 from circuits.trust.workbench import Bench, greedy
-
-LOSS = {
-    "task": "task loss",
-    "faithful": "KL from the model's answer-or-foil distribution",
-}
-"""What a criterion's loss is, in words."""
 
 
 def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
@@ -29,12 +23,12 @@ def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="sufficiency",
             meaning=f"The {LOSS[asked.objective]} with everything but the circuit ablated, on the criterion's "
-            f"{asked.n_test} test pairs; at most {asked.target_loss:g} is asked for, and the baseline is the loss "
+            f"{asked.n_test} test pairs; at most {asked.target:g} is asked for, and the baseline is the loss "
             "with everything ablated.",
             value=loss,
             baseline=empty,
             unit="nats",
-            verdict="pass" if loss <= asked.target_loss else "fail",
+            verdict="pass" if loss <= asked.target else "fail",
             details={"accuracy": accuracy, "logit_scale": bench.scale, "n_pairs": asked.n_test},
         )
     ]

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
-from circuits.circuit.score import check_task, task_score
-from circuits.model.compute import frozen, with_gradients
+from circuits.circuit.score import TARGETS, check_task, task_score
+from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -59,7 +59,7 @@ def trust_report(
     config, started = config or TrustConfig(), time.perf_counter()
     task = task or circuit.criterion.load_task()
     _check(model, circuit, task, config)
-    with frozen(model):
+    with frozen(model), threads_for(model, 2 * config.n_pairs * task.n_ctx):
         found = [
             *others,
             *(_pruned(model, circuit, task, i, corpus, pruning) for i in range(config.prune_seeds)),
@@ -94,7 +94,8 @@ def _check(model: SparseTransformer, circuit: Circuit, task: Task, config: Trust
         raise ValueError("circuit: it has no nodes; expected at least one. Prune with a lower target_loss.")
     if circuit.criterion.objective == "faithful":
         return  # such a circuit is one for what the model does, right or wrong
-    target = config.target_loss or circuit.criterion.target_loss
+    asked = circuit.criterion
+    target = TARGETS["task"] if asked.objective == "margins" else config.target_loss or asked.target
     full = task_score(model, task.batch(config.n_pairs, split="test", seed=config.seed))
     if full.loss > target:
         raise ValueError(

@@ -56,7 +56,7 @@ class Bench(MaskedModel):
     @property
     def target(self) -> float:
         """Nats that the criterion allows."""
-        return self.judge.criterion.target_loss
+        return self.judge.criterion.target
 
     @cached_property
     def scale(self) -> float:
