@@ -359,7 +359,7 @@ def check_trust_report(s: Subject) -> None:
 
 def check_gate_floor(s: Subject) -> None:
     """Gates so slow that all stay open: the whole model's loss."""
-    found = trust.gate_floor(s.model, TASK, dict(s.circuit.values), steps=1, seed=0, lr=1e-9)
+    found = trust.gate_floor(s.model, TASK, dict(s.circuit.values), PruneConfig(steps=1, lr=1e-9))
     same(found.loss, loss_of(s.naive, TASK.batch(64, split="test", seed=0).tokens_and_targets()))
 
 

@@ -136,17 +136,20 @@ def margin_ratio(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows
 def margin_correlations(
     margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], answer: Int64[Tensor, " rows"]
 ) -> dict[int, float]:
-    """Pearson's correlation with the reference among prompts of the same answer, by answer; 0 where either is constant.
+    """Pearson's correlation with the reference among prompts of one answer, by answer; 0 where `margin` is constant.
 
-    Answers of fewer than 8 prompts are left out.
+    Answers of fewer than 8 prompts are left out, and those where the reference varies by less than a twentieth of its
+    size: there is no order to have.
     """
     found = {}
+    size = float(reference.double().square().mean().sqrt())
     for token in answer.unique().tolist():
         rows = answer == token
-        if int(rows.sum()) >= _LEAST_ROWS:
-            pair = torch.stack([margin[rows], reference[rows]]).double()
-            varies = bool((pair.std(dim=1) > 1e-6).all())
-            found[token] = float(torch.corrcoef(pair)[0, 1]) if varies else 0.0
+        if int(rows.sum()) < _LEAST_ROWS or float(reference[rows].double().std()) < 0.05 * size:
+            continue
+        pair = torch.stack([margin[rows], reference[rows]]).double()
+        varies = bool((pair.std(dim=1) > 1e-6).all())
+        found[token] = float(torch.corrcoef(pair)[0, 1]) if varies else 0.0
     return found
 
 

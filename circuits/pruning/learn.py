@@ -162,8 +162,8 @@ def learn_gates(
 class _Closed(Generic[Key]):
     """The shares of themselves that closed parts keep while gates learn: none, random ones, or ones that climb.
 
-    Ablations that stand still leave none. Adversarial ones go up the loss by a step of its sign each time that the gates
-    go down, as both are learned at once.
+    Ablations that stand still leave none. Adversarial ones go up the loss, by a step of its sign, each time that the
+    gates go down.
     """
 
     def __init__(

@@ -14,14 +14,18 @@ FINEST = 4
 
 
 def minimal(parts: Sequence[Part], solved: Solved[Part], show: Callable[[int], None]) -> list[Part]:
-    """Drop parts, cheapest first, while the rest meets the target; ends when no single one can go."""
-    parts = sorted(parts)
+    """Drop parts, cheapest first, while the rest meets the target; ends when no single one can go.
+
+    What could not go alone seldom can after others went, so it is tried again only when nothing else is left to try.
+    """
+    parts = tried = sorted(parts)
     while True:
-        without = {part: solved([p for p in parts if p != part]) for part in parts}
+        without = {part: solved([p for p in parts if p != part]) for part in tried}
         losses = {part: score.loss for part, score in without.items() if score is not None}
-        if not losses:
+        if not losses and tried == parts:
             return parts
         parts = _without_most(parts, sorted(losses, key=lambda part: (losses[part], part)), solved)
+        tried = [part for part in parts if part in losses] or parts
         show(len(parts))
 
 

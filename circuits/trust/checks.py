@@ -8,9 +8,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.circuit.nodes import Node
-from circuits.circuit.score import LOSS, margin_of
+from circuits.circuit.score import LOSS, TARGETS, UNIT, margin_of, score_margins
 from circuits.trust.report import Entry
 from circuits.trust.workbench import Bench, greedy
+
+TASK_LOSS = TARGETS["task"]
+"""Nats of two-way task loss that an uncalibrated circuit may have."""
+KL = 0.05
+"""Nats that the circuit's answer-or-foil distribution may be from the model's."""
+MEAN_GAP, WORST_GAP = 0.15, 0.3
+"""Differences in P(answer), which lies between 0 and 1, that knocking nodes out of circuit and model may leave."""
 
 
 def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
@@ -27,9 +34,49 @@ def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             "with everything ablated.",
             value=loss,
             baseline=empty,
-            unit="nats",
+            unit=UNIT[asked.objective],
             verdict="pass" if loss <= asked.target else "fail",
             details={"accuracy": accuracy, "logit_scale": bench.scale, "n_pairs": asked.n_test},
+        )
+    ]
+
+
+def right_answers(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Task loss with only the circuit kept, without calibration, whatever the criterion asks."""
+    loss, model = score_margins(bench.circuit_margins()), score_margins(bench.full_margins)
+    return [
+        Entry(
+            name="task loss, uncalibrated",
+            meaning="Two-way loss of the right answers with everything but the circuit ablated and the logits as they "
+            f"are; at most {TASK_LOSS:g} nats, or the model's own. The baseline is with everything ablated.",
+            value=loss.loss,
+            baseline=score_margins(bench.margins([], [])).loss,
+            unit="nats",
+            verdict="pass" if loss.loss <= max(TASK_LOSS, model.loss) else "fail",
+            details={"accuracy": loss.accuracy, "model": model.loss},
+        )
+    ]
+
+
+def under_attack(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """The criterion's loss while what is left out takes the worst values, or random ones, between mean and its own."""
+    judge, parts = bench.judge, bench.circuit_without()
+    asked = judge.criterion
+    plain = judge.score_of(bench, bench.circuit_margins(), bench.scale).loss
+    worst, drawn = (find(bench, *parts, bench.scale).loss for find in (judge.under_attack, judge.at_random))
+    return [
+        Entry(
+            name=f"{kind} ablation",
+            meaning=f"The {LOSS[asked.objective]} while what is left out takes {values} between its mean and its own "
+            "value; the baseline is the loss with its mean. Far above it, the circuit leans on what it leaves out.",
+            value=loss,
+            baseline=plain,
+            unit=UNIT[asked.objective],
+            verdict="note" if asked.ablation != kind else "pass" if loss <= asked.target else "fail",
+        )
+        for kind, values, loss in (
+            ("adversarial", "the worst values found", worst),
+            ("stochastic", "random values", drawn),
         )
     ]
 
@@ -49,7 +96,7 @@ def necessity(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             "the baseline is the greatest rise among as many nodes drawn at random outside the circuit, site by site.",
             value=rise,
             baseline=max(others),
-            unit="nats",
+            unit=UNIT[bench.judge.criterion.objective],
             verdict="pass" if rise > max(0.1, max(others)) else "fail",
             details={"random": others, "full_loss": full},
         )
@@ -76,11 +123,11 @@ def _agreement(bench: Bench, kind: str, rows: slice) -> list[Entry]:
         Entry(
             name=f"KL, {kind}",
             meaning=f"KL from the model's to the circuit's answer-or-foil distribution on {kind} prompts; "
-            "the baseline is that of the empty circuit.",
+            f"at most {KL:g}, and a quarter of the baseline, which is that of the empty circuit.",
             value=kl,
             baseline=kl_empty,
             unit="nats",
-            verdict="pass" if kl <= 0.25 * kl_empty else "fail",
+            verdict="pass" if kl <= min(KL, 0.25 * kl_empty) else "fail",
             details={"kl_vocabulary": _kl(full.softmax(-1), ours.softmax(-1))},
         ),
         Entry(
@@ -118,19 +165,20 @@ def completeness(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="completeness, sampled",
             meaning="Mean difference in P(answer) between circuit and model when the same random half of the "
-            "circuit is knocked out of both; the baseline is the difference between empty circuit and model.",
+            f"circuit is knocked out of both; at most {MEAN_GAP:g}. The baseline is the difference between empty "
+            "circuit and model.",
             value=mean,
             baseline=chance,
-            verdict="pass" if mean <= 0.5 * chance else "fail",
+            verdict="pass" if mean <= MEAN_GAP else "fail",
             details={"gaps": gaps},
         ),
         Entry(
             name="completeness, worst found",
             meaning="The greatest such difference that a greedy search could find: large where the model has "
-            "another way to do the task than this circuit.",
+            f"another way to do the task than this circuit. At most {WORST_GAP:g}.",
             value=most,
             baseline=chance,
-            verdict="pass" if most <= chance else "fail",
+            verdict="pass" if most <= WORST_GAP else "fail",
             details={"knocked_out": [str(node) for node in worst]},
         ),
     ]
@@ -163,35 +211,37 @@ def interchange(bench: Bench, rng: random.Random) -> Sequence[Entry]:
 
 def minimality(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Proves again, as pruning does and on its prompts, that no single node and no single weight can go."""
-    spare = sorted(_named(part) for part in bench.judge.spare(*bench.circuit_without()))
+    parts = bench.circuit_without()
+    spare = sorted(_named(part) for part in bench.judge.spare(*parts))
+    enough = bench.judge.solved(*parts) is not None
     return [
         Entry(
             name="1-minimality",
             meaning="Number of nodes and weights that can go, one at a time, while the criterion is met on the prompts "
-            f"that pruning decided by (at most {bench.target:g} nats); a minimal circuit has none.",
+            f"that pruning decided by (at most {bench.target:g}); a minimal circuit has none, and meets it itself.",
             value=float(len(spare)),
             baseline=0.0,
-            verdict="pass" if not spare else "fail",
-            details={"spare": spare},
+            verdict="pass" if enough and not spare else "fail",
+            details={"spare": spare, "meets_criterion": enough},
         )
     ]
 
 
 def random_circuits(bench: Bench, rng: random.Random) -> Sequence[Entry]:
-    """Losses of circuits with as many random nodes at each site, each calibrated for itself."""
-    losses = [
-        bench.best_score(bench.random_like(rng, outside=False), "between").loss
-        for _ in range(bench.config.n_random)
-    ]
+    """Losses of circuits whose nodes are random but like this one's: site, degree, sizes of weights."""
+    objective = bench.judge.criterion.objective
+    losses = [bench.best_score(bench.alike(rng), "between").loss for _ in range(bench.config.n_random)]
+    ours = bench.best_score(*bench.circuit_without()).loss
     return [
         Entry(
             name="random circuits",
-            meaning=f"Least {LOSS[bench.judge.criterion.objective]} among circuits with as many nodes at each site, "
-            "drawn at random; the baseline is the loss of this circuit, and none may meet the target.",
+            meaning=f"Least {LOSS[objective]} among circuits of other nodes that are drawn at random, each like one of "
+            "this circuit's: of its site, with about as many and as large weights. None may meet the target or come "
+            "near the loss of this circuit, which is the baseline.",
             value=min(losses),
-            baseline=bench.best_score(*bench.circuit_without()).loss,
-            unit="nats",
-            verdict="pass" if min(losses) > bench.target else "fail",
+            baseline=ours,
+            unit=UNIT[objective],
+            verdict="pass" if min(losses) > max(bench.target, ours) else "fail",
             details={"losses": losses},
         )
     ]

@@ -10,6 +10,10 @@ from circuits.circuit.score import margin_correlations, margin_ratio
 from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench
 
+SURE = (0.8, 1.25)
+"""Margin ratios between which a circuit is about as sure as the model."""
+ORDER = 0.8
+"""Correlation within an answer from which on a circuit orders prompts as the model does."""
 N_OTHERS = 5
 """Circuits of random nodes that the order is compared with."""
 
@@ -23,18 +27,20 @@ def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="margin ratio",
             meaning="Mean margin of the circuit, without calibration, over that of the model; 1 is as sure as the "
-            "model, the baseline is that of the empty circuit, and there is none for a model that is not sure at all.",
+            f"model, {SURE[0]:g} to {SURE[1]:g} pass, the baseline is that of the empty circuit, and there is none for "
+            "a model that is not sure at all.",
             value=ratio,
             baseline=margin_ratio(bench.margins([], []), theirs),
-            verdict=judged(ratio, None),
+            verdict=judged(ratio, SURE[0] <= ratio <= SURE[1]),
         ),
         Entry(
             name="margin correlation",
             meaning="Correlation of the circuit's margins with the model's among prompts of the same answer, a mean "
-            "over answers: does it say where the model is surer? The baseline is the best of five random circuits.",
+            f"over answers: does it say where the model is surer? At least {ORDER:g} passes; the baseline is the best "
+            "of five random circuits.",
             value=_mean(by_answer),
             baseline=max(_mean(_correlations(bench, other)) for other in others),
-            verdict="note",
+            verdict=judged(_mean(by_answer), _mean(by_answer) >= ORDER),
             details={"by_answer": by_answer},
         ),
     ]

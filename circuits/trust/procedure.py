@@ -20,6 +20,7 @@ from tasks import Corpus, Task
 
 CHECKS: tuple[Check, ...] = (
     checks.sufficiency,
+    checks.right_answers,
     checks.necessity,
     checks.agreement,
     margins.margin_agreement,
@@ -27,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     checks.interchange,
     checks.minimality,
     checks.random_circuits,
+    checks.under_attack,
     controls.nonsense,
     controls.seed_overlap,
     yardsticks.cpr_and_cmd,
