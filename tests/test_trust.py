@@ -19,6 +19,7 @@ from circuits.trust.yardsticks import _binomial_tail, _shuffled_within
 QUICK = TrustConfig(n_pairs=32, n_random=19, n_knockouts=4, n_greedy=1, control_steps=0)
 ITEMS = {
     "sufficiency",
+    "task loss, uncalibrated",
     "necessity",
     "KL, clean",
     "KL, corrupted",
@@ -31,6 +32,9 @@ ITEMS = {
     "interchange",
     "1-minimality",
     "random circuits",
+    "adversarial ablation",
+    "stochastic ablation",
+    "ablation values",
     "swapped answers",
     "unrelated answers",
     "random model",

@@ -28,7 +28,7 @@ class Criterion(Settings):
     "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
     ablation: Ablation = "mean"
     "What is outside the circuit is replaced by."
-    n_eval: Count = 512
+    n_eval: Count = 256
     "Validation prompt pairs that decide."
     n_test: Count = 1024
     "Test prompt pairs that the score is reported on."

@@ -41,7 +41,7 @@ class PruneConfig(Settings):
     "What a closed coordinate is replaced by; means are over training text, `mean` over batch and positions."
     n_mean: Count = 512
     "Sequences of training text that the means are taken over."
-    n_eval: Count = 512
+    n_eval: Count = 256
     "Validation prompt pairs that decide what is dropped."
     n_test: Count = 1024
     "Test prompt pairs that the final score is measured on."

@@ -13,6 +13,7 @@ from circuits.circuit.evaluator import Evaluator, Kept
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
 from circuits.circuit.parts import edges_between, io_edges
+from circuits.circuit.scope import scope
 from circuits.circuit.score import (
     TARGETS,
     Score,
@@ -177,6 +178,12 @@ class Search:
             val_task_loss=here.loss,
             val_task_accuracy=here.accuracy,
             one_minimal=not self.judge.spare(nodes, edges),
+            scope={
+                name: holds._asdict()
+                for name, holds in scope(
+                    self.model, self.values, nodes, edges, self.task, seed=self.config.seed
+                ).items()
+            },
             target_loss=self.criterion.target,
             target_accuracy=self.config.target_accuracy,
             history=self.history,
@@ -210,6 +217,8 @@ class Search:
             "margin_correlation": sum(order) / len(order) if order else math.nan,
             "kl_to_model": same.loss,
             "agreement_with_model": same.accuracy,
+            "adversarial_loss": self.judge.under_attack(test, nodes, edges, scale).loss,
+            "stochastic_loss": self.judge.at_random(test, nodes, edges, scale).loss,
             "full_task_loss": own.loss,
             "full_task_accuracy": own.accuracy,
         }

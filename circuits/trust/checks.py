@@ -1,5 +1,6 @@
 """The checks of one circuit on its own model: is it enough, is it needed, does it behave like the model?"""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -7,15 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.circuit.ablation import ablation_values
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import LOSS, TARGETS, UNIT, margin_of, score_margins
-from circuits.trust.report import Entry
+from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench, greedy
 
 TASK_LOSS = TARGETS["task"]
 """Nats of two-way task loss that an uncalibrated circuit may have."""
 KL = 0.05
 """Nats that the circuit's answer-or-foil distribution may be from the model's."""
+AWAY = 0.3
+"""Share of their own size by which ablation values may differ from those of other text."""
 MEAN_GAP, WORST_GAP = 0.15, 0.3
 """Differences in P(answer), which lies between 0 and 1, that knocking nodes out of circuit and model may leave."""
 
@@ -56,6 +60,32 @@ def right_answers(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             details={"accuracy": loss.accuracy, "model": model.loss},
         )
     ]
+
+
+def held_values(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Whether what the circuit holds the rest at is what its ablation says, taken anew from training text."""
+    kind, away = bench.circuit.ablation, math.nan
+    if bench.text is not None and kind != "resample":
+        anew = ablation_values(bench.model, bench.text, kind)
+        away = max(_away(bench.values[site], value) for site, value in anew.items())
+    return [
+        Entry(
+            name="ablation values",
+            meaning="Root mean square difference, at the worst site, between the values that the circuit holds "
+            f"everything else at and those of the {kind} ablation taken anew from training text, over the size of the "
+            f"latter; at most {AWAY:g}. Not run without such text, nor for values of single texts.",
+            value=away,
+            baseline=1.0,
+            verdict=judged(away, away <= AWAY),
+        )
+    ]
+
+
+def _away(held: Tensor, anew: Tensor) -> float:
+    n = min(held.shape[0], anew.shape[0]) if held.ndim > 1 else None
+    held, anew = held[:n], anew[:n]
+    size = float(anew.square().mean().sqrt())
+    return float((held - anew).square().mean().sqrt()) / max(size, 1e-6)
 
 
 def under_attack(bench: Bench, rng: random.Random) -> Sequence[Entry]:

@@ -5,6 +5,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import TARGETS, check_task, task_score
@@ -16,8 +20,10 @@ from circuits.trust import checks, controls, margins, yardsticks
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry, TrustReport
 from circuits.trust.workbench import Bench, Check
-from tasks import Corpus, Task
+from tasks import Corpus, Task, load_corpus
 
+N_TEXTS = 256
+"""Windows of training text that ablation values are taken anew from."""
 CHECKS: tuple[Check, ...] = (
     checks.sufficiency,
     checks.right_answers,
@@ -29,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     checks.minimality,
     checks.random_circuits,
     checks.under_attack,
+    checks.held_values,
     controls.nonsense,
     controls.seed_overlap,
     yardsticks.cpr_and_cmd,
@@ -53,7 +60,8 @@ def trust_report(
     """Whether the circuit is what the model uses for its task: every check, by the criterion it was pruned by.
 
     task: that of the circuit's criterion, which is made anew where none is given. others: circuits of the same model
-    and task from other pruning seeds, for the overlap; corpus and pruning: training text and settings for
+    and task from other pruning seeds, for the overlap. corpus: the training text (default: mini-Python where the task
+    is of its tokens), against which ablation values are held. corpus and pruning: text and settings for
     `config.prune_seeds` further pruning runs, under the same criterion. Raises ValueError, before any long run, when
     the circuit is empty or of another model, when the task is not that of the circuit, or when the right answers are
     asked for and the model cannot give them.
@@ -66,7 +74,8 @@ def trust_report(
             *others,
             *(_pruned(model, circuit, task, i, corpus, pruning) for i in range(config.prune_seeds)),
         ]
-        entries = run_checks(Bench(model, circuit, task, config, found))
+        text = _text(model, task, config, corpus)
+        entries = run_checks(Bench(model, circuit, task, config, found, text=text))
     return TrustReport(
         task=task.name,
         model_hash=circuit.model_hash,
@@ -75,6 +84,17 @@ def trust_report(
         entries=tuple(entries),
         seconds=time.perf_counter() - started,
     )
+
+
+def _text(
+    model: SparseTransformer, task: Task, config: TrustConfig, corpus: Corpus | None
+) -> Int[Tensor, "windows pos"] | None:
+    """Windows of training text, if any is known to be the model's."""
+    mini = load_corpus("mini") if corpus is None else corpus
+    if corpus is None and task.tokenizer != mini.tokenizer:
+        return None
+    generator = torch.Generator().manual_seed(config.seed)
+    return mini.windows(N_TEXTS, model.config.n_ctx, split="train", generator=generator).to(model.W_E.device)
 
 
 @with_gradients

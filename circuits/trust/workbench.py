@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
@@ -41,8 +41,10 @@ class Bench(MaskedModel):
         config: TrustConfig | None = None,
         others: Sequence[Circuit] = (),
         batch: Batch | None = None,
+        text: Int[Tensor, "windows pos"] | None = None,
     ) -> None:
-        """batch: prompts of your own, in place of the test prompts that the config asks for."""
+        """batch: prompts of your own, in place of the test prompts that the config asks for. text: training text."""
+        self.text = text
         self.circuit, self.task, self.others = circuit, task, others
         self.config = config = config or TrustConfig()
         criterion = circuit.criterion
