@@ -21,7 +21,7 @@ class PruneConfig(Settings):
     nats (chance is 0.693; None: 0.15), or of KL in nats from the model's answer-or-foil distribution (None: 0.15)."""
     target_accuracy: Fraction = 0.985
     "Fraction of prompts, at least, on which the circuit prefers what the model prefers (task: what is right)."
-    starts: Count = 4
+    starts: Count = 2
     "Independent runs of gate training and dropping, from other random gates and prompts; the smallest result wins."
     steps: Count = 150
     "Steps of gate training in each."
