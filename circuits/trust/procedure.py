@@ -20,7 +20,7 @@ from circuits.trust import checks, controls, margins, yardsticks
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry, TrustReport
 from circuits.trust.workbench import Bench, Check
-from tasks import Corpus, Task, load_corpus
+from tasks import Corpus, Task
 
 N_TEXTS = 256
 """Windows of training text that ablation values are taken anew from."""
@@ -60,11 +60,10 @@ def trust_report(
     """Whether the circuit is what the model uses for its task: every check, by the criterion it was pruned by.
 
     task: that of the circuit's criterion, which is made anew where none is given. others: circuits of the same model
-    and task from other pruning seeds, for the overlap. corpus: the training text (default: mini-Python where the task
-    is of its tokens), against which ablation values are held. corpus and pruning: text and settings for
-    `config.prune_seeds` further pruning runs, under the same criterion. Raises ValueError, before any long run, when
-    the circuit is empty or of another model, when the task is not that of the circuit, or when the right answers are
-    asked for and the model cannot give them.
+    and task from other pruning seeds, for the overlap. corpus: the training text, by which ablation values are checked
+    where it is given. corpus and pruning: text and settings for `config.prune_seeds` further pruning runs, under the
+    same criterion. Raises ValueError, before any long run, when the circuit is empty or of another model, when the task
+    is not that of the circuit, or when the right answers are asked for and the model cannot give them.
     """
     config, started = config or TrustConfig(), time.perf_counter()
     task = task or circuit.criterion.load_task()
@@ -74,7 +73,7 @@ def trust_report(
             *others,
             *(_pruned(model, circuit, task, i, corpus, pruning) for i in range(config.prune_seeds)),
         ]
-        text = _text(model, task, config, corpus)
+        text = _text(model, config, corpus)
         entries = run_checks(Bench(model, circuit, task, config, found, text=text))
     return TrustReport(
         task=task.name,
@@ -87,14 +86,15 @@ def trust_report(
 
 
 def _text(
-    model: SparseTransformer, task: Task, config: TrustConfig, corpus: Corpus | None
+    model: SparseTransformer, config: TrustConfig, corpus: Corpus | None
 ) -> Int[Tensor, "windows pos"] | None:
-    """Windows of training text, if any is known to be the model's."""
-    mini = load_corpus("mini") if corpus is None else corpus
-    if corpus is None and task.tokenizer != mini.tokenizer:
+    """Windows of training text, where it is given."""
+    if corpus is None:
         return None
     generator = torch.Generator().manual_seed(config.seed)
-    return mini.windows(N_TEXTS, model.config.n_ctx, split="train", generator=generator).to(model.W_E.device)
+    return corpus.windows(N_TEXTS, model.config.n_ctx, split="train", generator=generator).to(
+        model.W_E.device
+    )
 
 
 @with_gradients

@@ -70,7 +70,7 @@ def python(
 
 
 def circuits_over_seeds(task: str, seeds: range) -> dict[str, Any]:
-    """Train, prune and report on once per seed; medians, ranges, and how many seeds meet the target, in docs/results."""
+    """Train, prune and report on once per seed; medians, ranges, and how many meet the target, in docs/results."""
     runs = []
     for seed in seeds:
         runs.append(one_seed(task, seed))
@@ -120,7 +120,9 @@ def _extract(config: TrainConfig, task: str) -> dict[str, Any]:
     training, folder = _trained(config), KEPT / f"{task}-{config.seed}"
     found = extract(training, task, folder, progress=False)
     asked = TrustConfig(seed=config.seed)
-    report = trust_report(training.model, Circuit.load(folder / "circuit.json"), config=asked)
+    report = trust_report(
+        training.model, Circuit.load(folder / "circuit.json"), config=asked, corpus=training.corpus
+    )
     write_json(folder / "trust.json", report.to_json())
     published = prune(
         training.model,
