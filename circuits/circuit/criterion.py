@@ -9,6 +9,9 @@ from circuits.circuit.score import TARGETS, Objective
 from circuits.settings import Count, Fraction, Positive, Seed, Settings
 from tasks import Task, load_task, task_options
 
+AIM = 0.85
+"""Share of the target, of margins, that a choice among thousands of circuits must stay within to hold elsewhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion(Settings):
@@ -44,6 +47,11 @@ class Criterion(Settings):
     def target(self) -> float:
         """What the loss may be at most: a share of the mean square of the model's margins, or nats."""
         return TARGETS[self.objective] if self.target_loss is None else self.target_loss
+
+    @property
+    def aim(self) -> float:
+        """What pruning must reach on the prompts that it chooses by: errors of margins are greater on others."""
+        return AIM * self.target if self.objective == "margins" else self.target
 
     @property
     def calibrated(self) -> bool:

@@ -170,8 +170,8 @@ class Evaluator(MaskedModel):
         return score if self.meets(score) else None
 
     def meets(self, score: Score) -> bool:
-        """Whether a score is within both targets."""
-        return score.loss <= self.criterion.target and score.accuracy >= self.criterion.target_accuracy
+        """Whether a score on the prompts that decide is within both targets."""
+        return score.loss <= self.criterion.aim and score.accuracy >= self.criterion.target_accuracy
 
     def spare(self, nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node | Edge]:
         """The nodes and weights that could go, one at a time, while the rest meets the targets: none if 1-minimal.
