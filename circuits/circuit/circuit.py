@@ -123,6 +123,17 @@ class Circuit(Plotted, Decompiled):
         return len(self.edges)
 
     @property
+    def core(self) -> tuple[Node, ...]:
+        """The nodes that the model itself cannot do without: ablating one alone breaks what the criterion asks.
+
+        A circuit is *a* set of nodes that is enough. Of what is outside its core the model has more than one, or more
+        than enough: `circuits.pruning.rivals` looks for another circuit there.
+        """
+        return tuple(
+            n for n in self.nodes if n in self.facts and self.facts[n].model_loss > self.criterion.target
+        )
+
+    @property
     def loss(self) -> float:
         """Task loss in nats when only the circuit is kept (nan if it was not measured)."""
         loss = self.metrics.get("task_loss")

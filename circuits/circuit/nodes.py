@@ -94,7 +94,9 @@ class NodeFacts(NamedTuple):
     mean: float
     """Its value when ablated: the mean over the training distribution."""
     effect: float
-    """Rise of the circuit's task loss, in nats, when this node alone is ablated too."""
+    """Rise of the circuit's loss, in the unit of its criterion, when this node alone is ablated too."""
+    model_loss: float = math.nan
+    """The whole model's loss, in that unit, when this node alone is ablated; nan: not measured."""
 
 
 def check_parts(nodes: Iterable[Node], edges: Sequence[Edge], io_edges: Sequence[IOEdge]) -> None:

@@ -2,5 +2,7 @@
 
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.pruning.redundancy import Rivals, rivals
+from circuits.pruning.search import NoCircuitError
 
-__all__ = ["PruneConfig", "prune"]
+__all__ = ["NoCircuitError", "PruneConfig", "Rivals", "prune", "rivals"]

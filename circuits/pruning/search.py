@@ -1,7 +1,7 @@
 """The search for a circuit: learn gates, take what they leave, drop what can go."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.evaluator import Evaluator, Kept
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
@@ -37,8 +38,16 @@ from tasks.base import Targets
 class Search:
     """One pruning run: what it is judged by, the prompts that gates learn from, and its history."""
 
-    def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
-        self.model, self.task, self.config = model, task, config
+    def __init__(
+        self,
+        model: SparseTransformer,
+        task: Task,
+        config: PruneConfig,
+        corpus: Corpus,
+        without: Collection[Node] = (),
+    ) -> None:
+        """without: nodes that no circuit may have."""
+        self.model, self.task, self.config, self.without = model, task, config, frozenset(without)
         self.criterion = config.criterion(task)
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
@@ -79,15 +88,25 @@ class Search:
 
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
         """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
-        parts = {
-            site: [Node.of(site, i) for i in range(value.shape[-1])] for site, value in self.values.items()
-        }
+        own = {site: [Node.of(site, i) for i in range(v.shape[-1])] for site, v in self.values.items()}
+        parts = {site: [node for node in nodes if node not in self.without] for site, nodes in own.items()}
+        places = {site: torch.tensor([node.index for node in nodes]) for site, nodes in parts.items()}
+        closed = self.judge.node_masks([])
 
         def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
-            return run_masked(self.model, targets.tokens, masks, self.values)
+            whole = {
+                site: mask
+                if len(mask) == len(closed[site])
+                else closed[site].index_put((places[site],), mask)
+                for site, mask in masks.items()
+            }
+            return run_masked(self.model, targets.tokens, whole, self.values)
 
         way = self._learn(parts, forward, start, show, "nodes")
-        return _last(way, self._solved_between) or [node for own in parts.values() for node in own]
+        found = _last(way, self._solved_between) or [node for nodes in parts.values() for node in nodes]
+        if self.without and not self._solved_between(found):
+            raise NoCircuitError(self.judge.score(found, "between"), self.criterion, len(self.without))
+        return found
 
     def edges_by_gates(
         self, nodes: list[Node], edges: list[Edge], start: int, show: Callable[..., None]
@@ -195,6 +214,7 @@ class Search:
             node: NodeFacts(
                 mean=float(self.values[node.at][..., node.index].mean()),
                 effect=self.judge.score(*without(node, nodes, edges)).loss - here.loss,
+                model_loss=self.judge.score([n for n in self.judge.every if n != node], "all").loss,
             )
             for node in nodes
         }
@@ -222,6 +242,18 @@ class Search:
             "full_task_loss": own.loss,
             "full_task_accuracy": own.accuracy,
         }
+
+
+class NoCircuitError(ValueError):
+    """Everything but the nodes that a circuit may not have misses the targets, so no part of it could meet them."""
+
+    def __init__(self, score: Score, asked: Criterion, n: int) -> None:
+        super().__init__(
+            f"without: all nodes but these {n} have loss {score.loss:.3g} (accuracy {score.accuracy:.3f}) on "
+            f"{asked.task!r}; expected at most {asked.aim:g} and at least {asked.target_accuracy}. Allow some of "
+            "them, or relax the targets."
+        )
+        self.score = score
 
 
 def _check_solved(judge: Evaluator) -> None:
