@@ -9,7 +9,7 @@ from circuits.circuit.score import TARGETS, Objective
 from circuits.settings import Count, Fraction, Positive, Seed, Settings
 from tasks import Task, load_task, task_options
 
-AIM = 0.85
+AIM = 0.75
 """Share of the target, of margins, that a choice among thousands of circuits must stay within to hold elsewhere."""
 
 
