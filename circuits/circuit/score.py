@@ -138,14 +138,14 @@ def margin_correlations(
 ) -> dict[int, float]:
     """Pearson's correlation with the reference among prompts of one answer, by answer; 0 where `margin` is constant.
 
-    Answers of fewer than 8 prompts are left out, and those where the reference varies by less than a twentieth of its
+    Answers of fewer than 8 prompts are left out, and those where the reference varies by less than a tenth of its
     size: there is no order to have.
     """
     found = {}
     size = float(reference.double().square().mean().sqrt())
     for token in answer.unique().tolist():
         rows = answer == token
-        if int(rows.sum()) < _LEAST_ROWS or float(reference[rows].double().std()) < 0.05 * size:
+        if int(rows.sum()) < _LEAST_ROWS or float(reference[rows].double().std()) < 0.1 * size:
             continue
         pair = torch.stack([margin[rows], reference[rows]]).double()
         varies = bool((pair.std(dim=1) > 1e-6).all())

@@ -18,8 +18,8 @@ TASK_LOSS = TARGETS["task"]
 """Nats of two-way task loss that an uncalibrated circuit may have."""
 KL = 0.05
 """Nats that the circuit's answer-or-foil distribution may be from the model's."""
-AWAY = 0.3
-"""Share of their own size by which ablation values may differ from those of other text."""
+AWAY, NOISE = 0.3, 5
+"""Share of their own size, or of so many times their noise, by which ablation values may differ from other text's."""
 MEAN_GAP, WORST_GAP = 0.15, 0.3
 """Differences in P(answer), which lies between 0 and 1, that knocking nodes out of circuit and model may leave."""
 
@@ -66,14 +66,15 @@ def held_values(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Whether what the circuit holds the rest at is what its ablation says, taken anew from training text."""
     kind, away = bench.circuit.ablation, math.nan
     if bench.text is not None and kind != "resample":
-        anew = ablation_values(bench.model, bench.text, kind)
-        away = max(_away(bench.values[site], value) for site, value in anew.items())
+        halves = [ablation_values(bench.model, text, kind) for text in bench.text.chunk(2)]
+        away = max(_away(bench.values[site], *(half[site] for half in halves)) for site in bench.values)
     return [
         Entry(
             name="ablation values",
             meaning="Root mean square difference, at the worst site, between the values that the circuit holds "
             f"everything else at and those of the {kind} ablation taken anew from training text, over the size of the "
-            f"latter; at most {AWAY:g}. Not run without such text, nor for values of single texts.",
+            f"latter, or {NOISE} times what differs between two halves of that text; at most {AWAY:g}. Not run without "
+            "such text, nor for values of single texts.",
             value=away,
             baseline=1.0,
             verdict=judged(away, away <= AWAY),
@@ -81,11 +82,11 @@ def held_values(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     ]
 
 
-def _away(held: Tensor, anew: Tensor) -> float:
-    n = min(held.shape[0], anew.shape[0]) if held.ndim > 1 else None
-    held, anew = held[:n], anew[:n]
-    size = float(anew.square().mean().sqrt())
-    return float((held - anew).square().mean().sqrt()) / max(size, 1e-6)
+def _away(held: Tensor, first: Tensor, second: Tensor) -> float:
+    n = min(held.shape[0], first.shape[0]) if held.ndim > 1 else None
+    held, anew, noise = held[:n], (first[:n] + second[:n]) / 2, (first[:n] - second[:n]) / 2
+    far, size, spread = (float(x.square().mean().sqrt()) for x in (held - anew, anew, noise))
+    return far / max(size, NOISE * spread, 1e-6)
 
 
 def under_attack(bench: Bench, rng: random.Random) -> Sequence[Entry]:

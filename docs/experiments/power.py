@@ -18,23 +18,22 @@ import torch
 import typer
 from rich.console import Console
 
-from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Edge, Node, all_nodes, is_pair
 from circuits.circuit.parts import edges_between
 from circuits.files import once, write_results
-from circuits.handmade import MODELS, Handmade
+from circuits.handmade import MODELS, Handmade, build_hard
 from circuits.trust import TrustConfig, trust_report
 from circuits.trust.workbench import Bench
 
 RESULTS, KEPT = Path("docs/results/power.json"), Path("out/power")
-FIRST_SEED = 100
-"""Decoy seed of the first draw; the checks' thresholds were chosen on seeds below 10."""
+FIRST_SEED = 200
+"""Decoy seed of the first draw; the checks' thresholds were chosen on seeds below 200."""
 REFUSED = "refused"
 """What catches a circuit that the report does not accept at all."""
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 
-Fault = Callable[[Handmade, random.Random], Circuit]
+Fault = Callable[[Handmade, random.Random], Handmade]
 
 
 @app.command()
@@ -83,9 +82,11 @@ def _config(fault: str, number: int) -> TrustConfig:
 def _report(fault: str, number: int) -> dict[str, Any]:
     made = list(MODELS.values())[number % len(MODELS)](FIRST_SEED + number)
     rng = random.Random(f"{fault}/{number}")
+    planted = FAULTS[fault](made, rng) if fault != "none" else made
     try:
-        circuit = FAULTS[fault](made, rng) if fault != "none" else made.circuit
-        report = trust_report(made.model, circuit, made.task, _config(fault, number), corpus=made.corpus)
+        report = trust_report(
+            planted.model, planted.circuit, planted.task, _config(fault, number), corpus=made.corpus
+        )
     except ValueError as error:
         return {"failed": [REFUSED], "said": str(error)[:200]}
     return {
@@ -94,50 +95,59 @@ def _report(fault: str, number: int) -> dict[str, Any]:
     }
 
 
-def removed_node(made: Handmade, rng: random.Random) -> Circuit:
+def removed_node(made: Handmade, rng: random.Random) -> Handmade:
     """The true circuit less one node."""
     nodes = list(made.circuit.nodes)
     nodes.remove(rng.choice(nodes))
     return _of(made, nodes)
 
 
-def ten_added(made: Handmade, rng: random.Random) -> Circuit:
+def ten_added(made: Handmade, rng: random.Random) -> Handmade:
     """The true circuit and ten nodes more, with every weight between them."""
     others = [node for node in all_nodes(made.circuit.widths) if node not in made.circuit.nodes]
     return _of(made, [*made.circuit.nodes, *rng.sample(others, 10)])
 
 
-def inert(made: Handmade, rng: random.Random) -> Circuit:
+def inert(made: Handmade, rng: random.Random) -> Handmade:
     """As many random nodes at the same sites, none of the circuit's."""
     return _of(made, Bench(made.model, made.circuit, made.task).random_like(rng, outside=True))
 
 
-def copied_elsewhere(made: Handmade, rng: random.Random) -> Circuit:
+def copied_elsewhere(made: Handmade, rng: random.Random) -> Handmade:
     """For every node another like it: of its site, with as many and as large weights."""
     return _of(made, Bench(made.model, made.circuit, made.task).alike(rng))
 
 
-def edited_weights(made: Handmade, rng: random.Random) -> Circuit:
+def full_backup(made: Handmade, rng: random.Random) -> Handmade:
+    """A circuit that is enough, in a model that has what it does a second time."""
+    double = build_hard("redundant", rng.randrange(10**6))
+    second = max(node.index for node in double.loose) // double.model.config.d_head
+    gone = {node for node in double.loose if node.index // double.model.config.d_head == second}
+    return _of(double, [node for node in double.circuit.nodes if node not in gone])
+
+
+def edited_weights(made: Handmade, rng: random.Random) -> Handmade:
     """The true circuit in a file that says 99 for every weight."""
     edges = tuple(edge if is_pair(edge) else edge._replace(weight=99.0) for edge in made.circuit.edges)
-    return replace(made.circuit, edges=edges)
+    return replace(made, circuit=replace(made.circuit, edges=edges))
 
 
-def edited_means(made: Handmade, rng: random.Random) -> Circuit:
+def edited_means(made: Handmade, rng: random.Random) -> Handmade:
     """The true circuit in a file whose means are zero."""
     values = {site: torch.zeros_like(value) for site, value in made.circuit.values.items()}
-    return replace(made.circuit, values=values)
+    return replace(made, circuit=replace(made.circuit, values=values))
 
 
-def other_model(made: Handmade, rng: random.Random) -> Circuit:
+def other_model(made: Handmade, rng: random.Random) -> Handmade:
     """The true circuit in a file that names another model."""
-    return replace(made.circuit, model_hash="0" * 16)
+    return replace(made, circuit=replace(made.circuit, model_hash="0" * 16))
 
 
-def _of(made: Handmade, nodes: Sequence[Node]) -> Circuit:
-    """A circuit of these nodes and every weight between them."""
+def _of(made: Handmade, nodes: Sequence[Node]) -> Handmade:
+    """With a circuit of these nodes and every weight between them."""
     edges: list[Edge] = edges_between(made.model, list(nodes))
-    return replace(made.circuit, nodes=tuple(nodes), edges=tuple(edges), io_edges=(), facts={})
+    circuit = replace(made.circuit, nodes=tuple(nodes), edges=tuple(edges), io_edges=(), facts={})
+    return replace(made, circuit=circuit)
 
 
 FAULTS: dict[str, Fault] = {
@@ -145,6 +155,7 @@ FAULTS: dict[str, Fault] = {
     "ten added nodes": ten_added,
     "random inert circuit": inert,
     "copied elsewhere": copied_elsewhere,
+    "full backup": full_backup,
     "edited weights": edited_weights,
     "edited means": edited_means,
     "of another model": other_model,
