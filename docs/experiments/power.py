@@ -85,7 +85,7 @@ def _report(fault: str, number: int) -> dict[str, Any]:
     planted = FAULTS[fault](made, rng) if fault != "none" else made
     try:
         report = trust_report(
-            planted.model, planted.circuit, planted.task, _config(fault, number), corpus=made.corpus
+            planted.model, planted.circuit, planted.task, _config(fault, number), corpus=planted.corpus
         )
     except ValueError as error:
         return {"failed": [REFUSED], "said": str(error)[:200]}
