@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.evaluator import MaskedModel
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import margins, two_way_loss
 from circuits.heads.weights import check_finite
@@ -44,6 +46,20 @@ def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
     return _by_attribution(model, task, [(i + 0.5) / IG_STEPS for i in range(IG_STEPS)])
 
 
+def single_ablation(model: SparseTransformer, task: Task) -> list[Node]:
+    """By how far ablating each node alone, at its mean over prompts, moves the margins: the simplest baseline."""
+    check_learnable(model)
+    text = task.batch(256, split="train", seed=0)
+    values = mean_values(model, text.clean, lengths=text.lengths)
+    runs = MaskedModel(model, values, task.batch(N_PAIRS // 2, split="train", seed=1))
+    scores = {site: torch.zeros(width) for site, width in runs.widths.items()}
+    for node in runs.every:
+        rest = [other for other in runs.every if other != node]
+        moved = runs.margins(rest, "all") - runs.full_margins
+        scores[node.at][node.index] = moved.abs().mean()
+    return _ranked(scores)
+
+
 def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
     """By the sum of |weight| over everything that the node reads and writes; the task is not looked at.
 
@@ -66,6 +82,7 @@ def random_order(model: SparseTransformer, task: Task) -> list[Node]:
 
 
 METHODS: dict[str, Ranking] = {
+    "single ablation": single_ablation,
     "attribution patching": attribution_patching,
     "integrated gradients": integrated_gradients,
     "weight magnitude": weight_magnitude,
