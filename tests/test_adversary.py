@@ -129,9 +129,9 @@ def test_margin_error_by_hand() -> None:
 
 
 def test_order_within_an_answer_is_not_that_between_answers() -> None:
-    reference = torch.cat([torch.linspace(1, 2, 10), torch.linspace(4, 6, 10)])
+    reference = torch.cat([torch.linspace(1, 3, 10), torch.linspace(4, 6, 10)])
     answer = torch.tensor([0] * 10 + [1] * 10)
-    backwards = torch.cat([torch.linspace(2, 1, 10), torch.linspace(6, 4, 10)])
+    backwards = torch.cat([torch.linspace(3, 1, 10), torch.linspace(6, 4, 10)])
     assert margin_correlations(backwards, reference, answer) == pytest.approx({0: -1.0, 1: -1.0}, abs=1e-6)
     assert margin_correlations(reference.clone(), reference, answer) == pytest.approx(
         {0: 1.0, 1: 1.0}, abs=1e-6

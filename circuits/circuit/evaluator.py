@@ -6,7 +6,7 @@ criterion, with its verdict. Nothing else decides whether a part of a model is g
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -36,8 +36,8 @@ Kept = Sequence[Edge] | Literal["between", "all"]
 weight of the model, so that what is left out can still compete with what is kept in AbsTopK."""
 
 
-N_ATTACKED = 32
-"""Prompt pairs that an attack looks at; what it finds is scored on all."""
+N_ATTACKED, N_SCORED = 32, 256
+"""Prompt pairs that an attack looks at, and those, at most, on which what it finds is scored."""
 N_DRAWS = 8
 """Draws of stochastic ablation."""
 
@@ -99,15 +99,18 @@ class MaskedModel:
             shares[weight] = mask
         return shares
 
-    def margins_under(self, shares: Shares, rows: int | None = None) -> Float[Tensor, " rows"]:
-        """Margins while every part keeps such a share of itself, clean prompts first; differentiable in the shares.
-
-        rows: of that many pairs, the first ones; None: of all.
-        """
-        targets = self.targets if rows is None else self.batch.rows(slice(rows)).tokens_and_targets()
+    def margins_under(self, shares: Shares) -> Float[Tensor, " rows"]:
+        """Margins while every part keeps such a share of itself, clean prompts first; differentiable in the shares."""
         masks = {key: share for key, share in shares.items() if isinstance(key, Site)}
         cut = {key: share for key, share in shares.items() if isinstance(key, WeightAt)}
-        return margins(run_masked(self.model, targets.tokens, masks, self.values, cut), targets)
+        logits = run_masked(self.model, self.targets.tokens, masks, self.values, cut)
+        return margins(logits, self.targets)
+
+    def first(self, n_pairs: int) -> "MaskedModel":
+        """The same on the first pairs alone."""
+        if n_pairs >= self.n_pairs:
+            return self
+        return MaskedModel(self.model, self.values, self.batch.rows(slice(n_pairs)))
 
     def _margins(self, nodes: Iterable[Node], edges: Kept) -> Tensor:
         return torch.cat([margin_of(logits, part) for logits, part in self._read(nodes, edges)])
@@ -231,25 +234,23 @@ class Evaluator(MaskedModel):
         attack: Attack | None = None,
     ) -> Score:
         """Score while what is left out takes the worst values there are between its mean and its own."""
-        n = min(N_ATTACKED, runs.n_pairs)
-        full = torch.cat([runs.full_margins[:n], runs.full_margins[runs.n_pairs : runs.n_pairs + n]])
-        objective = self.criterion.objective
-
-        def loss(shares: Shares) -> Tensor:
-            return loss_against(objective, runs.margins_under(shares, n) * scale, full)
-
-        found = worst(runs.kept(nodes, edges), loss, attack or Attack())
-        with torch.no_grad():
-            return self.score_of(runs, runs.margins_under(found.shares), scale)
+        seen = runs.first(N_ATTACKED)
+        found = worst(runs.kept(nodes, edges), partial(self._loss_under, seen, scale), attack or Attack())
+        return self._score_under(runs.first(N_SCORED), found.shares, scale)
 
     def at_random(self, runs: MaskedModel, nodes: Sequence[Node], edges: Kept, scale: float = 1.0) -> Score:
         """Mean score over draws in which what is left out lies anywhere between its mean and its own value."""
         generator, kept = torch.Generator().manual_seed(self.criterion.seed), runs.kept(nodes, edges)
-        with torch.no_grad():
-            scores = [
-                self.score_of(runs, runs.margins_under(drawn(kept, generator)), scale) for _ in range(N_DRAWS)
-            ]
+        seen = runs.first(N_SCORED)
+        scores = [self._score_under(seen, drawn(kept, generator), scale) for _ in range(N_DRAWS)]
         return Score(*(sum(column) / N_DRAWS for column in zip(*scores, strict=True)))
+
+    def _loss_under(self, runs: MaskedModel, scale: float, shares: Shares) -> Float[Tensor, ""]:
+        return loss_against(self.criterion.objective, runs.margins_under(shares) * scale, runs.full_margins)
+
+    def _score_under(self, runs: MaskedModel, shares: Shares, scale: float) -> Score:
+        with torch.no_grad():
+            return self.score_of(runs, runs.margins_under(shares), scale)
 
     def _hardest(
         self, runs: MaskedModel, plain: Score, nodes: Sequence[Node], edges: Kept, scale: float = 1.0
