@@ -1,8 +1,8 @@
-"""How long a prune of the model that ships takes: alone, and beside a process that keeps one core busy.
+"""How long the demo takes, and a prune of the model that ships: alone, and beside a process that keeps one core busy.
 
     python -m docs.experiments.speed --write    -> docs/results/speed.json
 
-Each run is a fresh process with the threads that torch chooses; runs alone and beside the neighbour take turns. Leave
+Each run is a fresh process with the threads that torch chooses; prunes alone and beside the neighbour take turns. Leave
 the machine alone meanwhile.
 """
 
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -53,7 +54,7 @@ def run(
         with busy_neighbour():
             beside.append(prune_seconds())
         Console().print({"alone": alone[-1], "beside": beside[-1]})
-    numbers = compared(alone, beside)
+    numbers = {"demo_seconds": demo_seconds(), **compared(alone, beside)}
     Console().print(numbers)
     if write:
         command = f"python -m docs.experiments.speed --rounds {rounds} --write"
@@ -81,6 +82,15 @@ def prune_seconds() -> tuple[float, float]:
     done = subprocess.run([sys.executable, "-c", PRUNE], check=True, capture_output=True, text=True)
     first, second, _ = done.stdout.splitlines()
     return float(first), float(second)
+
+
+def demo_seconds() -> float:
+    """Seconds of the whole demo in a fresh process, without its set-up."""
+    with TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "circuits", "demo", "--out", folder, "--json"]
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - started
 
 
 @contextmanager
