@@ -280,8 +280,8 @@ class Circuit(Plotted, Decompiled):
         ]
         return (
             f"<b>{escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
-            f"task loss {self.loss:.3f} nats ({self.ablation} ablation)"
-            + html_table(["layer", "site", "index", "mean", "effect (nats)"], rows)
+            f"{self.criterion.task_loss_said} {self.loss:.3f} nats ({self.ablation} ablation)"
+            + html_table(["layer", "site", "index", "mean", f"effect{self.criterion.unit}"], rows)
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from circuits.circuit.nodes import Ablation
-from circuits.circuit.score import TARGETS, Objective
+from circuits.circuit.score import TARGETS, UNIT, Objective
 from circuits.settings import Count, Fraction, Positive, Seed, Settings
 from tasks import Task, load_task, task_options
 
@@ -52,6 +52,16 @@ class Criterion(Settings):
     def aim(self) -> float:
         """What pruning must reach on the prompts that it chooses by: errors of margins are greater on others."""
         return AIM * self.target if self.objective == "margins" else self.target
+
+    @property
+    def unit(self) -> str:
+        """That of the loss, with a space before it; empty for a share."""
+        return f" {UNIT[self.objective]}".rstrip()
+
+    @property
+    def task_loss_said(self) -> str:
+        """What `task_loss` of a circuit's metrics is, in words."""
+        return "calibrated task loss" if self.calibrated else "task loss"
 
     @property
     def calibrated(self) -> bool:
