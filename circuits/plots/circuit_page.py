@@ -69,7 +69,7 @@ READING = (
 
 
 def node_rows(circuit: Circuit) -> list[dict[str, Any]]:
-    """Rows for `table`: every node with its site, mean and ablation effect (of its criterion's loss), in forward order."""
+    """Rows for `table`: every node with its site, mean and ablation effect (of the loss), in forward order."""
     order = {site: i for i, site in enumerate(circuit.sites)}
     rows = []
     for node in sorted(circuit.nodes, key=lambda node: (order[node.at], node.index)):
