@@ -18,7 +18,7 @@ TASK_LOSS = TARGETS["task"]
 """Nats of two-way task loss that an uncalibrated circuit may have."""
 KL = 0.05
 """Nats that the circuit's answer-or-foil distribution may be from the model's."""
-AWAY, NOISE = 0.3, 5
+AWAY, NOISE = 0.3, 16
 """Share of their own size, or of so many times their noise, by which ablation values may differ from other text's."""
 MEAN_GAP, WORST_GAP = 0.15, 0.3
 """Differences in P(answer), which lies between 0 and 1, that knocking nodes out of circuit and model may leave."""
