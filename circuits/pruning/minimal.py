@@ -29,9 +29,9 @@ def minimal(parts: Sequence[Part], solved: Solved[Part], show: Callable[[int], N
         show(len(parts))
 
 
-def thinned(ranked: Sequence[Part], solved: Solved[Part]) -> list[Part]:
+def thinned(ranked: Sequence[Part], solved: Solved[Part], finest: int = FINEST) -> list[Part]:
     """The parts, given best first, without most of those of low rank: groups of them, halved until they are small."""
-    return _without_most(list(ranked), list(ranked)[::-1], solved, FINEST)
+    return _without_most(list(ranked), list(ranked)[::-1], solved, finest)
 
 
 def _without_most(parts: list[Part], free: list[Part], solved: Solved[Part], finest: int = 1) -> list[Part]:

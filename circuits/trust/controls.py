@@ -7,6 +7,7 @@ margins, gates are asked for those, and for those same margins on nonsense. Wher
 open, so few steps prove nothing about nonsense either: the control is inconclusive.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,6 +40,8 @@ CLOSED = 0.25
 """Share of all nodes below which the true task's gates count as closed."""
 ABOUT = 0.02
 """Loss by which a smaller set may be worse and still count as reaching the least one."""
+COARSE = 16
+"""Size of the groups of nodes by which a set is thinned out."""
 N_HELD_OUT = 64
 """Prompt pairs on which the sets that gates leave are judged."""
 MEANINGS = {
@@ -150,7 +153,8 @@ def gate_floor(
             loss = reached(nodes)
             return Score(loss, 1.0) if loss <= SEPARATE / 2 else None
 
-        sets = way + [thinned(nodes, good) for nodes in reversed(way) if good(nodes)][:1]
+        thin = [thinned(nodes, good, COARSE) for nodes in itertools.islice(filter(good, reversed(way)), 1)]
+        sets = way + thin
         small = [nodes for nodes in sets if most is None or len(nodes) <= most] or way[-1:]
         found = [Floor(reached(nodes), len(nodes)) for nodes in small]
     least = min(found).loss
