@@ -1,6 +1,7 @@
 """Every check has a fault that it catches, and says nothing of a true circuit."""
 
 import random
+from typing import get_args
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from circuits.circuit.masked import check_belongs
 from circuits.handmade import MODELS, Handmade
 from circuits.trust import TrustConfig, checks, controls, margins, run_checks, yardsticks
 from circuits.trust.controls import Floor, nonsense
+from circuits.trust.report import Entry, TrustReport, Verdict
 from circuits.trust.workbench import Bench, Check
 from docs.experiments.power import FAULTS
 
@@ -90,3 +92,15 @@ def test_a_control_needs_the_true_task_to_close_its_gates(
     monkeypatch.setattr(controls, "gate_floor", floor)
     entries = nonsense(bench(MODELS["quotes"](3)), random.Random(0))
     assert {entry.verdict for entry in entries} == {verdict}
+
+
+def test_every_verdict_has_a_mark_in_the_picture_and_counts_in_the_sentence() -> None:
+    entries = tuple(
+        Entry(name=verdict, meaning="Something.", value=1.0, baseline=0.5, verdict=verdict)
+        for verdict in get_args(Verdict)
+    )
+    report = TrustReport(task="quotes", model_hash="x", n_nodes=1, n_edges=0, entries=entries, seconds=1.0)
+    assert report.verdict == "1 of 2 checks failed: fail. 1 was inconclusive. 1 was not run."
+    shown = str(report.plot().to_dict())
+    assert all(verdict in shown for verdict in get_args(Verdict))
+    assert report._repr_html_().count("<tr>") == len(entries) + 1
