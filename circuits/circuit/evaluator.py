@@ -149,6 +149,7 @@ class Evaluator(MaskedModel):
     def __init__(self, model: Subject, task: Task, criterion: Criterion, values: dict[Site, Tensor]) -> None:
         criterion.check(task)
         self.task, self.criterion = task, criterion
+        self._known: dict[tuple[frozenset[Node], frozenset[Edge] | str], Score | None] = {}
         batch = task.batch(criterion.n_eval, split="val", seed=criterion.seed)
         super().__init__(model, values, batch, first=16)
 
@@ -160,8 +161,15 @@ class Evaluator(MaskedModel):
         """The validation score if it meets both targets, else None.
 
         Most of what is tried fails on the first few prompts: reading stops as soon as no outcome on the
-        remaining ones could meet the targets, which changes no answer.
+        remaining ones could meet the targets, which changes no answer. Answers are kept, since the last rounds of
+        dropping, and whoever proves their result, ask the same again.
         """
+        asked = (frozenset(nodes), edges if isinstance(edges, str) else frozenset(edges))
+        if asked not in self._known:
+            self._known[asked] = self._solved(nodes, edges)
+        return self._known[asked]
+
+    def _solved(self, nodes: Sequence[Node], edges: Kept) -> Score | None:
         read: list[Tensor] = []
         for logits, part in self._read(nodes, edges):
             read.append(margin_of(logits, part))
