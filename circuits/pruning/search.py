@@ -227,6 +227,7 @@ class Search:
         same = score_against(margin, full)
         order = margin_correlations(margin, full, test.targets.answer).values()
         return {
+            "criterion_loss": self.judge.scored(test, nodes, edges, scale).loss,
             "task_loss": score.loss,
             "task_accuracy": score.accuracy,
             "uncalibrated_task_loss": score_margins(margin).loss,
