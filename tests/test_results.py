@@ -23,6 +23,7 @@ CIRCUIT = {
 }
 HEADLINES = {
     "quotes": CIRCUIT,
+    "quotes_margins": CIRCUIT | {"margin_ratio", "margin_correlation", "seeds_passing_trust"},
     "brackets": CIRCUIT,
     "python_loss": {"minutes", "val_loss", "trigram_loss"},
     "python_tasks": {"solved", "compared", "n_layers", "density", "tasks"},

@@ -28,12 +28,16 @@ def run_demo(
     return extract(training, task, out, progress=progress)
 
 
-def extract(training: Training, task: str, out: Path, *, progress: bool = True) -> dict[str, Any]:
-    """Prune a trained model; write report.json, circuit.json and circuit.html into `out`; returns the report."""
+def extract(
+    training: Training, task: str, out: Path, *, progress: bool = True, config: PruneConfig | None = None
+) -> dict[str, Any]:
+    """Prune a trained model; write report.json, circuit.json and circuit.html into `out`; returns the report.
+
+    config: how to prune (default: with the seed that the model was trained with).
+    """
     seed = training.config.seed
-    circuit = prune(
-        training.model, load_task(task), PruneConfig(seed=seed), corpus=training.corpus, progress=progress
-    )
+    config = config or PruneConfig(seed=seed)
+    circuit = prune(training.model, load_task(task), config, corpus=training.corpus, progress=progress)
     circuit.save(out / "circuit.json")
     report = {
         **circuit.summary(),

@@ -26,7 +26,7 @@ from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train
 from circuits.trust import TrustConfig, trust_report
 from circuits.trust.margins import ORDER, SURE
-from docs.experiments.runs import kept_training
+from docs.experiments.runs import kept_training, published
 from tasks import load_corpus, load_task, trigram_loss
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -37,20 +37,29 @@ HEADLINES = (
     *("n_nodes", "n_edges", "task_loss", "uncalibrated_task_loss", "task_accuracy"),
     *("margin_error", "margin_ratio", "margin_correlation", "adversarial_loss", "stochastic_loss"),
 )
+PUBLISHED = ("n_nodes", "n_edges", "task_loss", "task_accuracy", "uncalibrated_task_loss")
+OnlyPublished = Annotated[
+    bool, typer.Option("--only-published", help="By the published objective alone, without a trust report.")
+]
+Results = Annotated[Path | None, typer.Option(help="File to write (default: docs/results/TASK.json).")]
 First = Annotated[int, typer.Option(help="The first seed.")]
 Seeds = Annotated[int, typer.Option(help="Number of seeds.")]
 
 
 @app.command()
-def quotes(first: First = 20, seeds: Seeds = 10) -> None:
+def quotes(
+    first: First = 20, seeds: Seeds = 10, only_published: OnlyPublished = False, results: Results = None
+) -> None:
     """Closing quotes."""
-    circuits_over_seeds("quotes", range(first, first + seeds))
+    circuits_over_seeds("quotes", range(first, first + seeds), only_published, results)
 
 
 @app.command()
-def brackets(first: First = 20, seeds: Seeds = 10) -> None:
+def brackets(
+    first: First = 20, seeds: Seeds = 10, only_published: OnlyPublished = False, results: Results = None
+) -> None:
     """Bracket depth."""
-    circuits_over_seeds("brackets", range(first, first + seeds))
+    circuits_over_seeds("brackets", range(first, first + seeds), only_published, results)
 
 
 @app.command()
@@ -69,13 +78,46 @@ def python(
     Console().print({key: report[key] for key in ("val_loss", "trigram_loss", "minutes")})
 
 
-def circuits_over_seeds(task: str, seeds: range) -> dict[str, Any]:
+def circuits_over_seeds(
+    task: str, seeds: range, only_published: bool = False, results: Path | None = None
+) -> dict[str, Any]:
     """Train, prune and report on once per seed; medians, ranges, and how many meet the target, in docs/results."""
     runs = []
     for seed in seeds:
-        runs.append(one_seed(task, seed))
-        Console().print({key: runs[-1][key] for key in ("seed", *HEADLINES, "failed_checks")})
-    numbers = {
+        runs.append(published_seed(task, seed) if only_published else one_seed(task, seed))
+        Console().print({key: runs[-1].get(key) for key in ("seed", *HEADLINES, "failed_checks")})
+    command = f"python -m docs.experiments.toy {task} --first {seeds.start} --seeds {len(seeds)}"
+    command += " --only-published" if only_published else ""
+    return write_results(
+        results or RESULTS / f"{task}.json",
+        command=command if results is None else f"{command} --results {results}",
+        seeds=seeds,
+        seconds=sum(run["seconds"] for run in runs),
+        numbers=_published_numbers(runs) if only_published else _numbers(runs),
+    )
+
+
+def _published_numbers(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians, and how many are small, right after calibration, and 1-minimal."""
+    good = [
+        run["n_nodes"] <= MAX_NODES
+        and run["n_edges"] <= MAX_EDGES
+        and run["task_loss"] <= MAX_LOSS
+        and run["task_accuracy"] >= MIN_ACCURACY
+        and run["one_minimal"]
+        for run in runs
+    ]
+    return {
+        **{key: statistics.median(run[key] for run in runs) for key in PUBLISHED},
+        "one_minimal": all(run["one_minimal"] for run in runs),
+        "seeds_meeting_target": sum(good),
+        "seeds_total": len(runs),
+        "runs": runs,
+    }
+
+
+def _numbers(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
         **{key: statistics.median(run[key] for run in runs) for key in HEADLINES},
         "range": {key: [min(run[key] for run in runs), max(run[key] for run in runs)] for key in HEADLINES},
         "one_minimal": all(run["one_minimal"] for run in runs),
@@ -87,13 +129,6 @@ def circuits_over_seeds(task: str, seeds: range) -> dict[str, Any]:
         "seeds_total": len(runs),
         "runs": runs,
     }
-    return write_results(
-        RESULTS / f"{task}.json",
-        command=f"python -m docs.experiments.toy {task} --first {seeds.start} --seeds {len(seeds)}",
-        seeds=seeds,
-        seconds=sum(run["seconds"] for run in runs),
-        numbers=numbers,
-    )
 
 
 def meets_target(run: dict[str, Any]) -> bool:
@@ -115,6 +150,18 @@ def one_seed(task: str, seed: int) -> dict[str, Any]:
     return once(KEPT / f"{task}-{seed}.json", settings, partial(_extract, config, task))
 
 
+def published_seed(task: str, seed: int) -> dict[str, Any]:
+    """The report of one seed by the published objective."""
+    config, prune = TrainConfig.toy(seed=seed), published(seed=seed)
+    settings = {"train": config.to_json(), "prune": prune.to_json()}
+    folder = KEPT / f"{task}-{seed}-published"
+    return once(
+        folder.with_suffix(".json"),
+        settings,
+        lambda: extract(_trained(config), task, folder, progress=False, config=prune),
+    )
+
+
 def _extract(config: TrainConfig, task: str) -> dict[str, Any]:
     """The default circuit with its trust report, and beside it the published objective's."""
     training, folder = _trained(config), KEPT / f"{task}-{config.seed}"
@@ -124,20 +171,20 @@ def _extract(config: TrainConfig, task: str) -> dict[str, Any]:
         training.model, Circuit.load(folder / "circuit.json"), config=asked, corpus=training.corpus
     )
     write_json(folder / "trust.json", report.to_json())
-    published = prune(
+    other = prune(
         training.model,
         load_task(task),
         PruneConfig(seed=config.seed, objective="task"),
         corpus=training.corpus,
         progress=False,
     )
-    published.save(folder / "published.json")
-    other = {key: published.metrics.get(key) for key in HEADLINES}
+    other.save(folder / "published.json")
+    beside = {key: other.metrics.get(key) for key in HEADLINES}
     return {
         **found,
         "scope": Circuit.load(folder / "circuit.json").metrics["scope"],
         "failed_checks": report.failed,
-        "published": {**other, "n_nodes": published.n_nodes, "n_edges": published.n_edges},
+        "published": {**beside, "n_nodes": other.n_nodes, "n_edges": other.n_edges},
     }
 
 
