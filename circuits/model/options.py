@@ -11,8 +11,27 @@ from typing import Any
 
 from circuits.model.config import ComposeKind, ModelConfig
 
-SIZES = ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "compose_rank", "norm_eps")
+SIZES = (
+    "d_vocab",
+    "n_layers",
+    "d_model",
+    "n_heads",
+    "d_head",
+    "d_mlp",
+    "n_ctx",
+    "compose_rank",
+    "norm_eps",
+    "n_source",
+    "pad",
+)
 """Fields of `ModelConfig` that are numbers in the same computation; every other one is an option."""
+WHY: dict[str, str] = {
+    "norm_position": "After each sublayer the residual stream is normed anew: products of weights of two layers, and "
+    "sums of what sublayers wrote, leave out a factor in between that differs from token to token.",
+    "norm": "LayerNorm subtracts a mean over channels and multiplies by a gain, which products of weights leave out.",
+    "arch": "It reads one stack of layers over one text; an encoder-decoder has two, tied by cross-attention.",
+}
+"""Why the values of an option are not all alike to whoever reads weights, for those who refuse one."""
 PLAIN: tuple[ComposeKind, ...] = ("none",)
 """Heads that are not composed."""
 
@@ -39,6 +58,18 @@ class Says:
     "Whether heads have a sink."
     bigram: tuple[bool, ...] | None = None
     "Whether there is a bigram table."
+    arch: tuple[str, ...] | None = ("decoder",)
+    "A decoder alone, or an encoder-decoder."
+    norm: tuple[str, ...] | None = ("rms",)
+    "Which norm."
+    norm_position: tuple[str, ...] | None = ("pre",)
+    "Where it stands."
+    positions: tuple[str, ...] | None = None
+    "Where positions come from: a table `W_pos`, learned or not."
+    tied: tuple[bool, ...] | None = None
+    "Whether W_U is the embedding transposed."
+    embed_scale: tuple[bool, ...] | None = (False,)
+    "Whether embeddings are scaled."
 
     def check(self, model: Any, analysis: str, *, instead: str) -> None:
         """Raise ValueError when the model has a value of an option that the analysis cannot say.
@@ -52,9 +83,10 @@ class Says:
         for option in fields(config):
             allowed, got = getattr(self, option.name, None), getattr(config, option.name)
             if allowed is not None and got not in allowed:
+                why = f" {WHY[option.name]}" if option.name in WHY else ""
                 raise ValueError(
                     f"model: it has {option.name}={got!r}; {analysis} expected {option.name}={_either(allowed)}, "
-                    f"which is all that it can say. {instead}"
+                    f"which is all that it can say.{why} {instead}"
                 )
 
 
