@@ -1,6 +1,6 @@
 """What takes the place of a coordinate that is left out: its mean, zero, its mean there, or another text's value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from circuits.circuit.nodes import Ablation
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
+from circuits.model.transformer import SparseTransformer
 from circuits.model.tokens import only, real_places
 
 N_TEXTS = 16
@@ -31,10 +32,13 @@ def mean_values(
     """
     real = real_places(tokens, lengths)
     sums = {site: torch.zeros(width, dtype=torch.float64) for site, width in model.widths.items()}
+    counts = dict.fromkeys(sums, 0)
     for chunk, places in zip(tokens.split(batch_size), real.split(batch_size), strict=True):
-        found = _site_values(model, chunk, partial(_total, places))
+        at = {site: _places(model, site, chunk, places) for site in sums}
+        found = _site_values(model, chunk, partial(_total, at))
         sums = {site: total + found[site] for site, total in sums.items()}
-    return {site: (total / int(real.sum())).to(model.like) for site, total in sums.items()}
+        counts = {site: count + int(at[site].sum()) for site, count in counts.items()}
+    return {site: (total / counts[site]).to(model.like) for site, total in sums.items()}
 
 
 def ablation_values(
@@ -61,26 +65,55 @@ def ablation_values(
         width = int(lengths.max())
         tokens, real = tokens[:, :width], real[:, :width]
     if kind == "resample":
+        _check_resample(model)
         return _site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
+    return _site_values(
+        model, tokens, lambda site, value: _mean_there(_places(model, site, tokens, real), value)
+    )
+
+
+def _places(
+    model: Subject, site: Site, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch place"]:
+    """True where the values of a site count: of text, whichever of a row's two texts the site has the places of."""
+    return model.places(tokens, real, site) if isinstance(model, SparseTransformer) else real
+
+
+def _mean_there(real: Bool[Tensor, "batch place"], value: Float[Tensor, "batch place width"]) -> Tensor:
+    """Mean at each position over the rows that reach it; zero where none does."""
     if bool(real.all()):
-        return _site_values(model, tokens, lambda value: value.mean(dim=0))
-    rows = real.sum(dim=0)[:, None]
-    return _site_values(model, tokens, lambda value: value.masked_fill(~real[..., None], 0).sum(dim=0) / rows)
+        return value.mean(dim=0)
+    rows = real.sum(dim=0)[:, None].clamp(min=1)
+    return value.masked_fill(~real[..., None], 0).sum(dim=0) / rows
 
 
-def _total(real: Bool[Tensor, "batch pos"], value: Float[Tensor, "batch pos width"]) -> Tensor:
-    return only(real, value.double()).sum(dim=(0, 1)).cpu()
+def _check_resample(model: Subject) -> None:
+    if isinstance(model, SparseTransformer) and model.config.arch == "encdec":
+        raise ValueError(
+            "ablation: got 'resample' for a model with arch='encdec'; expected 'mean', 'zero' or 'position'. Its "
+            "sources are of unlike lengths: what another text has at a place may be that of padding."
+        )
+
+
+def _total(real: Mapping[Site, Tensor], site: Site, value: Float[Tensor, "batch pos width"]) -> Tensor:
+    return only(real[site], value.double()).sum(dim=(0, 1)).cpu()
+
+
+def _whole(site: Site, value: Tensor) -> Tensor:
+    return value
 
 
 def _site_values(
-    model: Subject, tokens: Int[Tensor, "batch pos"], take: Callable[[Tensor], Tensor] = lambda value: value
+    model: Subject,
+    tokens: Int[Tensor, "batch pos"],
+    take: Callable[[Site, Tensor], Tensor] = _whole,
 ) -> dict[Site, Tensor]:
     """What is taken of the values [batch, pos, width] of every site: all of them, or say their mean."""
     found: dict[Site, Tensor] = {}
 
     def keeper(site: Site) -> Callable[..., None]:
         def keep(value: Tensor, hook: Any) -> None:
-            found[site] = take(value.flatten(2))
+            found[site] = take(site, value.flatten(2))
 
         return keep
 

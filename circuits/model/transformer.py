@@ -348,15 +348,18 @@ class SparseTransformer(LensModel):
         """The hook point of a site, as TransformerLens names hook points."""
         return f"{prefix(site.stack)}blocks.{site.layer}.{site.row.hook}"
 
-    def places(self, tokens: Int[Tensor, "batch pos"], site: Site) -> Bool[Tensor, "batch place"] | None:
-        """True where a site's values are of text and not of padding; None: one value a token, and no padding is known.
+    def places(
+        self, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"], site: Site
+    ) -> Bool[Tensor, "batch place"]:
+        """True where a site's values are those of tokens that are `real`, and no padding.
 
         An encoder-decoder's sites have the places of the source or those of the target.
         """
         if self.encoder is None:
-            return None
+            return real
         n, of_source = self.config.n_source, site.stack == "encoder" or site.name in OF_SOURCE
-        return (tokens[:, :n] if of_source else tokens[:, n:]) != self.config.pad
+        part = slice(0, n) if of_source else slice(n, None)
+        return real[:, part] & (tokens[:, part] != self.config.pad)
 
     def sites(self) -> list[Site]:
         """Every site in forward order."""
