@@ -81,7 +81,8 @@ class Transduction:
 
     def batch(self, n: int, *, split: Split, seed: int) -> Batch:
         """`n` pairs whose sources differ in one letter, which is what comes next in the target."""
-        return encode_pairs(draw_pairs(self._draw, name=self.name, n=n, split=split, seed=seed), self.tokenizer)
+        pairs = draw_pairs(self._draw, name=self.name, n=n, split=split, seed=seed)
+        return encode_pairs(pairs, self.tokenizer, fill=PAD)
 
     def solve(self, text: str) -> str:
         """The next letter, or the end."""
@@ -105,7 +106,7 @@ class Transduction:
 
 @dataclass(frozen=True, kw_only=True)
 class Gender:
-    """`the cow sees the dog >` begins with `la` and `the bear sees the dog >` with `le`: the subject's gender decides."""
+    """`the cow sees the dog >` goes on with `la`, `the bear sees the dog >` with `le`: the subject's gender decides."""
 
     name: str = "gender"
     """The key under which `load_task` finds it."""
@@ -123,7 +124,8 @@ class Gender:
 
     def batch(self, n: int, *, split: Split, seed: int) -> Batch:
         """`n` pairs that differ in the subject, one masculine and one feminine."""
-        return encode_pairs(draw_pairs(_draw_gender, name=self.name, n=n, split=split, seed=seed), self.tokenizer)
+        pairs = draw_pairs(_draw_gender, name=self.name, n=n, split=split, seed=seed)
+        return encode_pairs(pairs, self.tokenizer, fill=PAD)
 
     def solve(self, text: str) -> str:
         """The next word of the translation."""
@@ -139,8 +141,12 @@ def draw_string(rng: random.Random) -> list[str]:
 def draw_sentence(rng: random.Random, which: Which = "seen") -> list[str]:
     """`the small cow sees the dog`: adjectives are there half of the time; held out: one is one of `HELD_OUT`."""
     while True:
-        subject, object = ((rng.choice(list(NOUNS)), rng.choice([*ADJECTIVES, *[None] * 5])) for _ in range(2))
-        if ((subject[1], subject[0]) in HELD_OUT or (object[1], object[0]) in HELD_OUT) == (which == "held_out"):
+        subject, object = (
+            (rng.choice(list(NOUNS)), rng.choice([*ADJECTIVES, *[None] * 5])) for _ in range(2)
+        )
+        if ((subject[1], subject[0]) in HELD_OUT or (object[1], object[0]) in HELD_OUT) == (
+            which == "held_out"
+        ):
             return [*_phrase(*subject), rng.choice(list(VERBS)), *_phrase(*object)]
 
 
@@ -160,7 +166,8 @@ def transduction_corpus(name: str) -> Callable[[int], Corpus]:
 
     def corpus(seed: int = 0, *, n_train: int = 20_000, n_val: int = 1_000) -> Corpus:
         tokenizer = SENTENCES if name == "translate" else STRINGS
-        train, val = (rows(name, n, split=split, seed=seed) for split, n in (("train", n_train), ("val", n_val)))
+        train = rows(name, n_train, split="train", seed=seed)
+        val = rows(name, n_val, split="val", seed=seed)
         width = train.shape[1]
         return Corpus(
             name=name,
@@ -220,7 +227,10 @@ def _draw_gender(rng: random.Random) -> Pair | None:
     gender = NOUNS[source[place]][1]
     changed = source.copy()
     changed[place] = rng.choice([noun for noun, (_, other) in NOUNS.items() if other != gender])
-    if split_of(" ".join(source)) != split_of(" ".join(changed)) or (changed[place - 1], changed[place]) in HELD_OUT:
+    if (
+        split_of(" ".join(source)) != split_of(" ".join(changed))
+        or (changed[place - 1], changed[place]) in HELD_OUT
+    ):
         return None
     return _pair(source, changed, [], ARTICLES[gender], ARTICLES[NOUNS[changed[place]][1]])
 

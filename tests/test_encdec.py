@@ -251,7 +251,8 @@ def test_all_open_is_the_model_and_each_site_matters(model: SparseTransformer) -
     tokens = rows()
     plain = model(tokens)
     values = ablation_values(model, tokens, "zero")
-    assert list(values) == model.sites() and len(values) == 2 * (8 + 14)
+    assert list(values) == model.sites()
+    assert len(values) == 2 * (8 + 14)
     open = {site: torch.ones(width) for site, width in model.widths.items()}
     assert torch.equal(run_masked(model, tokens, open, values), plain)
     for site in model.sites():
@@ -367,7 +368,8 @@ def test_beam_of_one_is_greedy(model: SparseTransformer) -> None:
     with torch.no_grad():
         for row, greedy in zip(source, translate(model, source, start=START, end=END), strict=True):
             one = _beam(_Steps(model, row[None], START, True), END, 7, 1, 0.6)
-            assert one.tokens == greedy.tokens and one.ended == greedy.ended
+            assert one.tokens == greedy.tokens
+            assert one.ended == greedy.ended
             assert one.score == pytest.approx(greedy.score, abs=1e-4)
 
 
@@ -395,7 +397,8 @@ def test_wide_beam_is_exhaustive_search(power: float) -> None:
                 length_penalty=power,
                 cache=cache,
             )[0]
-            assert (*found.tokens, END) == best and found.ended
+            assert (*found.tokens, END) == best
+            assert found.ended
             assert found.score == pytest.approx(scored[best], abs=1e-4)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from circuits.circuit.nodes import Ablation
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
-from circuits.model.transformer import SparseTransformer
 from circuits.model.tokens import only, real_places
+from circuits.model.transformer import SparseTransformer
 
 N_TEXTS = 16
 """Texts that resample ablation takes values from; prompt i meets text i modulo that many."""

@@ -136,12 +136,12 @@ class ModelConfig(Settings):
 
 
 def _check_stacks(config: ModelConfig) -> None:
-    """Raise ValueError for options of an encoder-decoder that miss one another, or that a decoder alone has no use for."""
+    """Raise ValueError for options of an encoder-decoder that miss one another, or that a decoder has no use for."""
     if config.arch == "decoder":
         if config.n_source or config.pad is not None:
             raise ValueError(
                 f"arch: got 'decoder' with n_source={config.n_source} and pad={config.pad}; expected 'encdec', or no "
-                "source and no padding. Pass arch=\"encdec\" along with them."
+                'source and no padding. Pass arch="encdec" along with them.'
             )
         return
     if not 1 <= config.n_source <= config.n_ctx - 2 or config.pad is None:

@@ -108,7 +108,7 @@ class Encoder(nn.Module):
     def __init__(self, config: ModelConfig, blocks: nn.ModuleList) -> None:
         super().__init__()
         std = config.d_model**-0.5 if config.embed_scale else 0.02
-        shape = (config.d_vocab, config.d_model)
+        shape = (config.d_vocab or 0, config.d_model)
         self.W_E = None if config.tied else nn.Parameter(torch.randn(shape) * std)
         hold_positions(self, config, config.n_source)
         self.embedding = Embedding(config)

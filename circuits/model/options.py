@@ -90,5 +90,9 @@ class Says:
                 )
 
 
+ONE_STACK = Says(compose=None, act=None, norm=None, norm_position=None, embed_scale=None)
+"""Of an analysis that runs the model's own forward pass, but looks at one stack of layers over one text."""
+
+
 def _either(values: Iterable[Any]) -> str:
     return " or ".join(map(repr, values))

@@ -10,22 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 Stack = Literal["decoder", "encoder"]
 """The stack of layers that a site belongs to; the decoder is meant where none is named."""
 STACKS: tuple[Stack, ...] = get_args(Stack)
-SiteName = Literal[
-    "attn_in",
-    "attn_q",
-    "attn_k",
-    "attn_v",
-    "attn_out",
-    "mlp_in",
-    "mlp_neuron",
-    "mlp_out",
-    "cross_in",
-    "cross_memory",
-    "cross_q",
-    "cross_k",
-    "cross_v",
-    "cross_out",
-]
+OwnName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
+CrossName = Literal["cross_in", "cross_memory", "cross_q", "cross_k", "cross_v", "cross_out"]
+SiteName = Literal[OwnName, CrossName]
 
 
 class SiteRow(NamedTuple):
@@ -91,7 +78,11 @@ OF_SOURCE: tuple[SiteName, ...] = ("cross_memory", "cross_k", "cross_v")
 """Sites of the decoder whose values are those of source positions."""
 SITES: tuple[SiteName, ...] = tuple(row.name for row in TABLE)
 """Names of the sites of every layer, in forward order."""
-CROSSED: tuple[SiteRow, ...] = (*TABLE[:5], *CROSS_TABLE, *TABLE[5:])
+CROSSED: tuple[SiteRow, ...] = (
+    *(row for row in TABLE if row.name.startswith("attn_")),
+    *CROSS_TABLE,
+    *(row for row in TABLE if not row.name.startswith("attn_")),
+)
 """All sites of a layer that looks at an encoder, in forward order."""
 ROWS: dict[SiteName, SiteRow] = {row.name: row for row in CROSSED}
 """Every site by name, in forward order."""

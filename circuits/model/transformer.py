@@ -110,7 +110,7 @@ class Block(nn.Module):
 
     def _after(self, norm: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> Tensor:
         """The stream as it goes on after a sublayer."""
-        return norm(x) if self.is_post else x  # type: ignore[no-any-return]
+        return norm(x) if self.is_post else x
 
 
 class SparseTransformer(LensModel):
@@ -135,7 +135,7 @@ class SparseTransformer(LensModel):
             self.given = Given()
             self.blocks = nn.ModuleList(self._layers("decoder"))
             self.ln_final = norm_of(config) if config.norm_position == "pre" else nn.Identity()
-            self.unembed = (
+            self.unembed: Any = (
                 TiedUnembed(config.d_vocab) if config.tied else Unembed(config.d_model, config.d_vocab)
             )
             self.encoder = (
@@ -197,7 +197,7 @@ class SparseTransformer(LensModel):
     def encode(self, source: Int[Tensor, "batch source"]) -> Float[Tensor, "batch source d_model"]:
         """The encoder's output, which `decode` looks at; its padding is left out there as well."""
         assert self.encoder is not None, "a decoder alone has nothing to encode"
-        self.given.real = source != self.config.pad
+        self.given.real = source.ne(self._pad)
         memory: Tensor = self.encoder(source, self.W_E)
         return memory
 
@@ -359,7 +359,12 @@ class SparseTransformer(LensModel):
             return real
         n, of_source = self.config.n_source, site.stack == "encoder" or site.name in OF_SOURCE
         part = slice(0, n) if of_source else slice(n, None)
-        return real[:, part] & (tokens[:, part] != self.config.pad)
+        return real[:, part] & tokens[:, part].ne(self._pad)
+
+    @property
+    def _pad(self) -> int:
+        assert self.config.pad is not None, "an encoder-decoder has a token that fills rows up"
+        return self.config.pad
 
     def sites(self) -> list[Site]:
         """Every site in forward order."""

@@ -61,7 +61,7 @@ def translate(
 
 def penalty(n_tokens: int, power: float) -> float:
     """`((5 + n) / 6) ** power`: what log-probabilities of n tokens are divided by."""
-    return ((5 + n_tokens) / 6) ** power  # type: ignore[no-any-return]
+    return float(((5 + n_tokens) / 6) ** power)
 
 
 class _Steps:
@@ -164,7 +164,7 @@ def _check(
     n, d_vocab = model.config.n_source, model.d_vocab
     if source.shape[1] != n:
         raise ValueError(
-            f"source: got {source.shape[1]} places; expected n_source = {n}. Fill rows up with pad = {model.config.pad}."
+            f"source: got {source.shape[1]} places; expected n_source = {n}. Fill up with pad = {model.config.pad}."
         )
     if source.numel() and not 0 <= int(source.min()) <= int(source.max()) < d_vocab:
         raise ValueError(

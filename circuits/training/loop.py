@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
-from circuits.model.encdec import next_token_loss
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
+from circuits.model.encdec import next_token_loss
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeGuard
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node, is_pair, residual_links
-from circuits.model.sites import ROWS, SITES, TABLE
+from circuits.model.sites import ORDER, ROWS, Stack
 from circuits.plots.picture.order import Joint, order, straighten
 
 Key = Node | str
@@ -23,10 +23,23 @@ Key = Node | str
 Kind = Literal["weight", "score", "residual", "embed", "unembed"]
 Point = tuple[float, float]
 
-HEAD_SITES = [row.name for row in TABLE if row.per_head]
+
+def _family(site: str) -> str:
+    """`attn`, `cross` or `mlp`."""
+    return site.split("_")[0]
+
+
+HEAD_SITES = [row.name for row in ROWS.values() if row.per_head]
 """Sites whose nodes are drawn in the box of their head."""
-RANKS = {name: SITES.index(HEAD_SITES[0]) if name in HEAD_SITES else i for i, name in enumerate(SITES)}
+RANKS = {
+    name: ORDER.index(next(site for site in HEAD_SITES if _family(site) == _family(name)))
+    if name in HEAD_SITES
+    else i
+    for i, name in enumerate(ORDER)
+}
 """Sites of one layer in the order of their ranks; those of a head share one."""
+STACK_RANKS: dict[Stack, int] = {"encoder": 0, "decoder": 1}
+"""Stacks stand side by side, in forward order."""
 
 LAST = 1_000_000
 """In place of a layer for the logits, which come after all."""
@@ -63,6 +76,7 @@ class Column(NamedTuple):
     layer: int | None
     name: str
     along: float
+    stack: Stack = "decoder"
 
 
 class HeadBox(NamedTuple):
@@ -72,6 +86,8 @@ class HeadBox(NamedTuple):
     head: int
     along: Point
     across: Point
+    is_cross: bool = False
+    """Whether it is a head that looks at an encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,12 +127,12 @@ def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
     joints = _joints(links, chains)
 
     def body(item: Item) -> Hashable:
-        return (item.layer, item.index // d_head) if _in_head(item) else item
+        return _head_of(item, d_head) if _in_head(item) else item
 
     ranks, n_crossings = order(ranks, joints, body)
     across = straighten(ranks, joints, body, lambda a, b: _gap(a, b, body(a) == body(b)))
     columns = _columns(ranks)
-    along = {(column.layer, column.name): column.along for column in columns}
+    along = {(column.stack, column.layer, column.name): column.along for column in columns}
     place = {
         key: (along[_site(key)], across[key]) for rank in ranks for key in rank if not isinstance(key, Via)
     }
@@ -148,10 +164,10 @@ def circuit_links(circuit: Circuit) -> list[Link]:
 
 def residual_wires(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
     """Residual links without detours: each channel's nodes, from first writer to last reader, in a chain."""
-    channels: dict[int, set[Node]] = defaultdict(set)
+    channels: dict[tuple[str, int], set[Node]] = defaultdict(set)
     for writer, reader in residual_links(nodes):
-        channels[writer.index] |= {writer, reader}
-    return [pair for index in sorted(channels) for pair in pairwise(sorted(channels[index], key=_rank))]
+        channels[writer.stack, writer.index] |= {writer, reader}
+    return [pair for at in sorted(channels) for pair in pairwise(sorted(channels[at], key=_rank))]
 
 
 def _ranks_and_chains(
@@ -180,17 +196,22 @@ def _joints(links: Sequence[Link], chains: Sequence[Sequence[Item]]) -> list[Joi
     ]
 
 
-def _rank(key: Key) -> tuple[int, int]:
+def _rank(key: Key) -> tuple[int, int, int]:
     if isinstance(key, Node):
-        return key.layer, RANKS[key.site]
-    return (-1, 0) if key.startswith("token:") else (LAST, 0)
+        return STACK_RANKS[key.stack], key.layer, RANKS[key.site]
+    return (-1, 0, 0) if key.startswith("token:") else (LAST, 0, 0)
 
 
-def _first_order(key: Key) -> tuple[int, int, int, str]:
+def _first_order(key: Key) -> tuple[int, int, int, int, str]:
     """Forward; inside a head first q, then k, then v, and so their boxes read alike."""
     if isinstance(key, Node):
-        return *_rank(key), SITES.index(key.site), f"{key.index:09d}"
+        return *_rank(key), ORDER.index(key.site), f"{key.index:09d}"
     return *_rank(key), 0, key
+
+
+def _head_of(node: Node, d_head: int) -> tuple[str, int, str, int]:
+    """Stack, layer, kind of attention and number of the head that a q, k or v channel is of."""
+    return node.stack, node.layer, _family(node.site), node.index // d_head
 
 
 def _in_head(item: Item) -> TypeGuard[Node]:
@@ -205,27 +226,26 @@ def _gap(a: Item, b: Item, same_body: bool) -> float:
     return (1.0, 0.6, 0.3)[vias] + 0.45 * (_in_head(a) + _in_head(b))
 
 
-def _site(key: Key) -> tuple[int | None, str]:
+def _site(key: Key) -> tuple[Stack, int | None, str]:
     if isinstance(key, Node):
-        return key.layer, key.site
-    return None, "tokens" if key.startswith("token:") else "logits"
+        return key.stack, key.layer, key.site
+    return "decoder", None, "tokens" if key.startswith("token:") else "logits"
 
 
 def _columns(ranks: Sequence[Sequence[Item]]) -> tuple[Column, ...]:
     columns: list[Column] = []
     for rank in ranks:
         keys = [item for item in rank if not isinstance(item, Via)]
-        for layer, name in sorted(
-            {_site(key) for key in keys}, key=lambda site: (*SITES, *site).index(site[1])
+        for stack, layer, name in sorted(
+            {_site(key) for key in keys}, key=lambda site: (*ORDER, *site).index(site[2])
         ):
-            columns.append(
-                Column(layer, name, columns[-1].along + _step(columns[-1], layer, name) if columns else 0.0)
-            )
+            step = columns[-1].along + _step(columns[-1], stack, layer, name) if columns else 0.0
+            columns.append(Column(layer, name, step, stack))
     return tuple(columns)
 
 
-def _step(last: Column, layer: int | None, name: str) -> float:
-    if last.layer != layer:
+def _step(last: Column, stack: Stack, layer: int | None, name: str) -> float:
+    if (last.stack, last.layer) != (stack, layer):
         return LAYER_STEP
     return HEAD_STEP if last.name in HEAD_SITES and name in HEAD_SITES else STEP
 
@@ -274,12 +294,18 @@ def _run(
 def _boxes(
     nodes: Iterable[Node], place: Mapping[Key, Point], spans: Spans, d_head: int
 ) -> tuple[HeadBox, ...]:
-    heads: dict[tuple[int, int], list[Node]] = defaultdict(list)
+    heads: dict[tuple[str, int, str, int], list[Node]] = defaultdict(list)
     for node in nodes:
         if _in_head(node):
-            heads[node.layer, node.index // d_head].append(node)
+            heads[_head_of(node, d_head)].append(node)
     rows = {head: [place[node][1] for node in members] for head, members in heads.items()}
     return tuple(
-        HeadBox(*head, along=spans[heads[head][0]], across=(min(rows[head]), max(rows[head])))
+        HeadBox(
+            head[1],
+            head[3],
+            along=spans[heads[head][0]],
+            across=(min(rows[head]), max(rows[head])),
+            is_cross=head[2] == "cross",
+        )
         for head in sorted(heads)
     )
