@@ -91,14 +91,14 @@ class Transduction:
 
     def target(self, source: Sequence[str]) -> list[str]:
         """What the source becomes."""
-        return list(source) if self.name == "copy" else list(source)[::-1]
+        return _target(self.name, source)
 
     def _draw(self, rng: random.Random) -> Pair | None:
         source = draw_string(rng)
         place = rng.randrange(len(source))
         changed = source.copy()
         changed[place] = rng.choice([letter for letter in LETTERS if letter != source[place]])
-        if split_of(" ".join(source)) != split_of(" ".join(changed)):
+        if split_of(_key(source)) != split_of(_key(changed)):
             return None
         said = self.target(source)[: place if self.name == "copy" else len(source) - 1 - place]
         return _pair(source, changed, said, source[place], changed[place])
@@ -188,8 +188,8 @@ def rows(name: str, n: int, *, split: Split, seed: int = 0, which: Which = "seen
     found: list[list[int]] = []
     while len(found) < n:
         source = draw_sentence(rng, which) if name == "translate" else draw_string(rng)
-        if split_of(" ".join(source)) == split:
-            target = translation(source) if name == "translate" else Transduction(name=name).target(source)  # type: ignore[arg-type]
+        if split_of(_key(source)) == split:
+            target = _target(name, source)
             filled = [PAD] * (LONGEST - len(target))
             found.append(tokenizer.encode(" ".join([row_text(source, target), END, *filled])))
     return torch.tensor(found)
@@ -217,8 +217,20 @@ def _pair(source: list[str], changed: list[str], said: list[str], answer: str, f
         corrupt=row_text(changed, said),
         answer=answer,
         foil=foil,
-        key=" ".join(source),
+        key=_key(source),
     )
+
+
+def _key(source: Sequence[str]) -> str:
+    """What decides the split: all letters, or all words but the subject, so that its pairs lie in one split."""
+    subject = next((i for i, word in enumerate(source) if word in NOUNS), None)
+    return " ".join("?" if i == subject else word for i, word in enumerate(source))
+
+
+def _target(name: str, source: Sequence[str]) -> list[str]:
+    if name == "translate":
+        return translation(source)
+    return list(source) if name == "copy" else list(source)[::-1]
 
 
 def _draw_gender(rng: random.Random) -> Pair | None:
@@ -227,10 +239,7 @@ def _draw_gender(rng: random.Random) -> Pair | None:
     gender = NOUNS[source[place]][1]
     changed = source.copy()
     changed[place] = rng.choice([noun for noun, (_, other) in NOUNS.items() if other != gender])
-    if (
-        split_of(" ".join(source)) != split_of(" ".join(changed))
-        or (changed[place - 1], changed[place]) in HELD_OUT
-    ):
+    if (changed[place - 1], changed[place]) in HELD_OUT:
         return None
     return _pair(source, changed, [], ARTICLES[gender], ARTICLES[NOUNS[changed[place]][1]])
 

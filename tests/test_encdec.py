@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.circuit.ablation import ablation_values, mean_values
@@ -20,6 +20,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.model.translate import penalty, translate
 from circuits.training.config import TrainConfig, published_lr
 from circuits.training.loop import learning_rate, training_loss
+from docs.experiments.torch_twin import gradient_pairs, run_twin, torch_twin
 
 SHAPE: dict[str, Any] = dict(
     d_vocab=11, n_source=5, pad=0, n_ctx=12, n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=24
@@ -87,80 +88,13 @@ def test_sinusoids(layout: Any, d_model: int) -> None:
 # Against torch.nn.Transformer.
 
 
-def torch_twin(model: SparseTransformer) -> nn.Transformer:
-    config = model.config
-    twin = nn.Transformer(
-        config.d_model,
-        config.n_heads,
-        config.n_layers,
-        config.n_layers,
-        config.d_mlp,
-        dropout=0.0,
-        batch_first=True,
-        norm_first=config.norm_position == "pre",
-        layer_norm_eps=config.norm_eps,
-    )
-    if config.norm_position == "post":
-        twin.encoder.norm = twin.decoder.norm = None
-    with torch.no_grad():
-        for ours, theirs in pairs(model, twin):
-            theirs.copy_(ours)
-    return twin.eval()
-
-
-def pairs(model: SparseTransformer, twin: nn.Transformer) -> list[tuple[Tensor, Tensor]]:
-    """Our weights, as torch lays them out, beside torch's."""
-    found: list[tuple[Tensor, Tensor]] = []
-
-    def norm(ours: Any, theirs: Any) -> None:
-        found.extend([(ours.w, theirs.weight), (ours.b, theirs.bias)])
-
-    def attention(ours: Any, theirs: Any) -> None:
-        maps = (ours.q, ours.k, ours.v)
-        found.append((torch.cat([m.weight.T for m in maps]), theirs.in_proj_weight))
-        found.append((torch.cat([m.bias for m in maps]), theirs.in_proj_bias))
-        found.extend([(ours.o.weight.T, theirs.out_proj.weight), (ours.o.bias, theirs.out_proj.bias)])
-
-    def mlp(ours: Any, theirs: Any) -> None:
-        for a, b in ((ours.up, theirs.linear1), (ours.down, theirs.linear2)):
-            found.extend([(a.weight.T, b.weight), (a.bias, b.bias)])
-
-    for stack, layers in (("encoder", twin.encoder.layers), ("decoder", twin.decoder.layers)):
-        for ours, theirs in zip(model.layers_of(stack), layers, strict=True):  # type: ignore[arg-type]
-            block: Any = ours
-            attention(block.attn, theirs.self_attn)
-            mlp(block.mlp, theirs)
-            norm(block.ln1, theirs.norm1)
-            if stack == "encoder":
-                norm(block.ln2, theirs.norm2)
-            else:
-                attention(block.cross, theirs.multihead_attn)
-                norm(block.ln_cross, theirs.norm2)
-                norm(block.ln2, theirs.norm3)
-    if model.config.norm_position == "pre":
-        assert model.encoder is not None
-        norm(model.encoder.ln_final, twin.encoder.norm)
-        norm(model.ln_final, twin.decoder.norm)
-    return found
-
-
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
 @pytest.mark.parametrize("position", ["post", "pre"])
 def test_equals_torch_forward_and_gradients(position: Any) -> None:
     config = replace(KINDS["original"], norm_position=position)
     model = noisy(config)
     twin = torch_twin(model)
     tokens = rows()
-    source, target = tokens[:, :5], tokens[:, 5:]
-    E = model.W_E.detach() * config.d_model**0.5
-    out = twin(
-        E[source] + sinusoids(5, 16),
-        E[target] + sinusoids(7, 16),
-        tgt_mask=torch.ones(7, 7, dtype=torch.bool).triu(1),
-        src_key_padding_mask=source == 0,
-        memory_key_padding_mask=source == 0,
-    )
-    expected = out @ model.W_E.detach().T + model.unembed.b_U.detach()
+    expected = run_twin(model, twin, tokens)
     logits = model(tokens)
     torch.testing.assert_close(logits[:, 5:], expected, atol=1e-5, rtol=1e-5)
     assert not logits[:, :5].any()
@@ -172,15 +106,6 @@ def test_equals_torch_forward_and_gradients(position: Any) -> None:
     assert all(grad is not None for grad in grads.values())
     for ours, theirs in gradient_pairs(model, twin):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-
-
-def gradient_pairs(model: SparseTransformer, twin: nn.Transformer) -> list[tuple[Tensor, Tensor]]:
-    """Gradients take the places of weights, which makes them pairs in the same way."""
-    for module in (model, twin):
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.data = parameter.grad
-    return [(a.detach(), b.detach()) for a, b in pairs(model, twin)]
 
 
 # What must not matter.
@@ -265,18 +190,12 @@ def test_means_are_over_text_alone(model: SparseTransformer) -> None:
     names = {site: model.hook_name(site) for site in model.sites()}
     _, cache = model.run_with_cache(tokens, return_cache_object=False)
     means = mean_values(model, tokens, batch_size=4)
-    by_place = ablation_values(model, tokens, "position")
     for site, name in names.items():
         value = cache[name].flatten(2)
         source = value.shape[1] == 5
         assert source == (site.stack == "encoder" or site.name in ("cross_memory", "cross_k", "cross_v"))
         real = (tokens[:, :5] if source else tokens[:, 5:]) != 0
         torch.testing.assert_close(means[site], value[real].mean(0), atol=1e-5, rtol=1e-4)
-        for p in range(value.shape[1]):
-            there = value[real[:, p], p]
-            torch.testing.assert_close(by_place[site][p], there.mean(0), atol=1e-5, rtol=1e-4)
-    with pytest.raises(ValueError, match="got 'resample' for a model with arch='encdec'"):
-        ablation_values(model, tokens, "resample")
 
 
 def test_cut_weights_pass_means(model: SparseTransformer) -> None:

@@ -56,6 +56,7 @@ def ablation_values(
     """
     if kind not in get_args(Ablation):
         raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
+    _check_places(model, kind)
     if kind == "mean":
         return mean_values(model, tokens, lengths=lengths)
     real = real_places(tokens, lengths)
@@ -65,11 +66,8 @@ def ablation_values(
         width = int(lengths.max())
         tokens, real = tokens[:, :width], real[:, :width]
     if kind == "resample":
-        _check_resample(model)
         return _site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
-    return _site_values(
-        model, tokens, lambda site, value: _mean_there(_places(model, site, tokens, real), value)
-    )
+    return _site_values(model, tokens, partial(_mean_there, real))
 
 
 def _places(
@@ -79,19 +77,24 @@ def _places(
     return model.places(tokens, real, site) if isinstance(model, SparseTransformer) else real
 
 
-def _mean_there(real: Bool[Tensor, "batch place"], value: Float[Tensor, "batch place width"]) -> Tensor:
-    """Mean at each position over the rows that reach it; zero where none does."""
+def _mean_there(
+    real: Bool[Tensor, "batch pos"], site: Site, value: Float[Tensor, "batch pos width"]
+) -> Tensor:
+    """Mean at each position over the rows that reach it."""
     if bool(real.all()):
         return value.mean(dim=0)
-    rows = real.sum(dim=0)[:, None].clamp(min=1)
-    return value.masked_fill(~real[..., None], 0).sum(dim=0) / rows
+    return value.masked_fill(~real[..., None], 0).sum(dim=0) / real.sum(dim=0)[:, None]
 
 
-def _check_resample(model: Subject) -> None:
-    if isinstance(model, SparseTransformer) and model.config.arch == "encdec":
+def _check_places(model: Subject, kind: Ablation) -> None:
+    if (
+        kind in ("position", "resample")
+        and isinstance(model, SparseTransformer)
+        and model.encoder is not None
+    ):
         raise ValueError(
-            "ablation: got 'resample' for a model with arch='encdec'; expected 'mean', 'zero' or 'position'. Its "
-            "sources are of unlike lengths: what another text has at a place may be that of padding."
+            f"ablation: got {kind!r} for a model with arch='encdec'; expected 'mean' or 'zero'. What is carried over "
+            "from a position of the source has no position in the target, and another text may have padding there."
         )
 
 

@@ -71,23 +71,35 @@ class Says:
     embed_scale: tuple[bool, ...] | None = (False,)
     "Whether embeddings are scaled."
 
+    def holds(self, model: Any) -> bool:
+        """Whether `check` would pass."""
+        return self._first(model) is None
+
     def check(self, model: Any, analysis: str, *, instead: str) -> None:
         """Raise ValueError when the model has a value of an option that the analysis cannot say.
 
         model: a SparseTransformer; one without a `ModelConfig`, a TransformerBridge, has none of these options.
         instead: what to do then, a sentence.
         """
+        found = self._first(model)
+        if found is not None:
+            name, got, allowed = found
+            why = f" {WHY[name]}" if name in WHY else ""
+            raise ValueError(
+                f"model: it has {name}={got!r}; {analysis} expected {name}={_either(allowed)}, "
+                f"which is all that it can say.{why} {instead}"
+            )
+
+    def _first(self, model: Any) -> tuple[str, Any, Iterable[Any]] | None:
+        """The first option of the model that cannot be said: its name, its value, and those that can."""
         config = getattr(model, "config", None)
         if not isinstance(config, ModelConfig):
-            return
+            return None
         for option in fields(config):
             allowed, got = getattr(self, option.name, None), getattr(config, option.name)
             if allowed is not None and got not in allowed:
-                why = f" {WHY[option.name]}" if option.name in WHY else ""
-                raise ValueError(
-                    f"model: it has {option.name}={got!r}; {analysis} expected {option.name}={_either(allowed)}, "
-                    f"which is all that it can say.{why} {instead}"
-                )
+                return option.name, got, allowed
+        return None
 
 
 ONE_STACK = Says(compose=None, act=None, norm=None, norm_position=None, embed_scale=None)
