@@ -1,6 +1,7 @@
 """The encoder-decoder: against torch's own, its masks, its losses, and what it says."""
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -20,6 +21,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.model.translate import penalty, translate
 from circuits.training.config import TrainConfig, published_lr
 from circuits.training.loop import learning_rate, training_loss
+from docs.experiments.encdec_page import write_table
 from docs.experiments.torch_twin import gradient_pairs, run_twin, torch_twin
 
 SHAPE: dict[str, Any] = dict(
@@ -341,3 +343,29 @@ def test_same_seed_same_bits() -> None:
     a, b = (SparseTransformer(KINDS["sparse"], seed=3) for _ in range(2))
     assert a.fingerprint() == b.fingerprint() != SparseTransformer(KINDS["sparse"], seed=4).fingerprint()
     assert F.cosine_similarity(a(rows()).flatten(), b(rows()).flatten(), dim=0) > 0.999
+
+
+def test_page_has_the_results(tmp_path: Any) -> None:
+    page = tmp_path / "explanation" / "encdec.md"
+    page.parent.mkdir()
+    (tmp_path / "results").mkdir()
+    circuit = {"n_nodes": 13, "n_edges": 11, "task_loss": 0.1409, "task_accuracy": 0.975, "one_minimal": True}
+    circuit |= {"stacks": {"encoder": 2, "decoder": 11}, "failed": ["KL, clean"]}
+    run = {
+        "seed": 0,
+        "copy": {"accuracy": 1.0},
+        "reverse": {"accuracy": 0.998},
+        "circuits": {"0.15": circuit},
+    }
+    run["translate"] = {"seen": 1.0, "held_out": 0.91, "n_nonzero": 7408, "density": 0.0798}
+    made = {"command": "c", "seeds": [0], "minutes": 3.2, "machine": "m", "date": "d"}
+    report = {"parity": {"post": {"logits": 3.3e-6, "gradients": 6e-7}}, "runs": [run], **made}
+    (tmp_path / "results" / "encdec.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="between which the table goes"):
+        write_table(tmp_path)
+    page.write_text("# A\n<!-- table of encdec: begin -->\nold\n<!-- table of encdec: end -->\nZ\n")
+    text = write_table(tmp_path).read_text()
+    assert "| 0 | 100.0% | 99.8% | 100.0% | 91.0% | 7,408 (8.0%) |" in text
+    assert "| 0 | 0.15 | 13 | 2 | 11 | 0.141 | 97.5% | yes | KL, clean |" in text
+    assert "old" not in text
+    assert text.endswith("end -->\nZ\n")

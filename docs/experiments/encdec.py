@@ -26,6 +26,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig, published_lr
 from circuits.trust.procedure import trust_report
+from docs.experiments.encdec_page import write_table
 from docs.experiments.runs import kept_training
 from docs.experiments.torch_twin import parity
 from tasks import load_corpus, load_task
@@ -36,6 +37,8 @@ RESULTS, OUT = Path("docs/results"), Path("out/encdec")
 N_TEST = 500
 """Sources that translations are judged on."""
 STEPS = {"copy": 1500, "reverse": 1500, "translate": 1500}
+TARGETS = (0.15, 0.1, 0.05)
+"""Nats that circuits may have."""
 BEAM = 4
 """Hypotheses of a beam search (2017)."""
 
@@ -52,18 +55,25 @@ def run(seeds: Annotated[int, typer.Option(help="Models of each kind, each train
     Console().print({key: value for key, value in report.items() if key != "runs"})
 
 
+@app.command()
+def page() -> None:
+    """Write the results into docs/explanation/encdec.md."""
+    Console().print(str(write_table()))
+
+
 def run_all(n_seeds: int, *, results: Path = RESULTS / "encdec.json") -> dict[str, Any]:
     """Writes the results file after each seed."""
     apart = {position: _parity(position) for position in ("post", "pre")}
     runs: list[dict[str, Any]] = []
     for seed in range(n_seeds):
         strings = {name: _strings(name, seed) for name in ("copy", "reverse")}
-        runs.append({"seed": seed, **strings, "translate": _translation(seed), "circuit": _circuit(seed)})
+        circuits = {f"{target:g}": _circuit(seed, target) for target in TARGETS}
+        runs.append({"seed": seed, **strings, "translate": _translation(seed), "circuits": circuits})
         report = write_results(
             results,
             command=f"python -m docs.experiments.encdec run --seeds {n_seeds}",
             seeds=range(n_seeds),
-            seconds=sum(part["seconds"] for one in runs for part in one.values() if isinstance(part, dict)),
+            seconds=sum(map(_seconds, runs)),
             numbers=_headlines(apart, runs),
         )
     return report
@@ -160,21 +170,22 @@ def _translated(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _circuit(seed: int) -> dict[str, Any]:
-    settings = {"train": sparse(seed).to_json(), "prune": _pruning().to_json()}
-    return once(OUT / f"circuit-{seed}.json", settings, partial(_extracted, seed))
+def _seconds(run: dict[str, Any]) -> float:
+    parts = [run["copy"], run["reverse"], run["translate"], *run["circuits"].values()]
+    return float(sum(part["seconds"] for part in parts))
 
 
-def _pruning() -> PruneConfig:
-    return PruneConfig(calibrate=False)
+def _circuit(seed: int, target: float) -> dict[str, Any]:
+    config = PruneConfig(calibrate=False, target_loss=target)
+    settings = {"train": sparse(seed).to_json(), "prune": config.to_json()}
+    return once(OUT / f"circuit-{seed}-{target:g}.json", settings, partial(_extracted, seed, config))
 
 
-def _extracted(seed: int) -> dict[str, Any]:
+def _extracted(seed: int, config: PruneConfig) -> dict[str, Any]:
     model = kept_training(OUT / f"translate-{seed}.safetensors", sparse(seed)).model
     task = load_task("gender")
-    circuit = prune(model, task, _pruning(), corpus=load_corpus("translate"), progress=False)
-    circuit.save(OUT / f"gender-{seed}.json")
-    circuit.plot().write_html(OUT / f"gender-{seed}.html", include_plotlyjs="cdn")
+    circuit = prune(model, task, config, corpus=load_corpus("translate"), progress=False)
+    circuit.save(OUT / f"gender-{seed}-{config.target_loss:g}.json")
     report = trust_report(model, circuit, task)
     kept = {"n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges, "n_io_edges": len(circuit.io_edges)}
     measured = {
@@ -194,7 +205,8 @@ def _extracted(seed: int) -> dict[str, Any]:
 
 
 def _headlines(apart: dict[str, dict[str, float]], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    circuits = [run["circuit"] for run in runs]
+    circuits = [circuit for run in runs for circuit in run["circuits"].values()]
+    by_target = {f"{t:g}": [run["circuits"][f"{t:g}"] for run in runs] for t in TARGETS}
     return {
         "parity_max_abs": max(value for kind in apart.values() for value in kind.values()),
         "parity": apart,
@@ -202,9 +214,10 @@ def _headlines(apart: dict[str, dict[str, float]], runs: list[dict[str, Any]]) -
         "reverse_accuracy": min(run["reverse"]["accuracy"] for run in runs),
         "translate_accuracy": min(run["translate"]["seen"] for run in runs),
         "held_out_accuracy": min(run["translate"]["held_out"] for run in runs),
-        "n_nodes": median(c["n_nodes"] for c in circuits),
-        "n_edges": median(c["n_edges"] for c in circuits),
-        "task_loss": median(c["task_loss"] for c in circuits),
+        **{
+            name: {target: median(c[name] for c in own) for target, own in by_target.items()}
+            for name in ("n_nodes", "n_edges", "task_loss", "task_accuracy")
+        },
         "one_minimal": sum(c["one_minimal"] for c in circuits),
         "trusted": sum(c["trusted"] for c in circuits),
         "circuits": len(circuits),
