@@ -432,6 +432,22 @@ def test_head_report_of_two_stacks(s: Subject) -> None:
         heads.stack_head_report(decoders.plain(11, 6), TOKENS)
 
 
+def test_io_edges_are_of_the_text_that_a_node_reads(s: Subject) -> None:
+    """Sources differ, targets do not: nodes of the encoder's stream alone meet tokens that tell prompts apart."""
+    batch = TASK.batch(16, split="test", seed=0)
+    assert not bool((batch.clean != batch.corrupt)[:, 7:].any())
+    nodes = [Node.of(site, i) for site, width in s.model.widths.items() for i in range(width)]
+    found = parts.io_edges(s.model, nodes, batch, TASK.tokenizer)
+    read = [e for e in found if e.kind == "embed"]
+    assert {e.node.site for e in read} == {"attn_in", "mlp_in", "cross_memory"}
+    assert all(e.node.stack == "encoder" or e.node.site == "cross_memory" for e in read)
+    table = s.model.embedding("encoder")
+    assert all(e.weight == float(table[TASK.tokenizer.id(e.token), e.node.index]) for e in read)
+    written = [e for e in found if e.kind == "unembed"]
+    assert {e.node.site for e in written} == {"attn_out", "cross_out", "mlp_out"}
+    assert {e.node.stack for e in written} == {"decoder"}
+
+
 def test_picture_stands_two_stacks_side_by_side(s: Subject) -> None:
     few = replace(s.circuit, nodes=s.circuit.nodes[::3], edges=())
     figure = few.plot()

@@ -6,7 +6,8 @@ from typing import Any
 
 from circuits.plots.picture.frame import CHARACTER_PX, Frame, widened
 from circuits.plots.picture.labels import GLOSS, short_label
-from circuits.plots.picture.layout import HEAD_STEP, Column, HeadBox, Key, Layout, Point
+from circuits.plots.picture.layout import HEAD_STEP, Column, HeadBox, Layout, Point
+from circuits.plots.picture.ranks import Key
 from circuits.plots.picture.weights import weight_labels
 from circuits.plots.style import BAND, BOX, FAINT, INK, MONO, PAPER
 

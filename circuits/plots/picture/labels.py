@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.model.sites import ROWS
-from circuits.plots.picture.layout import Key, Link
+from circuits.plots.picture.layout import Link
+from circuits.plots.picture.ranks import Key
 from circuits.plots.style import escaped, number
 from tasks.tokenizer import printable
 

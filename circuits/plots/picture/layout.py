@@ -10,39 +10,18 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node, is_pair, residual_links
-from circuits.model.sites import ORDER, ROWS, Stack
+from circuits.model.sites import ORDER, Stack
 from circuits.plots.picture.order import Joint, order, straighten
-
-Key = Node | str
-"""A node, or a token named as in `Circuit.to_networkx`: `token:...` going in, `logit:...` coming out."""
+from circuits.plots.picture.ranks import HEAD_SITES, Key, first_order, head_of, in_head, rank_of, site_of
 
 Kind = Literal["weight", "score", "residual", "embed", "unembed"]
 Point = tuple[float, float]
 
 
-def _family(site: str) -> str:
-    """`attn`, `cross` or `mlp`."""
-    return site.split("_")[0]
-
-
-HEAD_SITES = [row.name for row in ROWS.values() if row.per_head]
-"""Sites whose nodes are drawn in the box of their head."""
-RANKS = {
-    name: ORDER.index(next(site for site in HEAD_SITES if _family(site) == _family(name)))
-    if name in HEAD_SITES
-    else i
-    for i, name in enumerate(ORDER)
-}
-"""Sites of one layer in the order of their ranks; those of a head share one."""
-STACK_RANKS: dict[Stack, int] = {"encoder": 0, "decoder": 1}
-"""Stacks stand side by side, in forward order."""
-
-LAST = 1_000_000
-"""In place of a layer for the logits, which come after all."""
 STEP = 1.0
 """Distance along between neighbouring columns; less inside a head, more between layers."""
 HEAD_STEP = 0.62
@@ -123,18 +102,18 @@ def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
     """Lay a circuit out. `d_head` is the number of q (k, v) channels in a head."""
     links = circuit_links(circuit)
     ends = (end for link in links for end in (link.source, link.target))
-    ranks, chains = _ranks_and_chains(sorted({*circuit.nodes, *ends}, key=_first_order), links)
+    ranks, chains = _ranks_and_chains(sorted({*circuit.nodes, *ends}, key=first_order), links)
     joints = _joints(links, chains)
 
     def body(item: Item) -> Hashable:
-        return _head_of(item, d_head) if _in_head(item) else item
+        return head_of(item, d_head) if in_head(item) else item
 
     ranks, n_crossings = order(ranks, joints, body)
     across = straighten(ranks, joints, body, lambda a, b: _gap(a, b, body(a) == body(b)))
     columns = _columns(ranks)
     along = {(column.stack, column.layer, column.name): column.along for column in columns}
     place = {
-        key: (along[_site(key)], across[key]) for rank in ranks for key in rank if not isinstance(key, Via)
+        key: (along[site_of(key)], across[key]) for rank in ranks for key in rank if not isinstance(key, Via)
     }
     spans = {item: span for rank in ranks for span in [_span(rank, place)] for item in rank}
     lanes = _lanes(links, place)
@@ -167,15 +146,15 @@ def residual_wires(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
     channels: dict[tuple[str, int], set[Node]] = defaultdict(set)
     for writer, reader in residual_links(nodes):
         channels[writer.stack, writer.index] |= {writer, reader}
-    return [pair for at in sorted(channels) for pair in pairwise(sorted(channels[at], key=_rank))]
+    return [pair for at in sorted(channels) for pair in pairwise(sorted(channels[at], key=rank_of))]
 
 
 def _ranks_and_chains(
     keys: Sequence[Key], links: Sequence[Link]
 ) -> tuple[list[list[Item]], list[list[Item]]]:
     """Items of each rank that holds any, and each link as a chain of items, one a rank."""
-    steps = sorted({_rank(key) for key in keys})
-    rank_of = {key: steps.index(_rank(key)) for key in keys}
+    steps = sorted({rank_of(key) for key in keys})
+    rank_of = {key: steps.index(rank_of(key)) for key in keys}
     ranks: list[list[Item]] = [[key for key in keys if rank_of[key] == r] for r in range(len(steps))]
     chains: list[list[Item]] = []
     for line, link in enumerate(links):
@@ -196,40 +175,12 @@ def _joints(links: Sequence[Link], chains: Sequence[Sequence[Item]]) -> list[Joi
     ]
 
 
-def _rank(key: Key) -> tuple[int, int, int]:
-    if isinstance(key, Node):
-        return STACK_RANKS[key.stack], key.layer, RANKS[key.site]
-    return (-1, 0, 0) if key.startswith("token:") else (LAST, 0, 0)
-
-
-def _first_order(key: Key) -> tuple[int, int, int, int, str]:
-    """Forward; inside a head first q, then k, then v, and so their boxes read alike."""
-    if isinstance(key, Node):
-        return *_rank(key), ORDER.index(key.site), f"{key.index:09d}"
-    return *_rank(key), 0, key
-
-
-def _head_of(node: Node, d_head: int) -> tuple[str, int, str, int]:
-    """Stack, layer, kind of attention and number of the head that a q, k or v channel is of."""
-    return node.stack, node.layer, _family(node.site), node.index // d_head
-
-
-def _in_head(item: Item) -> TypeGuard[Node]:
-    return isinstance(item, Node) and ROWS[item.site].per_head
-
-
 def _gap(a: Item, b: Item, same_body: bool) -> float:
     """Least distance across between two neighbours of a rank."""
     if same_body:
         return 1.0
     vias = isinstance(a, Via) + isinstance(b, Via)
-    return (1.0, 0.6, 0.3)[vias] + 0.45 * (_in_head(a) + _in_head(b))
-
-
-def _site(key: Key) -> tuple[Stack, int | None, str]:
-    if isinstance(key, Node):
-        return key.stack, key.layer, key.site
-    return "decoder", None, "tokens" if key.startswith("token:") else "logits"
+    return (1.0, 0.6, 0.3)[vias] + 0.45 * (in_head(a) + in_head(b))
 
 
 def _columns(ranks: Sequence[Sequence[Item]]) -> tuple[Column, ...]:
@@ -237,7 +188,7 @@ def _columns(ranks: Sequence[Sequence[Item]]) -> tuple[Column, ...]:
     for rank in ranks:
         keys = [item for item in rank if not isinstance(item, Via)]
         for stack, layer, name in sorted(
-            {_site(key) for key in keys}, key=lambda site: (*ORDER, *site).index(site[2])
+            {site_of(key) for key in keys}, key=lambda site: (*ORDER, *site).index(site[2])
         ):
             step = columns[-1].along + _step(columns[-1], stack, layer, name) if columns else 0.0
             columns.append(Column(layer, name, step, stack))
@@ -259,7 +210,7 @@ def _lanes(links: Sequence[Link], place: Mapping[Key, Point]) -> list[float]:
     """How far beside its target's row each line comes in, so that lines to one node stay apart."""
     arrivals: dict[Key, list[int]] = defaultdict(list)
     for i, link in enumerate(links):
-        if link.kind != "score" and _in_head(link.target):
+        if link.kind != "score" and in_head(link.target):
             arrivals[link.target].append(i)
     lanes = [0.0] * len(links)
     for lines in arrivals.values():
@@ -296,8 +247,8 @@ def _boxes(
 ) -> tuple[HeadBox, ...]:
     heads: dict[tuple[str, int, str, int], list[Node]] = defaultdict(list)
     for node in nodes:
-        if _in_head(node):
-            heads[_head_of(node, d_head)].append(node)
+        if in_head(node):
+            heads[head_of(node, d_head)].append(node)
     rows = {head: [place[node][1] for node in members] for head, members in heads.items()}
     return tuple(
         HeadBox(
