@@ -154,11 +154,11 @@ def _ranks_and_chains(
 ) -> tuple[list[list[Item]], list[list[Item]]]:
     """Items of each rank that holds any, and each link as a chain of items, one a rank."""
     steps = sorted({rank_of(key) for key in keys})
-    rank_of = {key: steps.index(rank_of(key)) for key in keys}
-    ranks: list[list[Item]] = [[key for key in keys if rank_of[key] == r] for r in range(len(steps))]
+    number = {key: steps.index(rank_of(key)) for key in keys}
+    ranks: list[list[Item]] = [[key for key in keys if number[key] == r] for r in range(len(steps))]
     chains: list[list[Item]] = []
     for line, link in enumerate(links):
-        vias = [Via(line, r) for r in range(rank_of[link.source] + 1, rank_of[link.target])]
+        vias = [Via(line, r) for r in range(number[link.source] + 1, number[link.target])]
         chains.append([link.source, *vias, link.target])
         for via in vias:
             ranks[via.rank].append(via)
