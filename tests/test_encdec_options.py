@@ -450,6 +450,9 @@ def test_io_edges_are_of_the_text_that_a_node_reads(s: Subject) -> None:
 
 def test_picture_stands_two_stacks_side_by_side(s: Subject) -> None:
     few = replace(s.circuit, nodes=s.circuit.nodes[::3], edges=())
+    stacks = {name: data.get("stack", "decoder") for name, data in few.to_networkx().nodes.items()}
+    assert stacks == {str(node): node.stack for node in few.nodes}
+    assert few._repr_html_().count("<td>encoder.0</td>") == sum(n.stack == "encoder" for n in few.nodes)
     figure = few.plot()
     texts = [a.text for a in figure.layout.annotations]
     assert "<b>encoder 0</b>" in texts
