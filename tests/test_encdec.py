@@ -130,6 +130,17 @@ def test_padding_and_future_change_nothing(model: SparseTransformer) -> None:
     assert not torch.allclose(model(changed)[:, 5:], model(shorter)[:, 5:])
 
 
+def test_a_source_of_padding_alone_adds_nothing(model: SparseTransformer) -> None:
+    tokens = rows()
+    tokens[0, :5] = 0
+    _, cache = model.run_with_cache(tokens, return_cache_object=False)
+    names = [name for name in cache if name.endswith("pattern") and ("encoder" in name or "cross" in name)]
+    assert len(names) == 4
+    assert all(not cache[name][0].any() and bool(cache[name][1].any()) for name in names)
+    model(tokens, return_type="loss").backward()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
 def test_loss_is_of_the_target_without_padding(model: SparseTransformer) -> None:
     tokens = rows()
     log_probs = model(tokens).log_softmax(-1)

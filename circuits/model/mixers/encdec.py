@@ -64,7 +64,8 @@ class _Patterned(SoftmaxAttention):
     ) -> Float[Tensor, "batch query head d_head"]:
         """`softmax(q k / sqrt(d_head)) v` over the open keys; a query without any takes nothing."""
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(self.d_head)
-        scores = self.hook_attn_scores(scores.masked_fill(~open, -torch.inf))
+        closed = ~open & open.any(-1, keepdim=True)  # a row of nothing but -inf has no gradient
+        scores = self.hook_attn_scores(scores.masked_fill(closed, -torch.inf))
         pattern = sink_softmax(scores, self.sink)
         pattern = self.hook_pattern(pattern.masked_fill(~open, 0.0))
         return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
