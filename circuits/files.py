@@ -189,20 +189,49 @@ def write_results(
 def results_report(
     *, command: str, seeds: Sequence[int], seconds: float, numbers: dict[str, Any]
 ) -> dict[str, Any]:
-    """The content of a results file: the numbers, the command that remakes them, the machine, the minutes."""
-    import platform  # here, since the command line reads its help from files that need this one
-    from datetime import date
+    """The content of a results file: the numbers, the command that remakes them, and all that their bits depend on."""
+    from datetime import date  # here, since the command line reads its help from files that need this one
     from importlib.metadata import version
 
-    processor = platform.processor() or platform.machine()
+    import torch
+
     return {
         "command": command,
         "seeds": list(seeds),
         **numbers,
-        "machine": f"{processor}, {os.cpu_count()} cores, torch {version('torch')}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, torch {version('torch')}",
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformer-lens", "numpy", "numba")},
+        "commit": _commit(),
         "minutes": round(seconds / 60, 2),
         "date": date.today().isoformat(),
     }
+
+
+def _processor() -> str:
+    """The processor's model, as Linux names it."""
+    import platform
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit that is checked out here, with a + where files differ from it; None outside a checkout."""
+    import subprocess
+
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return told.stdout.strip() or None
 
 
 def once(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

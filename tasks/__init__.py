@@ -32,6 +32,7 @@ __all__ = [
     "bigram_log_probs",
     "load_corpus",
     "load_task",
+    "other_prompts",
     "task_options",
     "trigram_loss",
 ]
@@ -52,6 +53,13 @@ TASKS: dict[str, Callable[..., Task]] = {
 """What makes each task from its options, by name."""
 
 
+OTHER_PROMPTS: dict[str, dict[str, dict[str, Any]]] = {
+    "quotes": {"an earlier line": {"context_lines": 1}, "two earlier lines": {"context_lines": 2}},
+    "brackets": {"longer": {"length": 9}, "an earlier list": {"distractors": 1}},
+}
+"""Options under which a task's prompts are others than by default, in words, by task."""
+
+
 def load_task(name: str, **options: Any) -> Task:
     """The task called `name`, with `options` passed to its constructor; ValueError for an unknown name.
 
@@ -60,6 +68,20 @@ def load_task(name: str, **options: Any) -> Task:
     if name not in TASKS:
         raise ValueError(f"name must be one of {sorted(TASKS)}, got {name!r}")
     return TASKS[name](**_with_tuples(options))
+
+
+def other_prompts(task: Task) -> dict[str, Task]:
+    """The same task on other kinds of prompts, in words: earlier lines that mislead, longer lists. Empty where none is.
+
+    They keep the task's tokenizer; of a kind whose options the task already has, none is made.
+    """
+    options = task_options(task)
+    if options is None:
+        return {}
+    kinds = OTHER_PROMPTS.get(task.name, {}).items()
+    return {
+        name: load_task(task.name, **{**options, **more}) for name, more in kinds if not more.keys() & options
+    }
 
 
 def task_options(task: Task) -> dict[str, Any] | None:

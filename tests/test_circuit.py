@@ -38,7 +38,7 @@ def test_json_round_trip(nodes, data):
         if a.layer == b.layer and (a.site, b.site) in {*BY_SITES, SCORE}
     ]
     edges = data.draw(st.sets(st.sampled_from(possible))) if possible else set()
-    facts = {node: NodeFacts(0.5, node.index / 3) for node in nodes}
+    facts = {node: NodeFacts(0.5, node.index / 3, 1.5) for node in nodes}
     circuit = make(nodes, edges, facts=facts, metrics={"task_loss": 0.1, "one_minimal": True})
     back = Circuit.from_json(json.loads(json.dumps(circuit.to_json())))
     assert (back.nodes, back.edges, dict(back.facts)) == (circuit.nodes, circuit.edges, facts)

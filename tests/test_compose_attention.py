@@ -1,6 +1,7 @@
 """Composable attention: equal to the explicit map, causal, exactly plain where its maps are closed."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -319,9 +320,14 @@ def test_variants_of_the_experiment_are_comparable():
 
 
 @pytest.mark.slow
-def test_the_experiment_runs_and_is_not_run_twice(tmp_path):
+def test_the_experiment_runs_and_is_not_run_twice(tmp_path, monkeypatch):
+    from docs.experiments import heads
     from docs.experiments.heads import run_dynamic
+    from tasks.composition import composition_corpus
 
+    text = composition_corpus(n_train_lines=400, n_val_lines=60)
+    monkeypatch.setattr(heads, "load_corpus", lambda name: text)
+    monkeypatch.setattr(heads, "accuracy", partial(heads.accuracy, n=48))
     options = dict(seeds=1, steps=2, variants=("full",), out=tmp_path, results=tmp_path / "results.json")
     first = run_dynamic(**options)
     assert set(first["variants"]["full"]) >= {"seen", "held_out", "held_out_ci", "n_edges"}

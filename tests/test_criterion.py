@@ -104,7 +104,9 @@ def test_a_file_from_before_criteria_were_kept_has_that_of_its_pruning_run(circu
     del data["criterion"]
     assert Circuit.from_json(data).criterion == circuit.criterion
     del data["metrics"]["prune"]
-    assert Circuit.from_json(data).criterion == Criterion(task="quotes", calibrate=False, target_accuracy=0.0)
+    assert Circuit.from_json(data).criterion == Criterion(
+        task="quotes", objective="task", target_loss=0.15, calibrate=False, target_accuracy=0.0
+    )
 
 
 def test_nothing_is_computed_from_metrics(model, circuit):
@@ -166,7 +168,9 @@ def test_it_refuses_another_task(model, circuit):
 
 ABLATIONS = get_args(Ablation)
 CROSSED = [
-    *itertools.product(["task", "faithful"], ABLATIONS, [True], [True]),
+    *itertools.product(["margins", "task", "faithful"], ABLATIONS[:4], [True], [True]),
+    ("margins", "stochastic", True, True),
+    ("task", "adversarial", True, True),
     ("task", "mean", False, True),
     ("task", "resample", False, True),
     ("task", "mean", True, False),
@@ -186,9 +190,12 @@ def test_trust_says_of_a_circuit_what_pruning_said(
     bench = Bench(model, loaded, loaded.criterion.load_task(), QUICK)
     enough, minimal = run_checks(bench, (checks.sufficiency, checks.minimality))
     assert (minimal.verdict == "pass") is found.metrics["one_minimal"]
-    said = found.metrics["kl_to_model" if objective == "faithful" else "task_loss"]
+    said = found.metrics["criterion_loss"]
     assert enough.value == pytest.approx(said, abs=1e-6)
-    assert (enough.verdict == "pass") is (said <= settings.target_loss)
+    assert (enough.verdict == "pass") is (said <= found.criterion.target)
+    if ablation in ABLATIONS[:4]:
+        plain = {"margins": "margin_error", "faithful": "kl_to_model", "task": "task_loss"}[objective]
+        assert found.metrics[plain] == pytest.approx(said, abs=1e-6)
     if (calibrate, prune_edges) == (True, True):
         assert minimal.verdict == "pass"
 

@@ -149,7 +149,7 @@ def test_the_cache_and_the_plain_pass_agree_on_nan() -> None:
 
 
 COMPILED = """
-import contextlib, torch
+import torch
 from circuits.model import ModelConfig, SparseTransformer
 from circuits.model.compute import sparse_compute
 
@@ -165,12 +165,11 @@ def gradients(run):
     return torch.autograd.grad(run(tokens, return_type="loss"), list(model.parameters()))
 
 
-for inside in (contextlib.nullcontext(), sparse_compute(model)):
-    with inside:
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(tokens), model(tokens), atol=1e-4, rtol=1e-4)
-        for ours, theirs in zip(gradients(compiled), gradients(model), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+with torch.no_grad():
+    torch.testing.assert_close(compiled(tokens), model(tokens), atol=1e-4, rtol=1e-4)
+with sparse_compute(model):  # on other kernels
+    for ours, theirs in zip(gradients(compiled), gradients(model), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 """
 
 

@@ -196,6 +196,7 @@ def circuit_of(model: SparseTransformer, naive: Naive, option: str, n_words: int
         n_layers=model.config.n_layers,
         d_head=model.config.d_head,
         criterion=Criterion(
+            objective="task",
             task="first" if n_words == N_WORDS else "brackets",
             task_options=None if n_words == N_WORDS else {},
             target_loss=100.0,
@@ -368,7 +369,12 @@ def check_trust_report(s: Subject) -> None:
 
 def check_gate_floor(s: Subject) -> None:
     """Gates so slow that all stay open: the whole model's loss."""
-    found = trust.gate_floor(s.model, TASK, dict(s.circuit.values), steps=1, seed=0, lr=1e-9)
+    found = trust.gate_floor(
+        s.model,
+        TASK,
+        dict(s.circuit.values),
+        PruneConfig(objective="task", calibrate=False, steps=1, lr=1e-9),
+    )
     same(found.loss, loss_of(s.naive, TASK.batch(64, split="test", seed=0).tokens_and_targets()))
 
 

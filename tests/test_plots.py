@@ -171,7 +171,7 @@ def test_pointing_at_a_node_tells_site_index_mean_effect_and_weights():
         "index 53",
         "head 3",
         "mean +0.15",
-        "+0.4 nats",
+        "ablation effect +0.4",
         "+2.04",
         "+1.35",
     ):

@@ -152,7 +152,9 @@ def test_faithful_pruning_matches_the_model_where_the_model_is_wrong():
 def test_an_unknown_objective_is_refused():
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
-        with pytest.raises(ValueError, match="objective: got 'kind'; expected 'task' or 'faithful'"):
+        with pytest.raises(
+            ValueError, match="objective: got 'kind'; expected 'margins', 'task' or 'faithful'"
+        ):
             PruneConfig(objective="kind")
     finally:
         jaxtyping.config.update("jaxtyping_disable", False)

@@ -34,6 +34,7 @@ HEADLINES = {
     },
     "power": {"caught", "false_alarms"},
     "adversarial": {"loss_before", "loss_after", "sizes"},
+    "size_faithfulness": {"targets", "medians", "smallest_passing"},
     "stability": {"core", "contingent", "noise", "rival_found"},
     "first_hour": {"jobs", "tracebacks"},
     "interop": {"openai_max_abs", "memory_ratio", "seconds"},

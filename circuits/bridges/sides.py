@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from circuits.model.hooks import keep
 from circuits.model.options import ONE_STACK
 from circuits.model.subject import hash_of_weights
 from circuits.model.transformer import SparseTransformer
@@ -98,10 +99,7 @@ class Side:
             return
         tokens = torch.zeros(1, min(4, self.n_ctx), dtype=torch.int64, device=self.device)
         seen: dict[str, Tensor] = {}
-
-        def see(x: Tensor, hook: Any) -> None:
-            seen["mid"] = x
-
+        see = partial(keep, seen, "mid")
         try:
             for layer in range(self.n_layers):
                 with (
@@ -136,16 +134,16 @@ def _middle_hooks(layer: str, edit: Edit) -> list[tuple[str, Callable[..., Any]]
     Its own `hook_resid_mid` is only the input of the norm before the MLP: a value put there never reaches the
     skip connection. So the attention's output is changed instead, to what makes the sum come out as edited.
     """
-    before: list[Tensor] = []
+    before: dict[str, Tensor] = {}
+    return [
+        (f"blocks.{layer}.hook_resid_pre", partial(keep, before, layer)),
+        (f"blocks.{layer}.hook_attn_out", partial(_edit_sum, before, layer, edit)),
+    ]
 
-    def remember(x: Tensor, hook: Any) -> None:
-        before.append(x)
 
-    def change(attn_out: Tensor, hook: Any) -> Tensor:
-        resid = before.pop()
-        return edit(resid + attn_out) - resid
-
-    return [(f"blocks.{layer}.hook_resid_pre", remember), (f"blocks.{layer}.hook_attn_out", change)]
+def _edit_sum(before: dict[str, Tensor], layer: str, edit: Edit, attn_out: Tensor, hook: Any) -> Tensor:
+    resid = before.pop(layer)
+    return edit(resid + attn_out) - resid
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from circuits.circuit.nodes import Ablation
+from circuits.circuit.nodes import HOSTILE, Ablation
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.tokens import only, real_places
@@ -50,14 +50,15 @@ def ablation_values(
 ) -> dict[Site, Tensor]:
     """Replacement values from text: what each kind of ablation is, `Ablation` says.
 
-    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts.
+    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts;
+    stochastic and adversarial: the mean, from which they start.
     lengths: as in `mean_values`; pos is then the longest, a position's mean is over the rows that reach it, and
     resample takes the first of the longest rows.
     """
     if kind not in get_args(Ablation):
         raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
     _check_places(model, kind)
-    if kind == "mean":
+    if kind == "mean" or kind in HOSTILE:
         return mean_values(model, tokens, lengths=lengths)
     real = real_places(tokens, lengths)
     if kind == "zero":
@@ -87,11 +88,8 @@ def _mean_there(
 
 
 def _check_places(model: Subject, kind: Ablation) -> None:
-    if (
-        kind in ("position", "resample")
-        and isinstance(model, SparseTransformer)
-        and model.encoder is not None
-    ):
+    two_stacks = isinstance(model, SparseTransformer) and model.encoder is not None
+    if two_stacks and kind not in ("mean", "zero"):
         raise ValueError(
             f"ablation: got {kind!r} for a model with arch='encdec'; expected 'mean' or 'zero'. What is carried over "
             "from a position of the source has no position in the target, and another text may have padding there."
@@ -113,14 +111,13 @@ def _site_values(
 ) -> dict[Site, Tensor]:
     """What is taken of the values [batch, pos, width] of every site: all of them, or say their mean."""
     found: dict[Site, Tensor] = {}
-
-    def keeper(site: Site) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            found[site] = take(site, value.flatten(2))
-
-        return keep
-
-    hooks = [(model.hook_name(site), keeper(site)) for site in model.sites()]
+    hooks = [(model.hook_name(site), partial(_take, found, site, take)) for site in model.sites()]
     with torch.inference_mode(False), torch.no_grad(), model.hooks(fwd_hooks=hooks):
         model(tokens)
     return found
+
+
+def _take(
+    found: dict[Site, Tensor], site: Site, take: Callable[[Site, Tensor], Tensor], value: Tensor, hook: Any
+) -> None:
+    found[site] = take(site, value.flatten(2))

@@ -123,6 +123,17 @@ class Circuit(Plotted, Decompiled):
         return len(self.edges)
 
     @property
+    def core(self) -> tuple[Node, ...]:
+        """The nodes that the model itself cannot do without: ablating one alone breaks what the criterion asks.
+
+        A circuit is *a* set of nodes that is enough. Of what is outside its core the model has more than one, or more
+        than enough: `circuits.pruning.rivals` looks for another circuit there.
+        """
+        return tuple(
+            n for n in self.nodes if n in self.facts and self.facts[n].model_loss > self.criterion.target
+        )
+
+    @property
     def loss(self) -> float:
         """Task loss in nats when only the circuit is kept (nan if it was not measured)."""
         loss = self.metrics.get("task_loss")
@@ -277,8 +288,8 @@ class Circuit(Plotted, Decompiled):
         ]
         return (
             f"<b>{escape(self.task)}</b>: {self.n_nodes} nodes, {self.n_edges} edges, "
-            f"task loss {self.loss:.3f} nats ({self.ablation} ablation)"
-            + html_table(["layer", "site", "index", "mean", "effect (nats)"], rows)
+            f"{self.criterion.task_loss_said} {self.loss:.3f} nats ({self.ablation} ablation)"
+            + html_table(["layer", "site", "index", "mean", f"effect{self.criterion.unit}"], rows)
         )
 
 
@@ -312,7 +323,8 @@ def _criterion(data: Mapping[str, Any]) -> Criterion:
     """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
     if "criterion" in data:
         return Criterion.from_json(data["criterion"])
-    settings = data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
+    old = {"objective": "task", "target_loss": 0.15}
+    settings = old | data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
     known = {f.name for f in fields(Criterion)}
     kept = {name: value for name, value in settings.items() if name in known}
     return Criterion(**{**kept, "task": data["task"], "ablation": data["ablation"]})

@@ -2,14 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from circuits.circuit.nodes import Ablation
-from circuits.settings import Count, Fraction, Positive, Said, Seed, Settings
+from circuits.circuit.score import TARGETS, UNIT, Objective
+from circuits.settings import Count, Fraction, Positive, Seed, Settings
 from tasks import Task, load_task, task_options
 
-Objective = Annotated[Literal["task", "faithful"], Said("'task' or 'faithful'")]
-"""task: give the right answers. faithful: give the model's, right or wrong."""
+AIM = 0.75
+"""Share of the target, of margins, that a choice among thousands of circuits must stay within to hold elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,17 +21,17 @@ class Criterion(Settings):
     "Name of the task."
     task_options: Mapping[str, Any] | None = field(default_factory=dict)
     "With which `load_task` makes the task; None: it cannot, the task is one of your own."
-    objective: Objective = "task"
-    "Whether the right answers or the model's decide."
-    target_loss: Positive = 0.15
-    "Nats at most: of two-way task loss (chance is 0.693), or of KL from the model's answer-or-foil distribution."
+    objective: Objective = "margins"
+    "What is compared: the model's margins with their sizes, the right answers, or how sure the model is of its own."
+    target_loss: Positive | None = None
+    "What the objective's loss may be; None: `circuits.circuit.score.TARGETS`."
     target_accuracy: Fraction = 0.985
-    "Fraction of prompts, at least, on which the circuit prefers what is right (faithful: what the model prefers)."
+    "Fraction of prompts, at least, on which the circuit prefers what the model prefers (task: what is right)."
     calibrate: bool = True
     "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
     ablation: Ablation = "mean"
     "What is outside the circuit is replaced by."
-    n_eval: Count = 512
+    n_eval: Count = 256
     "Validation prompt pairs that decide."
     n_test: Count = 1024
     "Test prompt pairs that the score is reported on."
@@ -41,6 +42,26 @@ class Criterion(Settings):
     def of(cls, task: Task, **changes: Any) -> "Criterion":
         """The criterion for a task, with all its options."""
         return cls(task=task.name, task_options=task_options(task), **changes)
+
+    @property
+    def target(self) -> float:
+        """What the loss may be at most: a share of the mean square of the model's margins, or nats."""
+        return TARGETS[self.objective] if self.target_loss is None else self.target_loss
+
+    @property
+    def aim(self) -> float:
+        """What pruning must reach on the prompts that it chooses by: errors of margins are greater on others."""
+        return AIM * self.target if self.objective == "margins" else self.target
+
+    @property
+    def unit(self) -> str:
+        """That of the loss, with a space before it; empty for a share."""
+        return f" {UNIT[self.objective]}".rstrip()
+
+    @property
+    def task_loss_said(self) -> str:
+        """What `task_loss` of a circuit's metrics is, in words."""
+        return "calibrated task loss" if self.calibrated else "task loss"
 
     @property
     def calibrated(self) -> bool:

@@ -6,17 +6,26 @@ criterion, with its verdict. Nothing else decides whether a part of a model is g
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.circuit.adversary import Attack, Shares, drawn, worst
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import ordinary, run_masked
-from circuits.circuit.nodes import Edge, Node, all_nodes, edge_masks, is_pair, node_masks, without
-from circuits.circuit.score import Score, fitted_scale, margin_of, score_against, score_margins, two_way_kl
+from circuits.circuit.nodes import HOSTILE, Edge, Node, all_nodes, edge_masks, is_pair, node_masks, without
+from circuits.circuit.score import (
+    Score,
+    fitted_scale,
+    loss_against,
+    margin_of,
+    margins,
+    score_against,
+    score_margins,
+)
 from circuits.model.sites import Site, WeightAt, weights_among
 from circuits.model.subject import SparseSubject, Subject
 from tasks import Batch, Task
@@ -25,6 +34,12 @@ from tasks.base import Targets
 Kept = Sequence[Edge] | Literal["between", "all"]
 """The weights that are kept: these, with none else; "between": all between kept nodes, with none else; "all": every
 weight of the model, so that what is left out can still compete with what is kept in AbsTopK."""
+
+
+N_ATTACKED, N_SCORED = 32, 256
+"""Prompt pairs that an attack looks at, and those, at most, on which what it finds is scored."""
+N_DRAWS = 8
+"""Draws of stochastic ablation."""
 
 
 class MaskedModel:
@@ -76,6 +91,27 @@ class MaskedModel:
         """Margins of the whole model, in the order in which they are read."""
         return torch.cat([margin_of(self._run(part, {}, None), part) for part in self._parts])
 
+    def kept(self, nodes: Iterable[Node], edges: Kept) -> Shares:
+        """1 at each kept part, 0 elsewhere: masks of sites, and of the weights that can be cut."""
+        masks = self.node_masks(nodes)
+        shares: Shares = {site: mask for site, mask in masks.items()}
+        for weight, mask in (self._cut(masks, edges) or {}).items():
+            shares[weight] = mask
+        return shares
+
+    def margins_under(self, shares: Shares) -> Float[Tensor, " rows"]:
+        """Margins while every part keeps such a share of itself, clean prompts first; differentiable in the shares."""
+        masks = {key: share for key, share in shares.items() if isinstance(key, Site)}
+        cut = {key: share for key, share in shares.items() if isinstance(key, WeightAt)}
+        logits = run_masked(self.model, self.targets.tokens, masks, self.values, cut)
+        return margins(logits, self.targets)
+
+    def first(self, n_pairs: int) -> "MaskedModel":
+        """The same on the first pairs alone."""
+        if n_pairs >= self.n_pairs:
+            return self
+        return MaskedModel(self.model, self.values, self.batch.rows(slice(n_pairs)))
+
     def _margins(self, nodes: Iterable[Node], edges: Kept) -> Tensor:
         return torch.cat([margin_of(logits, part) for logits, part in self._read(nodes, edges)])
 
@@ -113,30 +149,40 @@ class Evaluator(MaskedModel):
     def __init__(self, model: Subject, task: Task, criterion: Criterion, values: dict[Site, Tensor]) -> None:
         criterion.check(task)
         self.task, self.criterion = task, criterion
+        self._known: dict[tuple[frozenset[Node], frozenset[Edge] | str], Score | None] = {}
         batch = task.batch(criterion.n_eval, split="val", seed=criterion.seed)
         super().__init__(model, values, batch, first=16)
 
     def score(self, nodes: Sequence[Node], edges: Kept) -> Score:
         """Score on the validation prompts, after a calibration of these parts' own if the criterion asks for one."""
-        return self._score(self._margins(nodes, edges))
+        return self._hardest(self, self._score(self._margins(nodes, edges)), nodes, edges)
 
     def solved(self, nodes: Sequence[Node], edges: Kept) -> Score | None:
         """The validation score if it meets both targets, else None.
 
         Most of what is tried fails on the first few prompts: reading stops as soon as no outcome on the
-        remaining ones could meet the targets, which changes no answer.
+        remaining ones could meet the targets, which changes no answer. Answers are kept, since the last rounds of
+        dropping, and whoever proves their result, ask the same again.
         """
+        asked = (frozenset(nodes), edges if isinstance(edges, str) else frozenset(edges))
+        if asked not in self._known:
+            self._known[asked] = self._solved(nodes, edges)
+        return self._known[asked]
+
+    def _solved(self, nodes: Sequence[Node], edges: Kept) -> Score | None:
         read: list[Tensor] = []
         for logits, part in self._read(nodes, edges):
             read.append(margin_of(logits, part))
             if self._out_of_reach(torch.cat(read)):
                 return None
         score = self._score(torch.cat(read))
+        if self.meets(score):
+            score = self._hardest(self, score, nodes, edges)
         return score if self.meets(score) else None
 
     def meets(self, score: Score) -> bool:
-        """Whether a score is within both targets."""
-        return score.loss <= self.criterion.target_loss and score.accuracy >= self.criterion.target_accuracy
+        """Whether a score on the prompts that decide is within both targets."""
+        return score.loss <= self.criterion.aim and score.accuracy >= self.criterion.target_accuracy
 
     def spare(self, nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node | Edge]:
         """The nodes and weights that could go, one at a time, while the rest meets the targets: none if 1-minimal.
@@ -152,6 +198,10 @@ class Evaluator(MaskedModel):
     def scale(self, nodes: Sequence[Node], edges: Kept) -> float:
         """The calibration factor of these parts, fitted on the validation prompts; 1 without calibration."""
         return self.fitted(self._margins(nodes, edges)) if self.criterion.calibrated else 1.0
+
+    def own_scale(self, nodes: Sequence[Node], edges: Kept) -> float:
+        """Such a factor whether the criterion calibrates or not: the published calibration, to look at."""
+        return fitted_scale(self._margins(nodes, edges))
 
     def fitted(self, margin: Float[Tensor, " rows"]) -> float:
         """The calibration factor of these margins; 1 without calibration."""
@@ -169,32 +219,73 @@ class Evaluator(MaskedModel):
 
     def scored(self, runs: MaskedModel, nodes: Iterable[Node], edges: Kept, scale: float = 1.0) -> Score:
         """Score of parts on any prompts: against the right answers, or against the whole model's."""
-        return self.score_of(runs, runs.margins(nodes, edges), scale)
+        nodes = list(nodes)
+        plain = self.score_of(runs, runs.margins(nodes, edges), scale)
+        return self._hardest(runs, plain, nodes, edges, scale)
 
     def score_of(self, runs: MaskedModel, margin: Float[Tensor, " rows"], scale: float = 1.0) -> Score:
         """Score of margins on the prompts of `runs`, clean prompts first."""
-        if self.criterion.objective == "faithful":
-            return score_against(margin, runs.full_margins)
-        return score_margins(margin * scale)
+        if self.criterion.objective == "task":
+            return score_margins(margin * scale)
+        return score_against(margin, runs.full_margins, self.criterion.objective)
 
     def loss_of(self, runs: MaskedModel, margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
         """The loss of such a score, differentiable."""
-        return two_way_kl(margin, runs.full_margins if self.criterion.objective == "faithful" else None)
+        return loss_against(self.criterion.objective, margin, runs.full_margins)
+
+    def under_attack(
+        self,
+        runs: MaskedModel,
+        nodes: Sequence[Node],
+        edges: Kept,
+        scale: float = 1.0,
+        attack: Attack | None = None,
+    ) -> Score:
+        """Score while what is left out takes the worst values there are between its mean and its own."""
+        seen = runs.first(N_ATTACKED)
+        found = worst(runs.kept(nodes, edges), partial(self._loss_under, seen, scale), attack or Attack())
+        return self._score_under(runs.first(N_SCORED), found.shares, scale)
+
+    def at_random(self, runs: MaskedModel, nodes: Sequence[Node], edges: Kept, scale: float = 1.0) -> Score:
+        """Mean score over draws in which what is left out lies anywhere between its mean and its own value."""
+        generator, kept = torch.Generator().manual_seed(self.criterion.seed), runs.kept(nodes, edges)
+        seen = runs.first(N_SCORED)
+        scores = [self._score_under(seen, drawn(kept, generator), scale) for _ in range(N_DRAWS)]
+        return Score(*(sum(column) / N_DRAWS for column in zip(*scores, strict=True)))
+
+    def _loss_under(self, runs: MaskedModel, scale: float, shares: Shares) -> Float[Tensor, ""]:
+        return loss_against(self.criterion.objective, runs.margins_under(shares) * scale, runs.full_margins)
+
+    def _score_under(self, runs: MaskedModel, shares: Shares, scale: float) -> Score:
+        with torch.no_grad():
+            return self.score_of(runs, runs.margins_under(shares), scale)
+
+    def _hardest(
+        self, runs: MaskedModel, plain: Score, nodes: Sequence[Node], edges: Kept, scale: float = 1.0
+    ) -> Score:
+        """The plain score, or a worse one, where the criterion's ablation chooses what is left out."""
+        if self.criterion.ablation not in HOSTILE or edges == "all":
+            return plain
+        score = self.at_random if self.criterion.ablation == "stochastic" else self.under_attack
+        hard = score(runs, nodes, edges, scale)
+        return Score(max(plain.loss, hard.loss), min(plain.accuracy, hard.accuracy))
+
+    @cached_property
+    def _power(self) -> float:
+        """Mean square of the whole model's margins on all prompts, by which those on a few are measured."""
+        return float(self._full_margins.square().mean())
 
     def _out_of_reach(self, read: Tensor) -> bool:
         share = len(read) / (2 * self.n_pairs)
         score = self._score(read)
         wrong = (1 - score.accuracy) * share
-        return (
-            score.loss * share > self.criterion.target_loss
-            or wrong > 1 - self.criterion.target_accuracy + 1e-9
-        )
+        return score.loss * share > self.criterion.target or wrong > 1 - self.criterion.target_accuracy + 1e-9
 
     def _score(self, margin: Tensor) -> Score:
         """Of the margins read so far."""
-        if self.criterion.objective == "faithful":
-            return score_against(margin, self._full_margins[: len(margin)])
-        return score_margins(margin * self.fitted(margin))
+        if self.criterion.objective == "task":
+            return score_margins(margin * self.fitted(margin))
+        return score_against(margin, self._full_margins[: len(margin)], self.criterion.objective, self._power)
 
 
 def _slices(n: int, first: int, most: int = 64) -> list[tuple[int, int]]:

@@ -23,9 +23,12 @@ from circuits.model.sites import (
     weights_among,
 )
 
-Ablation = Literal["mean", "zero", "position", "resample"]
+Ablation = Literal["mean", "zero", "position", "resample", "stochastic", "adversarial"]
 """What is left out is replaced by: its mean over batch and positions; zero; its mean at that position; its value at
-that position in another text, the next of a few in turn for each prompt."""
+that position in another text, the next of a few in turn for each prompt; some way from its mean to its own value, at
+random; or as far that way as hurts most (`circuits.circuit.adversary`)."""
+HOSTILE = ("stochastic", "adversarial")
+"""Ablations that choose values anew each time they judge; what stands still beside them is the mean."""
 Widths = Mapping[Site, int]
 """Number of coordinates of each site that there is."""
 
@@ -92,7 +95,9 @@ class NodeFacts(NamedTuple):
     mean: float
     """Its value when ablated: the mean over the training distribution."""
     effect: float
-    """Rise of the circuit's task loss, in nats, when this node alone is ablated too."""
+    """Rise of the circuit's loss, in the unit of its criterion, when this node alone is ablated too."""
+    model_loss: float = math.nan
+    """The whole model's loss, in that unit, when this node alone is ablated; nan: not measured."""
 
 
 def check_parts(nodes: Iterable[Node], edges: Sequence[Edge], io_edges: Sequence[IOEdge]) -> None:

@@ -1,17 +1,35 @@
-"""How well logits solve a task: two-way cross-entropy and accuracy between the answer and its foil."""
+"""How well logits solve a task, or agree with the model's, all of it between the answer and its foil."""
 
 import math
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.model.subject import Subject
+from circuits.settings import Said
+from circuits.statistics import share_of
 from tasks import Batch, Task
 from tasks.base import Targets
 
+Objective = Annotated[Literal["margins", "task", "faithful"], Said("'margins', 'task' or 'faithful'")]
+"""margins: the model's margins, their sizes with their signs. task: the right answers. faithful: the model's answers,
+as sure as it is of each, right or wrong."""
+TARGETS = {"margins": 0.04, "task": 0.15, "faithful": 0.15}
+"""What a loss may be by default: a share of the mean square of the model's margins (its root, 0.2, bounds the error of
+their mean), or nats."""
+LOSS = {
+    "margins": "mean square error of the margins over their mean square",
+    "task": "task loss",
+    "faithful": "KL from the model's answer-or-foil distribution",
+}
+"""What a loss is, in words."""
+UNIT = {"margins": "", "task": "nats", "faithful": "nats"}
+"""Its unit; empty for a share."""
+_LEAST_ROWS = 8
+"""Prompts of an answer below which their order says nothing."""
 _LARGEST = math.log(10)
 """Bound on the logarithm of the calibration: a circuit ten times too faint is no circuit."""
 
@@ -20,9 +38,10 @@ class Score(NamedTuple):
     """A task score; unpacks as (loss, accuracy)."""
 
     loss: float
-    """Mean two-way cross-entropy in nats over clean and corrupted prompts; chance is log 2 = 0.693."""
+    """That of the objective, over clean and corrupted prompts: of a task, two-way cross-entropy in nats (chance is
+    log 2 = 0.693)."""
     accuracy: float
-    """Fraction of prompts whose answer has a higher logit than its foil."""
+    """Fraction of prompts on which the answer (task), or what the model prefers (else), has the higher logit."""
 
 
 class UnsolvedError(ValueError):
@@ -32,7 +51,7 @@ class UnsolvedError(ValueError):
         super().__init__(
             f"task: the whole model's loss on {task!r} is {full.loss:.3f} nats (accuracy {full.accuracy:.3f}); "
             f"expected at most target_loss = {target_loss} and at least target_accuracy = {target_accuracy}. "
-            "Train it longer, or relax the targets."
+            'Train it longer, relax the targets, or ask for what the model does instead: objective="faithful".'
         )
         self.score = full
 
@@ -71,12 +90,67 @@ def two_way_kl(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]
     return (cross - entropy).mean()
 
 
-def score_against(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> Score:
-    """KL from the reference in nats, and the share of rows in which both prefer the same token."""
+def margin_error(
+    margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], power: float | None = None
+) -> Float[Tensor, ""]:
+    """Mean square error of the margins over the mean square of the reference; 0: the same, 1: as bad as none.
+
+    power: that mean square where it is known from more rows than these.
+    """
+    own = reference.square().mean() if power is None else power
+    return (margin - reference).square().mean() / own
+
+
+def loss_against(
+    objective: Objective,
+    margin: Float[Tensor, " rows"],
+    reference: Float[Tensor, " rows"],
+    power: float | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of an objective, differentiable: of margins, given those of the model on the same prompts."""
+    if objective == "margins":
+        return margin_error(margin, reference, power)
+    return two_way_kl(margin, reference if objective == "faithful" else None)
+
+
+def score_against(
+    margin: Float[Tensor, " rows"],
+    reference: Float[Tensor, " rows"],
+    objective: Objective = "faithful",
+    power: float | None = None,
+) -> Score:
+    """The loss of an objective, and the share of rows in which margin and reference prefer the same token."""
     _check_finite("margin", margin)
     _check_finite("reference", reference)
     same = (margin > 0) == (reference > 0)
-    return Score(max(0.0, float(two_way_kl(margin, reference))), float(same.float().mean()))
+    loss = float(loss_against(objective, margin, reference, power))
+    return Score(max(0.0, loss), float(same.float().mean()))
+
+
+def margin_ratio(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> float:
+    """Mean margin over that of the reference; nan for a reference that prefers nothing on average."""
+    share = share_of(float(margin.mean()), float(reference.mean()))
+    return math.nan if share is None else share
+
+
+def margin_correlations(
+    margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], answer: Int64[Tensor, " rows"]
+) -> dict[int, float]:
+    """Pearson's correlation with the reference among prompts of one answer, by answer; 0 where `margin` is constant.
+
+    Answers of fewer than 8 prompts are left out, and those where the reference varies by less than a tenth of its
+    size: there is no order to have.
+    """
+    found = {}
+    size = float(reference.double().square().mean().sqrt())
+    for token in answer.unique().tolist():
+        rows = answer == token
+        if int(rows.sum()) < _LEAST_ROWS or float(reference[rows].double().std()) < 0.1 * size:
+            continue
+        pair = torch.stack([margin[rows], reference[rows]]).double()
+        varies = bool((pair.std(dim=1) > 1e-6).all())
+        found[token] = float(torch.corrcoef(pair)[0, 1]) if varies else 0.0
+    return found
 
 
 def score_margins(margin: Float[Tensor, " rows"]) -> Score:

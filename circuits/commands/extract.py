@@ -87,7 +87,13 @@ def prune(
         str, typer.Option(help="A task of the model's corpus, such as quotes or brackets.")
     ] = "quotes",
     out: Annotated[Path | None, typer.Option(help="Circuit to write (default: out/TASK.json).")] = None,
-    target_loss: Annotated[float, typer.Option(help="Task loss that the circuit may reach, in nats.")] = 0.15,
+    objective: Annotated[
+        str, typer.Option(help="margins (the model's, with their sizes), task (right answers), or faithful.")
+    ] = "margins",
+    target_loss: Annotated[
+        float | None,
+        typer.Option(help="Loss that the circuit may reach (by default 0.04 for margins, else 0.15 nats)."),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of PruneConfig.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -101,7 +107,8 @@ def prune(
 
         found, corpus = load_model(model)
         changes = read_json(config) if config else {}
-        settings = PruneConfig.from_json({"target_loss": target_loss, "seed": seed, **changes})
+        chosen = {"objective": objective, "target_loss": target_loss, "seed": seed}
+        settings = PruneConfig.from_json({**chosen, **changes})
         check_writable(out)
         circuit = run(found, load_task(task), settings, corpus=corpus)
         circuit.save(out)

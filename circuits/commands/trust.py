@@ -56,7 +56,7 @@ def trust(
 def verify(
     seeds: Annotated[int, typer.Option(help="Sets of decoys for each model.")] = 10,
     models: Annotated[
-        list[str] | None, typer.Option(help="A hand-made model, repeatable (default: all six).")
+        list[str] | None, typer.Option(help="A hand-made model, repeatable (default: all of them).")
     ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Keep the results in docs/results/ground_truth.json.")
@@ -68,16 +68,15 @@ def verify(
 ) -> None:
     """Prove on this machine that pruning returns circuits that are known: models compiled by hand, among decoys."""
     with clear_errors():
-        from circuits.handmade import MODELS
-        from circuits.handmade.proof import RESULTS
+        from circuits.handmade.proof import EVERY, RESULTS
         from circuits.handmade.proof import verify as run
 
-        if write and models and set(models) != set(MODELS):
+        if write and models and set(models) != set(EVERY):
             raise ValueError("write: a part of the models is not the proof; leave out --models.")
         if write:
             check_writable(RESULTS, name="write")
         err = console(stderr=True)
-        report = run(seeds, models=models or tuple(MODELS), resume=resume, write=write, log=err.print)
+        report = run(seeds, models=models or EVERY, resume=resume, write=write, log=err.print)
     if as_json:
         answer(report, True, title="")
     else:

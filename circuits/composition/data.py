@@ -1,8 +1,9 @@
 """Composition measured on data: what one head's output does to a later head when it is replaced on one path only."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from circuits.composition.parts import Port, Reader, Writer
 from circuits.heads.weights import head_weights
+from circuits.model.hooks import keep
 from circuits.model.options import Says
 from circuits.model.tokens import only, real_places
 from circuits.statistics import spearman
@@ -131,8 +133,8 @@ def _run(
     """Logits, every layer's z, and which coordinates of attn_out AbsTopK kept (1.0: it does not act there)."""
     z: dict[int, Tensor] = {}
     out: dict[int, Tensor] = {}
-    hooks = [(f"blocks.{layer}.attn.hook_z", _keeper(z, layer)) for layer in layers]
-    hooks += [(f"blocks.{layer}.hook_attn_out", _keeper(out, layer)) for layer in layers]
+    hooks = [(f"blocks.{layer}.attn.hook_z", partial(keep, z, layer)) for layer in layers]
+    hooks += [(f"blocks.{layer}.hook_attn_out", partial(keep, out, layer)) for layer in layers]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     kept: dict[int, Tensor | float] = {}
     for layer in layers:
@@ -142,30 +144,23 @@ def _run(
     return logits, z, kept
 
 
-def _keeper(store: dict[int, Tensor], layer: int) -> Callable[..., None]:
-    def keep(value: Tensor, hook: Any) -> None:
-        store[layer] = value
-
-    return keep
-
-
 def _patched(
     model: Any, tokens: Tensor, reader: Reader, delta: Float[Tensor, "batch pos d_model"]
 ) -> tuple[Tensor, Tensor]:
     """Logits and the reader's z when `delta` is added to one of its inputs."""
     seen: dict[int, Tensor] = {}
     name = f"blocks.{reader.layer}.attn.hook_"
-
-    def add(value: Tensor, hook: Any) -> Tensor:
-        # Grouped key-value heads have fewer copies than there are heads.
-        copy = reader.number * value.shape[2] // model.cfg.n_heads
-        value = value.clone()
-        value[:, :, copy] += delta
-        return value
-
-    hooks = [(f"{name}{reader.port.lower()}_input", add), (f"{name}z", _keeper(seen, 0))]
+    add = partial(_add_to_head, reader.number, model.cfg.n_heads, delta)
+    hooks = [(f"{name}{reader.port.lower()}_input", add), (f"{name}z", partial(keep, seen, 0))]
     logits = model.run_with_hooks(tokens, fwd_hooks=hooks)
     return logits, seen[0][:, :, reader.number]
+
+
+def _add_to_head(head: int, n_heads: int, delta: Tensor, value: Tensor, hook: Any) -> Tensor:
+    value = value.clone()
+    # Grouped key-value heads have fewer copies than there are heads.
+    value[:, :, head * value.shape[2] // n_heads] += delta
+    return value
 
 
 def _divergence(logits: Tensor, patched: Tensor) -> Float[Tensor, ""]:

@@ -5,22 +5,26 @@ from circuits.handmade.catalogue import (
     Handmade,
     brackets,
     build,
+    build_hard,
     copying,
     induction,
     majority,
     modular,
     quotes,
 )
+from circuits.handmade.hard import HARD
 from circuits.handmade.rankings import METHODS
 from circuits.handmade.recovery import Recovery, rank_metrics, recover
 
 __all__ = [
+    "HARD",
     "METHODS",
     "MODELS",
     "Handmade",
     "Recovery",
     "brackets",
     "build",
+    "build_hard",
     "copying",
     "induction",
     "majority",

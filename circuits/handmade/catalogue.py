@@ -9,13 +9,15 @@ from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import run_circuit
-from circuits.circuit.nodes import Edge
+from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.parts import io_edges
 from circuits.circuit.score import margins, score_margins
 from circuits.handmade import models, rules
 from circuits.handmade.board import Board, add_decoys, nodes_of
+from circuits.handmade.hard import HARD
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
+from circuits.pruning.redundancy import Situation
 from tasks import Corpus, Task, load_corpus
 from tasks.brackets import Brackets
 from tasks.quotes import Quotes
@@ -36,6 +38,15 @@ class Handmade:
     "Text for the ablation means."
     second: Task | None = None
     "Another task that the same model performs with other parts."
+    loose: frozenset[Node] = frozenset()
+    "Nodes of the circuit that the model can do without, each alone: they have doubles."
+    situation: Situation = "unique"
+    "How the model holds the task."
+
+    @property
+    def core(self) -> tuple[Node, ...]:
+        """The nodes that the model cannot do without, each alone."""
+        return tuple(node for node in self.circuit.nodes if node not in self.loose)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +159,29 @@ def build(
         circuit=_true_circuit(board.model, task, corpus, edges),
         corpus=corpus,
         second=_RECIPES[second].task() if second is not None else None,
+    )
+
+
+def build_hard(name: str, seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1) -> Handmade:
+    """A model of `circuits.handmade.hard`, with AbsTopK at work, hidden among decoys as in `build`.
+
+    Its circuit holds every part that takes part, doubles among them, so it is not minimal. Raises ValueError for an
+    unknown name.
+    """
+    if name not in HARD:
+        raise ValueError(f"name: got {name!r}; expected one of {sorted(HARD)}.")
+    lay, situation = HARD[name]
+    board = Board(_config(1, 0.5), CharTokenizer())
+    edges, loose = lay(board)
+    add_decoys(board, seed, weights=decoys, heads=decoy_heads)
+    task, corpus = Quotes(), _mini()
+    return Handmade(
+        model=board.model.eval().requires_grad_(False),
+        task=task,
+        circuit=_true_circuit(board.model, task, corpus, edges),
+        corpus=corpus,
+        loose=frozenset(loose),
+        situation=situation,
     )
 
 

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from circuits.files import mean, once, results_report, write_json
-from circuits.handmade import METHODS, MODELS, rank_metrics, recover
+from circuits.handmade import HARD, METHODS, MODELS, build_hard, rank_metrics, recover
 from circuits.pruning.config import PruneConfig
 
+EVERY = (*MODELS, *HARD)
+"""Names of all hand-made models: islands, and those with doubles."""
 RESULTS, KEPT = Path("docs/results/ground_truth.json"), Path("out/ground_truth")
 
 
 def verify(
     seeds: int = 10,
     *,
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] = EVERY,
     resume: bool = False,
     write: bool = False,
     log: Callable[[str], Any] = print,
@@ -27,10 +29,10 @@ def verify(
     what is there as done.
     Raises ValueError for an unknown model or fewer than one seed.
     """
-    unknown = sorted(set(models) - set(MODELS))
+    unknown = sorted(set(models) - set(EVERY))
     if unknown or seeds < 1:
         raise ValueError(
-            f"models, seeds: got {unknown or list(models)}, {seeds}; expected models out of {sorted(MODELS)} "
+            f"models, seeds: got {unknown or list(models)}, {seeds}; expected models out of {sorted(EVERY)} "
             "and at least one seed."
         )
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
@@ -68,7 +70,7 @@ def _kept(name: str, seed: int, resume: bool) -> dict[str, Any]:
 
 def _one(name: str, seed: int) -> dict[str, Any]:
     """One model with one set of decoys: what pruning returned, and how well every method ranks."""
-    made = MODELS[name](seed)
+    made = MODELS[name](seed) if name in MODELS else build_hard(name, seed)
     found = recover(made, seed)
     circuit = made.circuit
     missing, extra = (sum(">" not in part for part in parts) for parts in (found.missing, found.extra))
@@ -81,6 +83,8 @@ def _one(name: str, seed: int) -> dict[str, Any]:
         "exact": found.exact,
         "missing": found.missing,
         "extra": found.extra,
+        "situation": found.situation,
+        "true_situation": made.situation,
         "seconds_prune": round(found.seconds, 1),
         "n_nodes": circuit.n_nodes,
         "n_edges": circuit.n_edges,
@@ -93,7 +97,8 @@ def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "recovered": sum(run["exact"] for run in runs),
         "total": len(runs),
-        **{key: runs[0][key] for key in ("n_nodes", "n_edges", "n_nodes_model")},
+        **{key: runs[0][key] for key in ("n_nodes", "n_edges", "n_nodes_model", "true_situation")},
+        "situations_named": sum(run["situation"] == run["true_situation"] for run in runs),
         "seconds_prune": round(mean([run["seconds_prune"] for run in runs]), 1),
         "misses": [{k: run[k] for k in ("seed", "missing", "extra")} for run in runs if not run["exact"]],
         "methods": _averaged([run["methods"] for run in runs]),

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuits.circuit.ablation import mean_values
+from circuits.circuit.evaluator import MaskedModel
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import margins, two_way_loss
 from circuits.heads.weights import check_finite
 from circuits.model.compute import check_learnable, with_gradients
+from circuits.model.hooks import keep
 from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
@@ -42,6 +46,20 @@ def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
     return _by_attribution(model, task, [(i + 0.5) / IG_STEPS for i in range(IG_STEPS)])
 
 
+def single_ablation(model: SparseTransformer, task: Task) -> list[Node]:
+    """By how far ablating each node alone, at its mean over prompts, moves the margins: the simplest baseline."""
+    check_learnable(model)
+    text = task.batch(256, split="train", seed=0)
+    values = mean_values(model, text.clean, lengths=text.lengths)
+    runs = MaskedModel(model, values, task.batch(N_PAIRS // 2, split="train", seed=1))
+    scores = {site: torch.zeros(width) for site, width in runs.widths.items()}
+    for node in runs.every:
+        rest = [other for other in runs.every if other != node]
+        moved = runs.margins(rest, "all") - runs.full_margins
+        scores[node.at][node.index] = moved.abs().mean()
+    return _ranked(scores)
+
+
 def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
     """By the sum of |weight| over everything that the node reads and writes; the task is not looked at.
 
@@ -64,6 +82,7 @@ def random_order(model: SparseTransformer, task: Task) -> list[Node]:
 
 
 METHODS: dict[str, Ranking] = {
+    "single ablation": single_ablation,
     "attribution patching": attribution_patching,
     "integrated gradients": integrated_gradients,
     "weight magnitude": weight_magnitude,
@@ -109,11 +128,7 @@ def _gradients(model: SparseTransformer, clean: Targets, corrupt: Tensor, point:
     kept: dict[Site, Tensor] = {}
     others = _embeddings(model, corrupt)
 
-    def blend(embedded: Tensor, hook: Any) -> Tensor:
-        other = others[hook.name]
-        return (other + point * (embedded.detach() - other)).requires_grad_()
-
-    blends = [(name, blend) for name in others]
+    blends = [(name, partial(_blend, other, point)) for name, other in others.items()]
     with torch.enable_grad(), _watched(model, kept), model.hooks(fwd_hooks=blends):
         loss = two_way_loss(margins(model(clean.tokens), clean)) * len(clean.tokens)
         found = torch.autograd.grad(loss, list(kept.values()))
@@ -124,25 +139,22 @@ def _embeddings(model: SparseTransformer, tokens: Tensor) -> dict[str, Tensor]:
     """What tokens are embedded as, by the hook where it passes."""
     kept: dict[str, Tensor] = {}
     names = ["hook_embed", *(["encoder.embedding.hook_embed"] if model.encoder is not None else [])]
-
-    def keep(value: Tensor, hook: Any) -> None:
-        kept[hook.name] = value.detach()
-
-    with torch.no_grad(), model.hooks(fwd_hooks=[(name, keep) for name in names]):
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, partial(keep, kept, name)) for name in names]):
         model(tokens)
     return kept
 
 
 @contextmanager
 def _watched(model: SparseTransformer, kept: dict[Site, Tensor]) -> Iterator[None]:
-    def keeper(site: Site) -> Callable[..., None]:
-        def keep(value: Tensor, hook: Any) -> None:
-            kept[site] = value
-
-        return keep
-
-    with model.hooks(fwd_hooks=[(model.hook_name(site), keeper(site)) for site in model.sites()]):
+    with model.hooks(
+        fwd_hooks=[(model.hook_name(site), partial(keep, kept, site)) for site in model.sites()]
+    ):
         yield
+
+
+def _blend(other: Tensor, point: float, embedded: Tensor, hook: Any) -> Tensor:
+    """Embeddings at `point` of the way from others, from which gradients start."""
+    return (other + point * (embedded.detach() - other)).requires_grad_()
 
 
 def _ranked(scores: dict[Site, Tensor]) -> list[Node]:

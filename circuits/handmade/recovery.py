@@ -1,4 +1,4 @@
-"""Does pruning return exactly the circuit that was laid, and how well does a ranking find it?"""
+"""Does pruning return just the circuit that was laid, is its situation named, and how well does a ranking find it?"""
 
 import time
 from collections.abc import Sequence
@@ -10,19 +10,23 @@ from circuits.circuit.nodes import Node
 from circuits.handmade.catalogue import Handmade
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.pruning.redundancy import Situation, rivals
 
 
 class Recovery(NamedTuple):
     """What pruning made of one model."""
 
     exact: bool
-    """All true nodes and edges were found, and nothing else."""
+    """All true nodes and edges were found, and nothing else; where the model has parts more than once: nothing else, no
+    node was called core that is not, and the situation was named."""
     missing: list[str]
     """True nodes and edges that were not found."""
     extra: list[str]
     """Nodes and edges that are no part of the truth."""
     seconds: float
     """Time that pruning took."""
+    situation: Situation
+    """What `circuits.pruning.rivals` calls how the model holds the task."""
 
 
 def recover(made: Handmade, seed: int = 0, config: PruneConfig | None = None) -> Recovery:
@@ -31,12 +35,16 @@ def recover(made: Handmade, seed: int = 0, config: PruneConfig | None = None) ->
     found = prune(
         made.model, made.task, replace(config or PruneConfig(), seed=seed), corpus=made.corpus, progress=False
     )
+    seconds = time.perf_counter() - started
     true_parts, found_parts = _parts(made.circuit), _parts(found)
+    told = rivals(made.model, made.task, found, corpus=made.corpus, progress=False)
+    enough = found_parts <= true_parts if made.loose else found_parts == true_parts
     return Recovery(
-        exact=true_parts == found_parts,
+        exact=enough and set(found.core) <= set(made.core) and told.situation == made.situation,
         missing=sorted(true_parts - found_parts),
         extra=sorted(found_parts - true_parts),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
+        situation=told.situation,
     )
 
 

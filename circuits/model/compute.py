@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
+from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 
 F = TypeVar("F", bound=Callable[..., Any])
+SMALL_PASS = 2**24
+"""Activations of a pass (tokens times coordinates of all sites) up to which a second thread gains next to nothing."""
 
 
 @contextmanager
@@ -78,6 +81,23 @@ def frozen(model: SparseTransformer) -> Iterator[None]:
             model.train(training)
             for parameter, need in zip(model.parameters(), needed, strict=True):
                 parameter.requires_grad_(need)
+
+
+@contextmanager
+def threads_for(model: Subject, n_tokens: int) -> Iterator[int]:
+    """One thread where passes over this many tokens are small, else as many as torch has; yields the number.
+
+    Threads meet many times in a pass, and a small one waits there for whoever has lost its core to another process:
+    beside one such process two threads took nine times as long as one. torch has one number of threads for the whole
+    process; it is put back at the end.
+    """
+    before = torch.get_num_threads()
+    small = n_tokens * sum(model.widths.values()) <= SMALL_PASS
+    torch.set_num_threads(1 if small else before)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
 
 
 def compact(model: SparseTransformer) -> SparseTransformer:

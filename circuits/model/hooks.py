@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 from transformer_lens import hook_points
 from transformer_lens.hook_points import LensHandle
+
+Key = TypeVar("Key")
 
 
 class HookPoint(hook_points.HookPoint):
@@ -37,6 +39,11 @@ class HookPoint(hook_points.HookPoint):
         mine = value.clone()
         found = function(mine, hook=hook)
         return mine if found is None else found
+
+
+def keep(store: dict[Key, Tensor], key: Key, value: Tensor, hook: Any) -> None:
+    """A hook that keeps what passes by: `partial(keep, store, key)`."""
+    store[key] = value
 
 
 class Turn:

@@ -19,6 +19,8 @@ HEADLINES: Mapping[str, tuple[str, str]] = {
     "n_edges": ("edges", "{:,}"),
     "task_loss": ("task loss (nats)", "{:.3f}"),
     "task_accuracy": ("task accuracy", "{:.1%}"),
+    "margin_ratio": ("margin over the model's", "{:.0%}"),
+    "margin_correlation": ("correlation within an answer", "{:.2f}"),
     "val_loss": ("validation loss", "{:.3f}"),
     "density": ("density", "{:.2%}"),
     "n_nonzero": ("nonzero weights", "{:,}"),
@@ -48,7 +50,7 @@ def demo_page(
         if key not in HEADLINES and isinstance(value, bool | int | float | str)
     ]
     blocks: list[Block] = [headline(numbers), READING, circuit_figure(circuit, title="", d_head=d_head)]
-    nodes = heading("Nodes") + table(node_rows(circuit), {"mean": "+.3f", "effect (nats)": "+.3f"})
+    nodes = heading("Nodes") + table(node_rows(circuit), {"mean": "+.3f", "effect": "+.3f"})
     edges = heading("Edges") + table(edge_rows(circuit), {"weight": "+.3f"}) if circuit.edges else ""
     blocks += [Html(f'<div class="pair"><section>{nodes}</section><section>{edges}</section></div>')]
     figures = list(figures)
@@ -67,14 +69,14 @@ READING = (
 
 
 def node_rows(circuit: Circuit) -> list[dict[str, Any]]:
-    """Rows for `table`: every node with its site, mean and ablation effect (nats), in forward order."""
+    """Rows for `table`: every node with its site, mean and ablation effect (of the loss), in forward order."""
     order = {site: i for i, site in enumerate(circuit.sites)}
     rows = []
     for node in sorted(circuit.nodes, key=lambda node: (order[node.at], node.index)):
         facts = circuit.facts.get(node)
         mean, effect = (facts.mean, facts.effect) if facts else (float("nan"), float("nan"))
         rows.append({"node": short_label(node), "layer": node.layer, "site": node.site, "index": node.index})
-        rows[-1] |= {"mean": mean, "effect (nats)": effect}
+        rows[-1] |= {"mean": mean, "effect": effect}
     return rows
 
 

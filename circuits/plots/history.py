@@ -59,25 +59,23 @@ def _of_training(training: Training, *, title: str = "Training") -> go.Figure:
 def pruning_figure(
     history: Sequence[Row], *, title: str = "Pruning", target: int | float | None = None
 ) -> go.Figure:
-    """Task loss and open gates of a pruning run over its steps.
+    """Loss and open gates of a pruning run over its steps.
 
-    `history` holds one mapping a logged step with keys step, task_loss (nats) and n_open. `target`, where
-    given, is drawn as the loss to stay under. Raises ValueError when the history is empty or lacks a key.
+    `history` holds one mapping a logged step with keys step, task_loss (of the run's objective) and n_open. `target`,
+    where given, is drawn as the loss to stay under. Raises ValueError when the history is empty or lacks a key.
     """
     _check(history, ("step", "task_loss", "n_open"))
     steps = [row["step"] for row in history]
     traces = [
-        _line(
-            steps, [row["task_loss"] for row in history], "task loss", POSITIVE, 1, "task loss %{y:.3f} nats"
-        ),
+        _line(steps, [row["task_loss"] for row in history], "loss", POSITIVE, 1, "loss %{y:.3f}"),
         _line(steps, [row["n_open"] for row in history], "open gates", INK, 2, "%{y:,} open gates"),
     ]
     if target is not None:
         ends = [steps[0], steps[-1]]
-        line = _line(ends, [target, target], f"target {target:g}", NEGATIVE, 1, "target %{y:.3f} nats")
+        line = _line(ends, [target, target], f"target {target:g}", NEGATIVE, 1, "target %{y:.3f}")
         traces.append(line.update(line={"dash": "dash", "width": 1.5}))
-    said = f"loss {history[-1]['task_loss']:.3f} nats · {history[-1]['n_open']:,} open gates"
-    figure = _panels(traces, [("task loss (nats)", 0.5), ("open gates", 0.5)])
+    said = f"loss {history[-1]['task_loss']:.3f} · {history[-1]['n_open']:,} open gates"
+    figure = _panels(traces, [("loss of the objective", 0.5), ("open gates", 0.5)])
     figure.update_layout(**base_layout(title=title, subtitle=said, height=480))
     counts = [row["n_open"] for row in history]
     if min(counts) > 0 and max(counts) > 30 * min(counts):

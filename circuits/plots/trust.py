@@ -28,8 +28,8 @@ __all__ = ["trust_figure", "trust_page"]
 
 ROW = 25
 """Pixels to an entry of the report."""
-MARKS = {"pass": "✓", "fail": "✗", "note": "•", "not run": UNMEASURED}
-COLOURS = {"pass": POSITIVE, "fail": NEGATIVE_TEXT, "note": FAINT, "not run": FAINT}
+MARKS = {"pass": "✓", "fail": "✗", "note": "•", "inconclusive": "?", "not run": UNMEASURED}
+COLOURS = {verdict: FAINT for verdict in MARKS} | {"pass": POSITIVE, "fail": NEGATIVE_TEXT}
 
 
 @plot.register

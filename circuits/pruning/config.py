@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, fields
 
-from circuits.circuit.criterion import Criterion, Objective
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Ablation
+from circuits.circuit.score import Objective
 from circuits.settings import Amount, Count, Decay, Fraction, Positive, Seed, Settings, Whole
 from tasks import Task
 
@@ -12,13 +13,15 @@ from tasks import Task
 class PruneConfig(Settings):
     """Everything that decides a pruning run."""
 
-    objective: Objective = "task"
-    "task: give the right answers. faithful: give the model's, right or wrong, on clean and corrupted prompts."
-    target_loss: Positive = 0.15
-    "Nats at most: of two-way task loss (chance is 0.693), or of KL from the model's answer-or-foil distribution."
+    objective: Objective = "margins"
+    """margins: have the model's margins, their sizes with their signs, on clean and corrupted prompts. task: give the
+    right answers (the published objective). faithful: give the model's, as sure as it is of each, right or wrong."""
+    target_loss: Positive | None = None
+    """At most, of the mean square error of the margins over their mean square (None: 0.04), of two-way task loss in
+    nats (chance is 0.693; None: 0.15), or of KL in nats from the model's answer-or-foil distribution (None: 0.15)."""
     target_accuracy: Fraction = 0.985
-    "Fraction of prompts, at least, on which the circuit prefers what is right (faithful: what the model prefers)."
-    starts: Count = 4
+    "Fraction of prompts, at least, on which the circuit prefers what the model prefers (task: what is right)."
+    starts: Count = 2
     "Independent runs of gate training and dropping, from other random gates and prompts; the smallest result wins."
     steps: Count = 150
     "Steps of gate training in each."
@@ -38,7 +41,7 @@ class PruneConfig(Settings):
     "What a closed coordinate is replaced by; means are over training text, `mean` over batch and positions."
     n_mean: Count = 512
     "Sequences of training text that the means are taken over."
-    n_eval: Count = 512
+    n_eval: Count = 256
     "Validation prompt pairs that decide what is dropped."
     n_test: Count = 1024
     "Test prompt pairs that the final score is measured on."

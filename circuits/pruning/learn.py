@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from circuits.circuit.score import margins, two_way_kl
+from circuits.circuit.nodes import HOSTILE, Ablation
+from circuits.circuit.score import loss_against, margins, two_way_loss
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.gates import Gates
 from circuits.settings import Amount, Count, Decay, Positive, Settings
@@ -17,6 +18,8 @@ from tasks.base import Targets
 
 Key = TypeVar("Key", bound=Hashable)
 Part = TypeVar("Part")
+CLIMB = 0.1
+"""Step of the shares that closed parts keep under adversarial ablation."""
 Forward = Callable[[Targets, dict[Key, Tensor]], Float[Tensor, "rows pos d_vocab"]]
 """Logits on prompts under the masks: for each key one number in [0, 1] a part, 1 = keep."""
 
@@ -118,7 +121,9 @@ def learn_gates(
     from; reference: the margins that the circuit should have on them, clean prompts first (None: the right answers
     decide); log: called with step, loss in nats and number of open gates.
     """
-    calibrated = config.calibrate and reference is None
+    calibrated, power = config.calibrate and reference is None, None
+    if reference is not None:
+        power = float(reference.square().mean())
     log_scale = torch.zeros((), device=like.device, requires_grad=calibrated)
     settings = GateSettings(
         steps=config.steps,
@@ -129,22 +134,63 @@ def learn_gates(
         weight_decay=config.weight_decay,
     )
     shapes = {key: (len(own),) for key, own in parts.items()}
+    closed = _Closed(config.ablation, shapes, seed=seed, like=like)
     learner = GateLearner(shapes, pool, settings, like=like, beside=[log_scale])
     importance = {key: torch.zeros_like(gate) for key, gate in learner.gates.parameters.items()}
     way: list[list[Part]] = []
     for step, rows, masks in learner.steps():
         targets = pool.rows(rows).tokens_and_targets()
-        wanted = None if reference is None else reference[torch.cat([rows, rows + len(pool)])]
-        loss = two_way_kl(margins(forward(targets, masks), targets) * log_scale.exp(), wanted)
+        margin = margins(forward(targets, closed.filled(masks)), targets)
+        if reference is None:
+            loss = two_way_loss(margin * log_scale.exp())
+        else:
+            loss = loss_against(
+                config.objective, margin, reference[torch.cat([rows, rows + len(pool)])], power
+            )
         n_open, by_mask = learner.backward(loss, rising(config.penalty, step, config.steps), masks)
         for key, grad in by_mask.items():
             importance[key].lerp_(grad.abs(), 0.05)
+        closed.climb(by_mask)
         if not way or n_open < min(0.9 * len(way[-1]), len(way[-1]) - 1):
             way.append(_ranked(parts, learner.gates, importance))
         learner.update()
         if step % 20 == 0 or step == config.steps - 1:
             log(step, float(loss.detach()), int(n_open))
     return [*way, _ranked(parts, learner.gates, importance)]
+
+
+class _Closed(Generic[Key]):
+    """The shares of themselves that closed parts keep while gates learn: none, random ones, or ones that climb.
+
+    Ablations that stand still leave none. Adversarial ones go up the loss, by a step of its sign, each time that the
+    gates go down.
+    """
+
+    def __init__(
+        self, ablation: Ablation, shapes: Mapping[Key, tuple[int, ...]], *, seed: int, like: Tensor
+    ) -> None:
+        self.ablation, self._generator = ablation, torch.Generator().manual_seed(seed)
+        self._shares = {key: torch.zeros(shape).to(like) for key, shape in shapes.items()}
+
+    def filled(self, masks: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
+        """The masks with closed parts at their shares."""
+        if self.ablation not in HOSTILE:
+            return dict(masks)
+        if self.ablation == "stochastic":
+            self._shares = {
+                key: torch.rand(share.shape, generator=self._generator).to(share)
+                for key, share in self._shares.items()
+            }
+        return {key: mask + (1 - mask) * self._shares[key] for key, mask in masks.items()}
+
+    def climb(self, slopes: Mapping[Key, Tensor]) -> None:
+        """Move the shares up the loss, given its slopes by the masks, which have the sign of those by the shares."""
+        if self.ablation == "adversarial":
+            self._shares = {
+                # A share of 1 would hide the part's gate from the loss.
+                key: (share + CLIMB * slopes[key].sign()).clamp(0, 0.9)
+                for key, share in self._shares.items()
+            }
 
 
 def _ranked(

@@ -10,7 +10,7 @@ Gates learn on training prompts; steps 2 and 3 look at validation prompts; the r
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.nodes import Node
 from circuits.circuit.score import check_task
 from circuits.files import heeding_interrupts
 from circuits.kernels import keep_pages
-from circuits.model.compute import frozen, with_gradients
+from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
@@ -38,13 +39,15 @@ def prune(
     *,
     corpus: Corpus | None = None,
     search: int | None = None,
+    without: Collection[Node] = (),
     progress: bool = True,
 ) -> Circuit:
     """The smallest circuit found that solves `task` within `config.target_loss`; 1-minimal in nodes and edges.
 
     corpus: the training text for the ablation means (default: mini-Python). search: this many runs with other
-    learning rates and penalties, found by Optuna, in place of `config.starts`. Raises ValueError when the task
-    does not fit the model, and UnsolvedError (a ValueError) when the whole model misses the targets.
+    learning rates and penalties, found by Optuna, in place of `config.starts`. without: nodes that the circuit may not
+    have. Raises ValueError when the task does not fit the model, UnsolvedError (a ValueError) when the whole model
+    misses the targets, and NoCircuitError (another) when everything but the nodes in `without` does.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
@@ -54,15 +57,25 @@ def prune(
     if search is not None:
         from circuits.pruning.tune import tune
 
-        return tune(lambda tried: prune(model, task, tried, corpus=corpus, progress=progress), config, search)
+        return tune(
+            lambda tried: prune(model, task, tried, corpus=corpus, without=without, progress=progress),
+            config,
+            search,
+        )
     started = time.perf_counter()
-    hunt = Search(model, task, config, corpus)
-    with frozen(model), heeding_interrupts() as heed, _progress_bar(config, progress) as bar:
+    n_tokens = 2 * config.batch_size * task.n_ctx
+    with (
+        frozen(model),
+        threads_for(model, n_tokens),
+        heeding_interrupts() as heed,
+        _progress_bar(config, progress) as bar,
+    ):
 
         def show(*args: Any, **fields: Any) -> None:
             heed()
             bar(*args, **fields)
 
+        hunt = Search(model, task, config, corpus, without)
         circuit = hunt.circuit(*hunt.best(show))
     return circuit.with_metrics(seconds=time.perf_counter() - started)
 

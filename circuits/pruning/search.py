@@ -1,6 +1,7 @@
 """The search for a circuit: learn gates, take what they leave, drop what can go."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
@@ -8,13 +9,19 @@ from torch import Tensor
 
 from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.evaluator import Evaluator, Kept
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
 from circuits.circuit.parts import edges_between, io_edges
+from circuits.circuit.scope import scope
 from circuits.circuit.score import (
+    TARGETS,
     Score,
     UnsolvedError,
+    margin_correlations,
+    margin_error,
+    margin_ratio,
     score_against,
     score_margins,
     task_margins,
@@ -31,17 +38,26 @@ from tasks.base import Targets
 class Search:
     """One pruning run: what it is judged by, the prompts that gates learn from, and its history."""
 
-    def __init__(self, model: SparseTransformer, task: Task, config: PruneConfig, corpus: Corpus) -> None:
-        self.model, self.task, self.config = model, task, config
+    def __init__(
+        self,
+        model: SparseTransformer,
+        task: Task,
+        config: PruneConfig,
+        corpus: Corpus,
+        without: Collection[Node] = (),
+    ) -> None:
+        """without: nodes that no circuit may have."""
+        self.model, self.task, self.config, self.without = model, task, config, frozenset(without)
         self.criterion = config.criterion(task)
-        faithful = config.objective == "faithful"
         generator = torch.Generator().manual_seed(config.seed)
         text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
         self.values = ablation_values(model, text, config.ablation)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
-        self.reference = task_margins(model, self.pool) if faithful else None
+        self.reference = None if config.objective == "task" else task_margins(model, self.pool)
         self.judge = Evaluator(model, task, self.criterion, self.values)
-        if not faithful:  # a faithful circuit is one for what the model does, whatever that is
+        if (
+            config.objective != "faithful"
+        ):  # a faithful circuit is one for what the model does, whatever that is
             _check_solved(self.judge)
         self.history: list[dict[str, float]] = []
 
@@ -72,15 +88,25 @@ class Search:
 
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
         """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
-        parts = {
-            site: [Node.of(site, i) for i in range(value.shape[-1])] for site, value in self.values.items()
-        }
+        own = {site: [Node.of(site, i) for i in range(v.shape[-1])] for site, v in self.values.items()}
+        parts = {site: [node for node in nodes if node not in self.without] for site, nodes in own.items()}
+        places = {site: torch.tensor([node.index for node in nodes]) for site, nodes in parts.items()}
+        closed = self.judge.node_masks([])
 
         def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
-            return run_masked(self.model, targets.tokens, masks, self.values)
+            whole = {
+                site: mask
+                if len(mask) == len(closed[site])
+                else closed[site].index_put((places[site],), mask)
+                for site, mask in masks.items()
+            }
+            return run_masked(self.model, targets.tokens, whole, self.values)
 
         way = self._learn(parts, forward, start, show, "nodes")
-        return _last(way, self._solved_between) or [node for own in parts.values() for node in own]
+        found = _last(way, self._solved_between) or [node for nodes in parts.values() for node in nodes]
+        if self.without and not self._solved_between(found):
+            raise NoCircuitError(self.judge.score(found, "between"), self.criterion, len(self.without))
+        return found
 
     def edges_by_gates(
         self, nodes: list[Node], edges: list[Edge], start: int, show: Callable[..., None]
@@ -171,7 +197,13 @@ class Search:
             val_task_loss=here.loss,
             val_task_accuracy=here.accuracy,
             one_minimal=not self.judge.spare(nodes, edges),
-            target_loss=self.config.target_loss,
+            scope={
+                name: holds._asdict()
+                for name, holds in scope(
+                    self.model, self.values, nodes, edges, self.task, seed=self.config.seed
+                ).items()
+            },
+            target_loss=self.criterion.target,
             target_accuracy=self.config.target_accuracy,
             history=self.history,
             prune=self.config.to_json(),
@@ -182,32 +214,54 @@ class Search:
             node: NodeFacts(
                 mean=float(self.values[node.at][..., node.index].mean()),
                 effect=self.judge.score(*without(node, nodes, edges)).loss - here.loss,
+                model_loss=self.judge.score([n for n in self.judge.every if n != node], "all").loss,
             )
             for node in nodes
         }
 
     def _held_out(self, nodes: list[Node], edges: list[Edge]) -> dict[str, float]:
-        """Scores on test prompts, of the circuit (the calibration is that of the validation prompts) and the model."""
+        """Scores on test prompts, of the circuit (calibrated by the validation prompts, where so) and the model."""
         test, scale = self.judge.test, self.judge.scale(nodes, edges)
-        margin = test.margins(nodes, edges)
-        score, full = score_margins(margin * scale), score_margins(test.full_margins)
-        same = score_against(margin, test.full_margins)
+        margin, full = test.margins(nodes, edges), test.full_margins
+        score, own = score_margins(margin * scale), score_margins(full)
+        same = score_against(margin, full)
+        order = margin_correlations(margin, full, test.targets.answer).values()
         return {
-            "kl_to_model": same.loss,
-            "agreement_with_model": same.accuracy,
+            "criterion_loss": self.judge.scored(test, nodes, edges, scale).loss,
             "task_loss": score.loss,
             "task_accuracy": score.accuracy,
             "uncalibrated_task_loss": score_margins(margin).loss,
+            "calibrated_task_loss": score_margins(margin * self.judge.own_scale(nodes, edges)).loss,
             "logit_scale": scale,
-            "full_task_loss": full.loss,
-            "full_task_accuracy": full.accuracy,
+            "margin_error": float(margin_error(margin, full)),
+            "margin_ratio": margin_ratio(margin, full),
+            "margin_correlation": sum(order) / len(order) if order else math.nan,
+            "kl_to_model": same.loss,
+            "agreement_with_model": same.accuracy,
+            "adversarial_loss": self.judge.under_attack(test, nodes, edges, scale).loss,
+            "stochastic_loss": self.judge.at_random(test, nodes, edges, scale).loss,
+            "full_task_loss": own.loss,
+            "full_task_accuracy": own.accuracy,
         }
+
+
+class NoCircuitError(ValueError):
+    """Everything but the nodes that a circuit may not have misses the targets, so no part of it could meet them."""
+
+    def __init__(self, score: Score, asked: Criterion, n: int) -> None:
+        super().__init__(
+            f"without: all nodes but these {n} have loss {score.loss:.3g} (accuracy {score.accuracy:.3f}) on "
+            f"{asked.task!r}; expected at most {asked.aim:g} and at least {asked.target_accuracy}. Allow some of "
+            "them, or relax the targets."
+        )
+        self.score = score
 
 
 def _check_solved(judge: Evaluator) -> None:
     full, asked = score_margins(judge.full_margins), judge.criterion
-    if not judge.meets(full):
-        raise UnsolvedError(asked.task, full, asked.target_loss, asked.target_accuracy)
+    nats = asked.target if asked.objective == "task" else TARGETS["task"]
+    if full.loss > nats or full.accuracy < asked.target_accuracy:
+        raise UnsolvedError(asked.task, full, nats, asked.target_accuracy)
 
 
 def _last(way: Sequence[list], solved: Callable[[list], Score | None]) -> list:

@@ -1,5 +1,6 @@
 """The checks of one circuit on its own model: is it enough, is it needed, does it behave like the model?"""
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -7,16 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuits.circuit.ablation import ablation_values
 from circuits.circuit.nodes import Node
-from circuits.circuit.score import margin_of
-from circuits.trust.report import Entry
+from circuits.circuit.score import LOSS, TARGETS, UNIT, margin_of, score_margins
+from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench, greedy
 
-LOSS = {
-    "task": "task loss",
-    "faithful": "KL from the model's answer-or-foil distribution",
-}
-"""What a criterion's loss is, in words."""
+TASK_LOSS = TARGETS["task"]
+"""Nats of two-way task loss that an uncalibrated circuit may have."""
+KL = 0.05
+"""Nats that the circuit's answer-or-foil distribution may be from the model's."""
+AWAY, NOISE = 0.3, 16
+"""Share of their own size, or of so many times their noise, by which ablation values may differ from other text's."""
+MEAN_GAP, WORST_GAP = 0.15, 0.3
+"""Differences in P(answer), which lies between 0 and 1, that knocking nodes out of circuit and model may leave."""
 
 
 def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
@@ -29,13 +34,80 @@ def sufficiency(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="sufficiency",
             meaning=f"The {LOSS[asked.objective]} with everything but the circuit ablated, on the criterion's "
-            f"{asked.n_test} test pairs; at most {asked.target_loss:g} is asked for, and the baseline is the loss "
+            f"{asked.n_test} test pairs; at most {asked.target:g} is asked for, and the baseline is the loss "
             "with everything ablated.",
             value=loss,
             baseline=empty,
-            unit="nats",
-            verdict="pass" if loss <= asked.target_loss else "fail",
+            unit=UNIT[asked.objective],
+            verdict="pass" if loss <= asked.target else "fail",
             details={"accuracy": accuracy, "logit_scale": bench.scale, "n_pairs": asked.n_test},
+        )
+    ]
+
+
+def right_answers(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Task loss with only the circuit kept, without calibration, whatever the criterion asks."""
+    loss, model = score_margins(bench.circuit_margins()), score_margins(bench.full_margins)
+    return [
+        Entry(
+            name="task loss, uncalibrated",
+            meaning="Two-way loss of the right answers with everything but the circuit ablated and the logits as they "
+            f"are; at most {TASK_LOSS:g} nats, or the model's own. The baseline is with everything ablated.",
+            value=loss.loss,
+            baseline=score_margins(bench.margins([], [])).loss,
+            unit="nats",
+            verdict="pass" if loss.loss <= max(TASK_LOSS, model.loss) else "fail",
+            details={"accuracy": loss.accuracy, "model": model.loss},
+        )
+    ]
+
+
+def held_values(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """Whether what the circuit holds the rest at is what its ablation says, taken anew from training text."""
+    kind, away = bench.circuit.ablation, math.nan
+    if bench.text is not None and kind != "resample":
+        halves = [ablation_values(bench.model, text, kind) for text in bench.text.chunk(2)]
+        away = max(_away(bench.values[site], *(half[site] for half in halves)) for site in bench.values)
+    return [
+        Entry(
+            name="ablation values",
+            meaning="Root mean square difference, at the worst site, between the values that the circuit holds "
+            f"everything else at and those of the {kind} ablation taken anew from training text, over the size of the "
+            f"latter, or {NOISE} times what differs between two halves of that text; at most {AWAY:g}. Not run without "
+            "such text, nor for values of single texts.",
+            value=away,
+            baseline=1.0,
+            verdict=judged(away, away <= AWAY),
+        )
+    ]
+
+
+def _away(held: Tensor, first: Tensor, second: Tensor) -> float:
+    n = min(held.shape[0], first.shape[0]) if held.ndim > 1 else None
+    held, anew, noise = held[:n], (first[:n] + second[:n]) / 2, (first[:n] - second[:n]) / 2
+    far, size, spread = (float(x.square().mean().sqrt()) for x in (held - anew, anew, noise))
+    return far / max(size, NOISE * spread, 1e-6)
+
+
+def under_attack(bench: Bench, rng: random.Random) -> Sequence[Entry]:
+    """The criterion's loss while what is left out takes the worst values, or random ones, between mean and its own."""
+    judge, parts = bench.judge, bench.circuit_without()
+    asked = judge.criterion
+    plain = judge.score_of(bench, bench.circuit_margins(), bench.scale).loss
+    worst, drawn = (find(bench, *parts, bench.scale).loss for find in (judge.under_attack, judge.at_random))
+    return [
+        Entry(
+            name=f"{kind} ablation",
+            meaning=f"The {LOSS[asked.objective]} while what is left out takes {values} between its mean and its own "
+            "value; the baseline is the loss with its mean. Far above it, the circuit leans on what it leaves out.",
+            value=loss,
+            baseline=plain,
+            unit=UNIT[asked.objective],
+            verdict="note" if asked.ablation != kind else "pass" if loss <= asked.target else "fail",
+        )
+        for kind, values, loss in (
+            ("adversarial", "the worst values found", worst),
+            ("stochastic", "random values", drawn),
         )
     ]
 
@@ -55,7 +127,7 @@ def necessity(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             "the baseline is the greatest rise among as many nodes drawn at random outside the circuit, site by site.",
             value=rise,
             baseline=max(others),
-            unit="nats",
+            unit=UNIT[bench.judge.criterion.objective],
             verdict="pass" if rise > max(0.1, max(others)) else "fail",
             details={"random": others, "full_loss": full},
         )
@@ -82,11 +154,11 @@ def _agreement(bench: Bench, kind: str, rows: slice) -> list[Entry]:
         Entry(
             name=f"KL, {kind}",
             meaning=f"KL from the model's to the circuit's answer-or-foil distribution on {kind} prompts; "
-            "the baseline is that of the empty circuit.",
+            f"at most {KL:g}, and a quarter of the baseline, which is that of the empty circuit.",
             value=kl,
             baseline=kl_empty,
             unit="nats",
-            verdict="pass" if kl <= 0.25 * kl_empty else "fail",
+            verdict="pass" if kl <= min(KL, 0.25 * kl_empty) else "fail",
             details={"kl_vocabulary": _kl(full.softmax(-1), ours.softmax(-1))},
         ),
         Entry(
@@ -124,19 +196,20 @@ def completeness(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="completeness, sampled",
             meaning="Mean difference in P(answer) between circuit and model when the same random half of the "
-            "circuit is knocked out of both; the baseline is the difference between empty circuit and model.",
+            f"circuit is knocked out of both; at most {MEAN_GAP:g}. The baseline is the difference between empty "
+            "circuit and model.",
             value=mean,
             baseline=chance,
-            verdict="pass" if mean <= 0.5 * chance else "fail",
+            verdict="pass" if mean <= MEAN_GAP else "fail",
             details={"gaps": gaps},
         ),
         Entry(
             name="completeness, worst found",
             meaning="The greatest such difference that a greedy search could find: large where the model has "
-            "another way to do the task than this circuit.",
+            f"another way to do the task than this circuit. At most {WORST_GAP:g}.",
             value=most,
             baseline=chance,
-            verdict="pass" if most <= chance else "fail",
+            verdict="pass" if most <= WORST_GAP else "fail",
             details={"knocked_out": [str(node) for node in worst]},
         ),
     ]
@@ -169,35 +242,37 @@ def interchange(bench: Bench, rng: random.Random) -> Sequence[Entry]:
 
 def minimality(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Proves again, as pruning does and on its prompts, that no single node and no single weight can go."""
-    spare = sorted(_named(part) for part in bench.judge.spare(*bench.circuit_without()))
+    parts = bench.circuit_without()
+    spare = sorted(_named(part) for part in bench.judge.spare(*parts))
+    enough = bench.judge.solved(*parts) is not None
     return [
         Entry(
             name="1-minimality",
             meaning="Number of nodes and weights that can go, one at a time, while the criterion is met on the prompts "
-            f"that pruning decided by (at most {bench.target:g} nats); a minimal circuit has none.",
+            f"that pruning decided by (at most {bench.target:g}); a minimal circuit has none, and meets it itself.",
             value=float(len(spare)),
             baseline=0.0,
-            verdict="pass" if not spare else "fail",
-            details={"spare": spare},
+            verdict="pass" if enough and not spare else "fail",
+            details={"spare": spare, "meets_criterion": enough},
         )
     ]
 
 
 def random_circuits(bench: Bench, rng: random.Random) -> Sequence[Entry]:
-    """Losses of circuits with as many random nodes at each site, each calibrated for itself."""
-    losses = [
-        bench.best_score(bench.random_like(rng, outside=False), "between").loss
-        for _ in range(bench.config.n_random)
-    ]
+    """Losses of circuits whose nodes are random but like this one's: site, degree, sizes of weights."""
+    objective = bench.judge.criterion.objective
+    losses = [bench.best_score(bench.alike(rng), "between").loss for _ in range(bench.config.n_random)]
+    ours = bench.best_score(*bench.circuit_without()).loss
     return [
         Entry(
             name="random circuits",
-            meaning=f"Least {LOSS[bench.judge.criterion.objective]} among circuits with as many nodes at each site, "
-            "drawn at random; the baseline is the loss of this circuit, and none may meet the target.",
+            meaning=f"Least {LOSS[objective]} among circuits of other nodes that are drawn at random, each like one of "
+            "this circuit's: of its site, with about as many and as large weights. None may meet the target or come "
+            "near the loss of this circuit, which is the baseline.",
             value=min(losses),
-            baseline=bench.best_score(*bench.circuit_without()).loss,
-            unit="nats",
-            verdict="pass" if min(losses) > bench.target else "fail",
+            baseline=ours,
+            unit=UNIT[objective],
+            verdict="pass" if min(losses) > max(bench.target, ours) else "fail",
             details={"losses": losses},
         )
     ]

@@ -17,10 +17,10 @@ class TrustConfig(Settings):
     "Random knockouts for completeness."
     n_greedy: Whole = 3
     "Steps of the search for the worst knockout."
-    control_steps: Whole = 100
-    "Steps of gate training for each nonsense control; 0 leaves the controls out."
-    control_lr: Positive = 1e-2
-    "Peak learning rate of that training."
+    control_steps: Whole = 150
+    "Steps of gate training for each nonsense control, by default pruning's own; 0 leaves the controls out."
+    control_lr: Positive = 3e-2
+    "Peak learning rate of that training, by default pruning's own."
     prune_seeds: Whole = 0
     "Further pruning runs whose circuits are compared with this one (minutes each at the default settings)."
     target_loss: Positive | None = None

@@ -1,10 +1,13 @@
 """Controls: can the same gate training find a "circuit" for nonsense, or in a model that knows nothing?
 
-Pruning proper refuses tasks that the model cannot do, so the controls train gates alone, with one budget for
-the true task and for every control, and look at the loss that the open gates reach on other prompts. Where a circuit
-was asked to be faithful, gates are asked for the model's own margins, and for those same margins on nonsense.
+Pruning proper refuses tasks that the model cannot do, so the controls train gates alone, with pruning's own budget,
+objective and calibration for the true task and for every control, and look at the least loss on other prompts among the
+open sets along the way that are no larger than a few times what the true task needed. Where a circuit has the model's
+margins, gates are asked for those, and for those same margins on nonsense. Where the true task's own gates stayed
+open, so few steps prove nothing about nonsense either: the control is inconclusive.
 """
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,18 +17,33 @@ import torch
 from torch import Tensor
 
 from circuits.circuit.ablation import mean_values
+from circuits.circuit.evaluator import MaskedModel
 from circuits.circuit.masked import ordinary, run_masked
-from circuits.circuit.score import margins, task_margins, two_way_kl
+from circuits.circuit.nodes import Node
+from circuits.circuit.score import UNIT, Score, fitted_scale, loss_against, task_margins, two_way_loss
 from circuits.model.compute import frozen, with_gradients
 from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
-from circuits.pruning.learn import GateLearner, GateSettings
+from circuits.pruning.config import PruneConfig
+from circuits.pruning.learn import learn_gates
+from circuits.pruning.minimal import thinned
 from circuits.trust.report import Entry
 from circuits.trust.workbench import Bench
 from tasks import Batch, Task
+from tasks.base import Targets
 
 SEPARATE = 0.5
-"""Nats that a control must stay above (chance is 0.693)."""
+"""Loss that a control must stay above: nats, of 0.693 by chance, or of the mean square of margins, of 1 without any."""
+ROOM = 3
+"""Times as many nodes as the true task needed, among which a control may look for its least loss."""
+CLOSED = 0.25
+"""Share of all nodes below which the true task's gates count as closed."""
+ABOUT = 0.02
+"""Loss by which a smaller set may be worse and still count as reaching the least one."""
+COARSE = 16
+"""Size of the groups of nodes by which a set is thinned out."""
+N_HELD_OUT = 64
+"""Prompt pairs on which the sets that gates leave are judged."""
 MEANINGS = {
     "swapped answers": "with answer and foil exchanged in every pair",
     "unrelated answers": "with answer and foil replaced by two tokens that have nothing to do with the task",
@@ -37,67 +55,63 @@ class Floor(NamedTuple):
     """What gate training reached."""
 
     loss: float
-    """Least loss on held-out prompts, in nats."""
+    """Least loss on held-out prompts, of the objective, among the sets that were looked at."""
     n_open: int
-    """Open gates at that point."""
+    """Nodes of the set that reached it; the smallest that does about as well."""
 
 
 Relabel = Callable[[Batch], Batch]
 
 
 def nonsense(bench: Bench, rng: random.Random) -> Sequence[Entry]:
-    """The true task, swapped answers, unrelated answers and a random model, under one budget of gate training."""
-    config = bench.config
-    if not config.control_steps:
+    """The true task, swapped answers, unrelated answers and a random model, under pruning's own gate training."""
+    if not bench.config.control_steps:
         return []
     floors, true = _floors(bench)
-    separated = true.loss <= SEPARATE / 2
+    closed = true.loss <= SEPARATE / 2 and true.n_open <= CLOSED * len(bench.every)
     return [
         Entry(
             name=name,
-            meaning=f"Loss that gate training reaches {MEANINGS[name]}; at least {SEPARATE:g} shows that it "
-            "cannot make a circuit out of anything. The baseline is the true task under the same budget.",
+            meaning=f"Loss that gate training reaches {MEANINGS[name]}, with at most {ROOM} times the nodes that the "
+            f"true task needs; at least {SEPARATE:g} shows that it cannot make a circuit out of anything. The baseline "
+            "is the true task under the same budget; inconclusive where its gates did not close either.",
             value=floor.loss,
             baseline=true.loss,
-            unit="nats",
-            verdict="fail" if floor.loss < SEPARATE else "pass" if separated else "note",
-            details={
-                "n_open": floor.n_open,
-                "true_n_open": true.n_open,
-                "steps": config.control_steps,
-                "lr": config.control_lr,
-            },
+            unit=UNIT[bench.judge.criterion.objective],
+            verdict="fail" if floor.loss < SEPARATE else "pass" if closed else "inconclusive",
+            details={"n_open": floor.n_open, "true_n_open": true.n_open, **_budget(bench).to_json()},
         )
         for name, floor in floors.items()
     ]
 
 
+def _budget(bench: Bench) -> PruneConfig:
+    """Pruning's settings under the circuit's criterion, with the steps and the rate that the report asks for."""
+    asked, config = bench.judge.criterion, bench.config
+    return PruneConfig(
+        objective=asked.objective,
+        target_loss=asked.target_loss,
+        calibrate=asked.calibrate,
+        steps=config.control_steps,
+        lr=config.control_lr,
+        seed=config.seed,
+    )
+
+
 def _floors(bench: Bench) -> tuple[dict[str, Floor], Floor]:
     """Of each control, and of the true task."""
-    model, task, seed = bench.model, bench.task, bench.config.seed
-    faithful = bench.judge.criterion.objective == "faithful"
-
-    def floor(asked: SparseTransformer, values: dict[Site, Tensor], relabel: Relabel | None = None) -> Floor:
-        return gate_floor(
-            asked,
-            task,
-            values,
-            steps=bench.config.control_steps,
-            lr=bench.config.control_lr,
-            seed=seed,
-            relabel=relabel,
-            follow=model if faithful else None,
-        )
-
-    fresh = SparseTransformer(model.config, seed=seed + 1).to(model.W_E.device)
-    text = task.batch(256, split="train", seed=seed).to(model.W_E.device)
-    true = floor(model, bench.values)
-    floors = {
-        "swapped answers": floor(model, bench.values, _swapped),
-        "unrelated answers": floor(model, bench.values, _unrelated(model, task, seed)),
-        "random model": floor(fresh, mean_values(fresh, text.clean, lengths=text.lengths)),
-    }
-    return floors, true
+    model, task, budget = bench.model, bench.task, _budget(bench)
+    true = gate_floor(model, task, bench.values, budget)
+    most = ROOM * max(true.n_open, bench.circuit.n_nodes)
+    fresh = SparseTransformer(model.config, seed=budget.seed + 1).to(model.W_E.device)
+    text = task.batch(256, split="train", seed=budget.seed).to(model.W_E.device)
+    random_values = mean_values(fresh, text.clean, lengths=text.lengths)
+    unrelated = _unrelated(model, task, budget.seed)
+    return {
+        "swapped answers": gate_floor(model, task, bench.values, budget, relabel=_swapped, most=most),
+        "unrelated answers": gate_floor(model, task, bench.values, budget, relabel=unrelated, most=most),
+        "random model": gate_floor(fresh, task, random_values, budget, follow=model, most=most),
+    }, true
 
 
 @with_gradients
@@ -105,70 +119,68 @@ def gate_floor(
     model: SparseTransformer,
     task: Task,
     values: dict[Site, Tensor],
+    config: PruneConfig,
     *,
-    steps: int,
-    seed: int,
     relabel: Relabel | None = None,
     follow: SparseTransformer | None = None,
-    target: float = 0.15,
-    lr: float = 3e-2,
-    penalty: float = 3e-3,
-    batch_size: int = 32,
+    most: int | None = None,
 ) -> Floor:
-    """Train gates on all nodes for `steps` and report the least held-out loss in the second half.
+    """Train gates on all nodes as pruning does; the least held-out loss among the open sets along the way.
 
-    Open gates cost something only while the loss is within `target`: a control is free to use whatever helps.
-    follow: a model whose margins on the task are asked for, in place of the right answers.
+    The last of them that reaches half of `SEPARATE` is thinned out, as pruning does, to one set more.
+    relabel: what to make of the prompts' answers. follow: the model whose margins are asked for where the objective
+    asks for some (default: `model`). most: only sets of at most that many nodes count, if there are any.
     """
     values = {site: ordinary(value) for site, value in values.items()}
-    asked = _Asked(model, task, values, seed, relabel or (lambda batch: batch), follow)
-    pool, held_out = asked.batch(8 * batch_size, "train"), asked.batch(64, "test")
-    settings = GateSettings(steps=steps, batch_size=batch_size, lr=lr, seed=seed, weight_decay=0.01)
-    shapes = {site: (value.shape[-1],) for site, value in values.items()}
-    best = Floor(float("inf"), 0)
+    asked = _Asked(task, config, relabel or (lambda batch: batch), follow or model)
+    pool, wanted = asked.prompts(16 * config.batch_size, "train")
+    test, reference = asked.prompts(N_HELD_OUT, "test")
+    parts = {site: [Node.of(site, i) for i in range(value.shape[-1])] for site, value in values.items()}
+
+    def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
+        return run_masked(model, targets.tokens, masks, values)
+
     with frozen(model):
-        learner = GateLearner(shapes, pool.batch, settings, like=model.W_E)
-        for step, rows, masks in learner.steps():
-            loss = asked.loss(pool.rows(rows), masks)
-            learner.backward(loss, penalty if float(loss.detach()) <= target else 0.0, masks)
-            learner.update()
-            if step >= steps // 2 and (step % 5 == 0 or step == steps - 1):
-                with torch.no_grad():
-                    reached = float(asked.loss(held_out, learner.gates.masks()))
-                best = min(best, Floor(reached, learner.gates.n_open()))
-    return best
+        way = learn_gates(
+            parts, forward, pool, wanted, config, seed=config.seed, like=model.W_E, log=lambda *_: None
+        )
+        runs = MaskedModel(model, values, test)
 
+        def reached(nodes: list[Node]) -> float:
+            return asked.loss(runs.margins(nodes, "all"), reference)
 
-class _Prompts(NamedTuple):
-    """Relabelled pairs, and the margins asked for on them, clean prompts first (None: the right answers decide)."""
+        def good(nodes: list[Node]) -> Score | None:
+            loss = reached(nodes)
+            return Score(loss, 1.0) if loss <= SEPARATE / 2 else None
 
-    batch: Batch
-    reference: Tensor | None
-
-    def rows(self, rows: Tensor) -> "_Prompts":
-        both = torch.cat([rows, rows + len(self.batch)])
-        return _Prompts(self.batch.rows(rows), None if self.reference is None else self.reference[both])
+        thin = [thinned(nodes, good, COARSE) for nodes in itertools.islice(filter(good, reversed(way)), 1)]
+        sets = way + thin
+        small = [nodes for nodes in sets if most is None or len(nodes) <= most] or way[-1:]
+        found = [Floor(reached(nodes), len(nodes)) for nodes in small]
+    least = min(found).loss
+    return min((floor for floor in found if floor.loss <= least + ABOUT), key=lambda floor: floor.n_open)
 
 
 class _Asked(NamedTuple):
-    """What gates are asked for: which answers, in which model."""
+    """What gates are asked for: which answers, and in which model's margins."""
 
-    model: SparseTransformer
     task: Task
-    values: dict[Site, Tensor]
-    seed: int
+    config: PruneConfig
     relabel: Relabel
-    follow: SparseTransformer | None
+    follow: SparseTransformer
 
-    def batch(self, n: int, split: str) -> _Prompts:
-        true = self.task.batch(n, split=split, seed=self.seed).to(self.model.W_E.device)  # type: ignore[arg-type]
-        reference = None if self.follow is None else task_margins(self.follow, true)
-        return _Prompts(self.relabel(true), reference)
+    def prompts(self, n: int, split: str) -> tuple[Batch, Tensor | None]:
+        """Relabelled pairs, and the margins asked for on them, clean prompts first (None: the right answers decide)."""
+        true = self.task.batch(n, split=split, seed=self.config.seed).to(self.follow.W_E.device)  # type: ignore[arg-type]
+        reference = None if self.config.objective == "task" else task_margins(self.follow, true)
+        return self.relabel(true), reference
 
-    def loss(self, prompts: _Prompts, masks: dict[Site, Tensor]) -> Tensor:
-        targets = prompts.batch.tokens_and_targets()
-        margin = margins(run_masked(self.model, targets.tokens, masks, self.values), targets)
-        return two_way_kl(margin, prompts.reference)
+    def loss(self, margin: Tensor, reference: Tensor | None) -> float:
+        """Of margins on such prompts, calibrated for themselves where the objective calibrates."""
+        if reference is not None:
+            return float(loss_against(self.config.objective, margin, reference))
+        scale = fitted_scale(margin) if self.config.calibrate else 1.0
+        return float(two_way_loss(margin * scale))
 
 
 def _swapped(batch: Batch) -> Batch:

@@ -1,64 +1,55 @@
 """Whether a circuit explains how sure the model is, and not only what it prefers."""
 
-import math
 import random
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.statistics import share_of
+from circuits.circuit.score import margin_correlations, margin_ratio
 from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench
 
+SURE = (0.8, 1.25)
+"""Margin ratios between which a circuit is about as sure as the model."""
+ORDER = 0.8
+"""Correlation within an answer from which on a circuit orders prompts as the model does."""
 N_OTHERS = 5
 """Circuits of random nodes that the order is compared with."""
-LEAST = 8
-"""Prompts of an answer below which their order says nothing."""
 
 
 def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Size of the circuit's margins against the model's, and their order among prompts of the same answer."""
     ours, theirs = bench.circuit_margins(), bench.full_margins
     others = [bench.margins(bench.random_like(rng, outside=False), "between") for _ in range(N_OTHERS)]
-    by_answer, ratio = _correlations(bench, ours), _ratio(ours, theirs)
+    by_answer, ratio = _correlations(bench, ours), margin_ratio(ours, theirs)
     return [
         Entry(
             name="margin ratio",
             meaning="Mean margin of the circuit, without calibration, over that of the model; 1 is as sure as the "
-            "model, the baseline is that of the empty circuit, and there is none for a model that is not sure at all.",
+            f"model, {SURE[0]:g} to {SURE[1]:g} pass, the baseline is that of the empty circuit, and there is none for "
+            "a model that is not sure at all.",
             value=ratio,
-            baseline=_ratio(bench.margins([], []), theirs),
-            verdict=judged(ratio, None),
+            baseline=margin_ratio(bench.margins([], []), theirs),
+            verdict=judged(ratio, SURE[0] <= ratio <= SURE[1]),
         ),
         Entry(
             name="margin correlation",
             meaning="Correlation of the circuit's margins with the model's among prompts of the same answer, a mean "
-            "over answers: does it say where the model is surer? The baseline is the best of five random circuits.",
+            f"over answers: does it say where the model is surer? At least {ORDER:g} passes; the baseline is the best "
+            "of five random circuits.",
             value=_mean(by_answer),
             baseline=max(_mean(_correlations(bench, other)) for other in others),
-            verdict="note",
+            verdict=judged(_mean(by_answer), _mean(by_answer) >= ORDER),
             details={"by_answer": by_answer},
         ),
     ]
 
 
-def _ratio(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"]) -> float:
-    share = share_of(float(margin.mean()), float(reference.mean()))
-    return math.nan if share is None else share
-
-
 def _correlations(bench: Bench, margin: Float[Tensor, " rows"]) -> dict[str, float]:
-    """Pearson's correlation with the model's margins by answer; 0 where either does not vary."""
-    found = {}
-    for answer in bench.targets.answer.unique().tolist():
-        rows = bench.targets.answer == answer
-        if int(rows.sum()) >= LEAST:
-            pair = torch.stack([margin[rows], bench.full_margins[rows]]).double()
-            varies = bool((pair.std(dim=1) > 1e-6).all())
-            found[bench.task.tokenizer.token(answer)] = float(torch.corrcoef(pair)[0, 1]) if varies else 0.0
-    return found
+    """The correlation with the model's margins, by answer."""
+    found = margin_correlations(margin, bench.full_margins, bench.targets.answer)
+    return {bench.task.tokenizer.token(answer): value for answer, value in found.items()}
 
 
 def _mean(values: dict[str, float]) -> float:

@@ -5,10 +5,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
-from circuits.circuit.score import check_task, task_score
-from circuits.model.compute import frozen, with_gradients
+from circuits.circuit.score import TARGETS, check_task, task_score
+from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -18,8 +22,11 @@ from circuits.trust.report import Entry, TrustReport
 from circuits.trust.workbench import Bench, Check
 from tasks import Corpus, Task
 
+N_TEXTS = 256
+"""Windows of training text that ablation values are taken anew from."""
 CHECKS: tuple[Check, ...] = (
     checks.sufficiency,
+    checks.right_answers,
     checks.necessity,
     checks.agreement,
     margins.margin_agreement,
@@ -27,6 +34,8 @@ CHECKS: tuple[Check, ...] = (
     checks.interchange,
     checks.minimality,
     checks.random_circuits,
+    checks.under_attack,
+    checks.held_values,
     controls.nonsense,
     controls.seed_overlap,
     yardsticks.cpr_and_cmd,
@@ -51,20 +60,21 @@ def trust_report(
     """Whether the circuit is what the model uses for its task: every check, by the criterion it was pruned by.
 
     task: that of the circuit's criterion, which is made anew where none is given. others: circuits of the same model
-    and task from other pruning seeds, for the overlap; corpus and pruning: training text and settings for
-    `config.prune_seeds` further pruning runs, under the same criterion. Raises ValueError, before any long run, when
-    the circuit is empty or of another model, when the task is not that of the circuit, or when the right answers are
-    asked for and the model cannot give them.
+    and task from other pruning seeds, for the overlap. corpus: the training text, by which ablation values are checked
+    where it is given. corpus and pruning: text and settings for `config.prune_seeds` further pruning runs, under the
+    same criterion. Raises ValueError, before any long run, when the circuit is empty or of another model, when the task
+    is not that of the circuit, or when the right answers are asked for and the model cannot give them.
     """
     config, started = config or TrustConfig(), time.perf_counter()
     task = task or circuit.criterion.load_task()
     _check(model, circuit, task, config)
-    with frozen(model):
+    with frozen(model), threads_for(model, 2 * config.n_pairs * task.n_ctx):
         found = [
             *others,
             *(_pruned(model, circuit, task, i, corpus, pruning) for i in range(config.prune_seeds)),
         ]
-        entries = run_checks(Bench(model, circuit, task, config, found))
+        text = _text(model, config, corpus)
+        entries = run_checks(Bench(model, circuit, task, config, found, text=text))
     return TrustReport(
         task=task.name,
         model_hash=circuit.model_hash,
@@ -72,6 +82,18 @@ def trust_report(
         n_edges=circuit.n_edges,
         entries=tuple(entries),
         seconds=time.perf_counter() - started,
+    )
+
+
+def _text(
+    model: SparseTransformer, config: TrustConfig, corpus: Corpus | None
+) -> Int[Tensor, "windows pos"] | None:
+    """Windows of training text, where it is given."""
+    if corpus is None:
+        return None
+    generator = torch.Generator().manual_seed(config.seed)
+    return corpus.windows(N_TEXTS, model.config.n_ctx, split="train", generator=generator).to(
+        model.W_E.device
     )
 
 
@@ -94,7 +116,8 @@ def _check(model: SparseTransformer, circuit: Circuit, task: Task, config: Trust
         raise ValueError("circuit: it has no nodes; expected at least one. Prune with a lower target_loss.")
     if circuit.criterion.objective == "faithful":
         return  # such a circuit is one for what the model does, right or wrong
-    target = config.target_loss or circuit.criterion.target_loss
+    asked = circuit.criterion
+    target = TARGETS["task"] if asked.objective == "margins" else config.target_loss or asked.target
     full = task_score(model, task.batch(config.n_pairs, split="test", seed=config.seed))
     if full.loss > target:
         raise ValueError(

@@ -10,8 +10,9 @@ from typing import Any, Literal
 from circuits.files import json_text
 from circuits.views import Cell, Plotted, html_table
 
-Verdict = Literal["pass", "fail", "note", "not run"]
-"""`note`: a number without a threshold that everybody would agree on."""
+Verdict = Literal["pass", "fail", "note", "inconclusive", "not run"]
+"""`note`: a number without a threshold that everybody would agree on. `inconclusive`: a check that could not have
+told a real circuit from a false one here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +83,11 @@ class TrustReport(Plotted):
     def verdict(self) -> str:
         """One sentence over all entries."""
         counted = sum(entry.verdict in ("pass", "fail") for entry in self.entries)
-        skipped = sum(entry.verdict == "not run" for entry in self.entries)
-        tail = f" {skipped} {'was' if skipped == 1 else 'were'} not run." if skipped else ""
+        tail = "".join(
+            f" {n} {'was' if n == 1 else 'were'} {name}."
+            for name in ("inconclusive", "not run")
+            if (n := sum(entry.verdict == name for entry in self.entries))
+        )
         if not self.failed:
             return f"All {counted} checks passed.{tail}"
         return f"{len(self.failed)} of {counted} checks failed: {', '.join(self.failed)}.{tail}"

@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
@@ -15,7 +15,7 @@ from circuits.circuit.evaluator import Evaluator, Kept, MaskedModel
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Edge, Node
 from circuits.circuit.score import Score, margins
-from circuits.model.sites import Site
+from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry
@@ -41,8 +41,10 @@ class Bench(MaskedModel):
         config: TrustConfig | None = None,
         others: Sequence[Circuit] = (),
         batch: Batch | None = None,
+        text: Int[Tensor, "windows pos"] | None = None,
     ) -> None:
-        """batch: prompts of your own, in place of the test prompts that the config asks for."""
+        """batch: prompts of your own, in place of the test prompts that the config asks for. text: training text."""
+        self.text = text
         self.circuit, self.task, self.others = circuit, task, others
         self.config = config = config or TrustConfig()
         criterion = circuit.criterion
@@ -56,7 +58,7 @@ class Bench(MaskedModel):
     @property
     def target(self) -> float:
         """Nats that the criterion allows."""
-        return self.judge.criterion.target_loss
+        return self.judge.criterion.target
 
     @cached_property
     def scale(self) -> float:
@@ -116,6 +118,33 @@ class Bench(MaskedModel):
             drawn += rng.sample(pool, len(own))
         return drawn
 
+    def alike(self, rng: random.Random) -> list[Node]:
+        """For each node of the circuit another of its site, drawn among those with as many and as large weights."""
+        drawn: list[Node] = []
+        own = set(self.circuit.nodes)
+        for node in self.circuit.nodes:
+            pool = [other for other in self._by_likeness(node) if other not in own and other not in drawn]
+            drawn += rng.sample(pool[: max(N_ALIKE, len(pool) // 10)], 1) if pool else []
+        return drawn
+
+    def _by_likeness(self, node: Node) -> list[Node]:
+        """Every other node of the site, those first that are most like this one in number and size of weights."""
+        looks = self._looks[node.at]
+        far = (looks - looks[node.index]).square().sum(dim=1)
+        return [Node.of(node.at, i) for i in far.argsort(stable=True).tolist() if i != node.index]
+
+    @cached_property
+    def _looks(self) -> dict[Site, Float[Tensor, "width looks"]]:
+        """For each coordinate, on a logarithmic scale: nonzero weights into and out of it, and their mean sizes."""
+        found = {site: torch.zeros(width, 4) for site, width in self.widths.items()}
+        for at in weights_among(self.widths):
+            weight = self.model.linear(*at).weight.detach().cpu().float().abs()
+            for site, axis, column in ((at.source, 1, 0), (at.target, 0, 2)):
+                number = (weight > 0).sum(dim=axis)
+                found[site][:, column] += number.log1p()
+                found[site][:, column + 1] += (weight.sum(dim=axis) / number.clamp_min(1)).log1p()
+        return found
+
     def patched_margins(
         self, nodes: Iterable[Node], *, in_circuit: bool, share: float = 1.0
     ) -> Float[Tensor, " pairs"]:
@@ -127,26 +156,24 @@ class Bench(MaskedModel):
         if in_circuit:
             masks, edges = self.node_masks(self.circuit.nodes), self.edge_masks(self.circuit.edges)
 
-        def swap(value: Tensor, hook: Any, node: Node) -> Tensor:
-            flat = value.flatten(2).clone()
-            flat[:n, :, node.index] += share * (flat[n:, :, node.index] - flat[:n, :, node.index])
-            return flat.view(value.shape)
-
         # Hooks run in the order in which they were added, so the mask of a kept node passes the swapped value.
-        hooks: list[Any] = [(self.model.hook_name(node.at), partial(swap, node=node)) for node in nodes]
+        hooks = [(self.model.hook_name(node.at), partial(_swap, node.index, share)) for node in nodes]
         with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             logits = run_masked(self.model, self.targets.tokens, masks or {}, self.values, edges)
         clean = Targets(*(part[:n] for part in self.targets))
         return margins(logits[:n], clean)
 
-    def mask_gradients(self, masks: dict[Site, Tensor]) -> dict[Site, Tensor]:
-        """d loss / d mask, with these masks (which need gradients)."""
-        with torch.enable_grad():
-            logits = run_masked(self.model, self.targets.tokens, masks, self.values)
-            loss = self.judge.loss_of(self, margins(logits, self.targets))
-            return dict(zip(masks, torch.autograd.grad(loss, list(masks.values())), strict=True))
+
+def _swap(index: int, share: float, value: Tensor, hook: Any) -> Tensor:
+    """A coordinate of the clean prompts, the first half of the rows, moved by `share` towards the corrupted ones."""
+    flat = value.flatten(2).clone()
+    clean, corrupted = flat[:, :, index].chunk(2)
+    clean += share * (corrupted - clean)
+    return flat.view(value.shape)
 
 
+N_ALIKE = 8
+"""Nodes, at least, among which one like another is drawn."""
 Check = Callable[[Bench, random.Random], Sequence[Entry]]
 """A check: entries of the report, from a bench and a stream of random numbers that is the check's own."""
 

@@ -19,8 +19,12 @@ SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Circuit sizes as shares of all nodes, as the Mechanistic Interpretability Benchmark sets them."""
 EPSILON = 0.1
 """Tolerance of the equivalence test around one half."""
+CARRIES = 0.8
+"""CPR from which on a ranking's best parts carry the task."""
 ALPHA = 0.05
-"""Level of every test."""
+"""Level of the other tests."""
+INDEPENDENCE = 0.01
+"""Level of the independence test: lower, since a report with a true circuit should not fail one time in twenty."""
 N_PERMUTATIONS = 200
 """Permutations of the independence test."""
 
@@ -28,21 +32,22 @@ N_PERMUTATIONS = 200
 def cpr_and_cmd(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Area under f, and between f and 1, where f(C) = (m(C) - m(empty)) / (m(full) - m(empty)).
 
-    m is the mean margin. Nodes are ranked by effect in the circuit, then the rest by attribution.
+    m is the mean margin. The circuit's nodes are ranked by their effect in it; the rest follow in random order.
     Source: Mueller et al. 2025 (arXiv 2504.13151).
     """
-    ours = _curve(bench, ranked_nodes(bench))
+    ours = _curve(bench, ranked_nodes(bench, rng))
     chance = _curve(bench, rng.sample(bench.every, len(bench.every)))
     details = {"shares": list(SHARES), "faithfulness": ours, "random": chance}
     return [
         Entry(
             name="CPR",
             meaning="Area under the share of the model's margin that the best-ranked nodes recover, over circuit "
-            "sizes of 0.1 to 100 %: do the best parts carry the task; the baseline is a random ranking. Not run "
+            "sizes of 0.1 to 100 %: do the circuit's nodes, the best first, carry the task? At least "
+            f"{CARRIES:g} passes; the baseline is a random ranking. Not run "
             "where the whole model's margin is no greater than that of its empty self.",
             value=_area(ours),
             baseline=_area(chance),
-            verdict=judged(_area(ours), _area(ours) > _area(chance)),
+            verdict=judged(_area(ours), _area(ours) >= max(CARRIES, _area(chance))),
             details=details,
         ),
         Entry(
@@ -58,13 +63,15 @@ def cpr_and_cmd(bench: Bench, rng: random.Random) -> Sequence[Entry]:
 
 
 @with_gradients
-def ranked_nodes(bench: Bench) -> list[Node]:
-    """All nodes: those of the circuit by what their removal costs it, then the rest by attribution."""
+def ranked_nodes(bench: Bench, rng: random.Random) -> list[Node]:
+    """All nodes: those of the circuit by what their removal costs it, then the rest in random order.
+
+    Whoever ranks the rest by attribution measures attribution: a circuit of inert nodes then does as well as any.
+    """
     effects = {node: bench.best_score(*bench.circuit_without([node])).loss for node in bench.circuit.nodes}
     first = sorted(effects, key=lambda node: (-effects[node], node))
-    attribution = _attribution(bench)
     rest = [node for node in bench.every if node not in effects]
-    return first + sorted(rest, key=lambda node: (-attribution[node], node))
+    return first + rng.sample(rest, len(rest))
 
 
 def equivalence(bench: Bench, rng: random.Random) -> Sequence[Entry]:
@@ -112,10 +119,10 @@ def independence(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         Entry(
             name="independence test",
             meaning="p-value of 'with the circuit ablated, the model's answer says nothing of what it was'; below "
-            f"{ALPHA:g} some of the task is left outside the circuit.",
+            f"{INDEPENDENCE:g} some of the task is left outside the circuit.",
             value=p_value,
-            baseline=ALPHA,
-            verdict="pass" if p_value >= ALPHA else "fail",
+            baseline=INDEPENDENCE,
+            verdict="pass" if p_value >= INDEPENDENCE else "fail",
         )
     ]
 
@@ -156,17 +163,6 @@ def _area(heights: list[float]) -> float:
     """Trapezoids over the shares, from the smallest to all nodes."""
     steps = zip(SHARES[:-1], SHARES[1:], heights[:-1], heights[1:], strict=True)
     return sum((b - a) * (f + g) / 2 for a, b, f, g in steps)
-
-
-def _attribution(bench: Bench) -> dict[Node, float]:
-    """|sum of value * gradient of the loss by the mask|: first-order cost of ablating each node."""
-    masks = {site: mask.requires_grad_() for site, mask in bench.node_masks(bench.every).items()}
-    gradients = bench.mask_gradients(masks)
-    return {
-        Node.of(site, i): float(g)
-        for site, gradient in gradients.items()
-        for i, g in enumerate(gradient.abs())
-    }
 
 
 def _binomial_tail(k: int, n: int, p: float) -> float:

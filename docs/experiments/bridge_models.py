@@ -18,6 +18,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train, with_vocabulary
+from docs.experiments.runs import published
 from tasks import Corpus, load_corpus, load_task
 
 MIN_ACCURACY = 0.94
@@ -115,8 +116,8 @@ def circuits_of(
 ) -> list[Circuit]:
     """Circuits for a task from n pruning seeds: each from `folder` where the same model and settings made it."""
     # One start each where there are several circuits: together they look at as many as one circuit usually does.
-    starts = 1 if n > 1 else PruneConfig().starts
-    settings = PruneConfig(target_accuracy=MIN_ACCURACY, starts=starts)
+    starts = 1 if n > 1 else published().starts
+    settings = published(target_accuracy=MIN_ACCURACY, starts=starts)
     return [
         _circuit_of(
             model, task, folder / f"{task}-{k}.json", replace(settings, seed=seed + 100 * k), progress

@@ -81,7 +81,7 @@ def case(training: Training, folder: Path, config: TrustConfig) -> dict[str, Any
 
 
 def _reported(training: Training, circuit: Circuit, config: TrustConfig) -> dict[str, Any]:
-    report = trust_report(training.model, circuit, load_task(TASK), config)
+    report = trust_report(training.model, circuit, load_task(TASK), config, corpus=training.corpus)
     return {
         "true_loss": report[CONTROLS["swapped_loss"]].baseline,
         **{key: report[name].value for key, name in CONTROLS.items()},

@@ -176,7 +176,7 @@ def _seconds(run: dict[str, Any]) -> float:
 
 
 def _circuit(seed: int, target: float) -> dict[str, Any]:
-    config = PruneConfig(calibrate=False, target_loss=target)
+    config = PruneConfig(objective="task", calibrate=False, target_loss=target)
     settings = {"train": sparse(seed).to_json(), "prune": config.to_json()}
     return once(OUT / f"circuit-{seed}-{target:g}.json", settings, partial(_extracted, seed, config))
 

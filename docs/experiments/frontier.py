@@ -15,9 +15,8 @@ import typer
 from rich.console import Console
 
 from circuits.files import mean, write_results
-from circuits.pruning.config import PruneConfig
 from circuits.training.config import TrainConfig
-from docs.experiments.runs import kept_training, pruned
+from docs.experiments.runs import kept_training, pruned, published
 
 RESULTS, KEPT = Path("docs/results/frontier.json"), Path("out/frontier")
 WIDTHS = (64, 128, 256)
@@ -47,7 +46,7 @@ def run(
             training = kept_training(folder / "model.safetensors", at_width(width, seed=seed, steps=steps))
             circuits = {
                 task: pruned(
-                    training, task, PruneConfig(seed=seed, starts=2, target_accuracy=MIN_ACCURACY), folder
+                    training, task, published(seed=seed, starts=2, target_accuracy=MIN_ACCURACY), folder
                 )
                 for task in TASKS
             }

@@ -37,7 +37,6 @@ from circuits.model.checkpoint import save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.mixers.compose import n_parameters
 from circuits.model.transformer import SparseTransformer
-from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.statistics import interval
 from circuits.training.config import TrainConfig
@@ -45,6 +44,7 @@ from circuits.training.loop import Updates, new_model
 from circuits.training.saved import load_trained
 from docs.experiments.decoys import induction_model
 from docs.experiments.heads_page import write_tables
+from docs.experiments.runs import published
 from tasks import Batch, Composition, Corpus, load_corpus
 from tasks.composition import foretold
 
@@ -253,7 +253,7 @@ def _n_compositions(model: SparseTransformer) -> int:
 def _n_edges(model: SparseTransformer, corpus: Corpus) -> int | None:
     """Edges of the circuit for seen cells; None when the model misses the target. Compositions stay open."""
     try:
-        circuit = prune(model, Composition(), PruneConfig(), corpus=corpus, progress=False)
+        circuit = prune(model, Composition(), published(), corpus=corpus, progress=False)
     except ValueError:
         return None
     return circuit.n_edges

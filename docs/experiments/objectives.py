@@ -12,9 +12,8 @@ import typer
 from rich.console import Console
 
 from circuits.files import write_results
-from circuits.pruning.config import PruneConfig
 from circuits.zoo.pretrained import load_pretrained
-from docs.experiments.runs import pruned
+from docs.experiments.runs import pruned, published
 
 RESULTS, KEPT = Path("docs/results/objectives.json"), Path("out/objectives")
 TASKS = ("quotes", "brackets")
@@ -41,7 +40,7 @@ def run(
     tasks: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
     for case, changes in CASES.items():
         for task in TASKS:
-            settings = PruneConfig(seed=seed, **changes)
+            settings = published(seed=seed, **changes)
             tasks[task][case] = pruned(training, task, settings, kept / case.replace(", ", "-"))
             Console().print(task, case, {key: tasks[task][case].get(key) for key in ("n_nodes", "n_edges")})
             report = write_results(

@@ -21,6 +21,7 @@ from circuits.plots import (
 )
 from circuits.plots.markdown import around_marks, made_by, markdown_table
 from circuits.plots.style import UNMEASURED
+from docs.experiments.claims import direction
 
 DOCS = Path("docs")
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -52,14 +53,23 @@ def marks(name: str) -> tuple[str, str]:
 def ground_truth_table(report: Mapping[str, Any]) -> str:
     """Recovered circuits a model, and how well every method finds the true nodes."""
     models = [
-        [name, one["n_nodes_model"], one["n_nodes"], one["n_edges"], f"{one['recovered']} of {one['total']}"]
+        [
+            name,
+            one.get("true_situation", "unique"),
+            one["n_nodes_model"],
+            one["n_nodes"],
+            one["n_edges"],
+            f"{one['recovered']} of {one['total']}",
+        ]
         for name, one in report["per_model"].items()
     ]
     methods = [
         [name, *(f"{one[key]:.2f}" if key in one else UNMEASURED for key in ("precision", "recall", "auroc"))]
         for name, one in report["methods"].items()
     ]
-    first = markdown_table(["model", "nodes of the model", "nodes", "edges", "recovered exactly"], models)
+    first = markdown_table(
+        ["model", "situation", "nodes of the model", "nodes", "edges", "recovered exactly"], models
+    )
     return f"{first}\n\n{markdown_table(['method', 'precision', 'recall', 'AUROC'], methods)}"
 
 
@@ -99,7 +109,114 @@ def frontier_table(report: Mapping[str, Any]) -> str:
             report["widths"], report["n_nonzero"], report["val_loss"], report["n_edges"], strict=True
         )
     ]
-    return markdown_table(["width", "nonzero weights", "validation loss (nats)", "edges of a circuit"], body)
+    table = markdown_table(["width", "nonzero weights", "validation loss (nats)", "edges of a circuit"], body)
+    return f"{table}\n\n{frontier_verdict(report)}"
+
+
+def frontier_verdict(report: Mapping[str, Any]) -> str:
+    """What may be said of the narrowest against the widest model, seed by seed and task by task."""
+    least, most = report["widths"][0], report["widths"][-1]
+    by_seed = {(run["seed"], run["width"]): run for run in report["runs"]}
+    seeds = [seed for seed in report["seeds"] if {(seed, least), (seed, most)} <= by_seed.keys()]
+    pairs = [(by_seed[seed, least], by_seed[seed, most]) for seed in seeds]
+    solved = [
+        (narrow["circuits"][task]["n_edges"], wide["circuits"][task]["n_edges"])
+        for narrow, wide in pairs
+        for task in narrow["circuits"]
+        if narrow["circuits"][task]["solved"] and wide["circuits"][task]["solved"]
+    ]
+    if len(pairs) < 2 or len(solved) < 2:
+        return "Too few seeds to say anything of a direction."
+    edges = direction("the number of edges", [a for a, _ in solved], [b for _, b in solved])
+    loss = direction(
+        "the validation loss",
+        *([run["val_loss"] for run in side] for side in zip(*pairs, strict=True)),
+        digits=3,
+    )
+    return f"From {least} to {most} channels: {edges} {loss}"
+
+
+def power_table(report: Mapping[str, Any]) -> str:
+    """Each planted fault: how often it was caught, and by which checks."""
+    n = report["draws"]
+    body = [
+        [fault, f"{share * n:.0f} of {n}", _counted(report["by_check"][fault])]
+        for fault, share in report["caught"].items()
+    ]
+    alarms = f"{report['false_alarms'] * report['true_circuits']:.0f} of {report['true_circuits']}"
+    body.append(["none (a true circuit)", alarms, _counted(report["alarms_by_check"])])
+    return markdown_table(["planted", "a check failed in", "which, and how often"], body)
+
+
+def _counted(checks: Mapping[str, int]) -> str:
+    ordered = sorted(checks.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} ({n})" for name, n in ordered) or "none"
+
+
+def circuits_table(report: Mapping[str, Any]) -> str:
+    """Medians over models of the default circuit and the published one, with ranges, and what fails."""
+    low_high = report["range"]
+    body = [
+        [
+            name,
+            f"{report[key]:.3g} ({low_high[key][0]:.3g} to {low_high[key][1]:.3g})",
+            f"{report['published'][key]:.3g}",
+        ]
+        for key, name in CIRCUIT_ROWS.items()
+    ]
+    n = report["seeds_total"]
+    table = markdown_table(["median (range)", "default: margins", "published: task, calibrated"], body)
+    return (
+        f"{table}\n\n{n} models. Default circuits that pass every check of their own report: "
+        f"{report['seeds_passing_trust_at_any_size']} of {n}; within 12 nodes and 9 edges as well: "
+        f"{report['seeds_passing_trust']} of {n}. Checks that fail: {_counted(report['failed_checks'])}."
+    )
+
+
+CIRCUIT_ROWS = {
+    "n_nodes": "nodes",
+    "n_edges": "edges",
+    "uncalibrated_task_loss": "task loss, uncalibrated (nats)",
+    "margin_ratio": "margin over the model's",
+    "margin_correlation": "correlation within an answer",
+    "margin_error": "error of the margins",
+    "stochastic_loss": "loss under stochastic ablation",
+    "adversarial_loss": "loss under adversarial ablation",
+}
+"""Rows of the table over fresh models; losses under ablation are of each circuit's own objective."""
+
+
+def sizes_table(report: Mapping[str, Any]) -> str:
+    """Size and likeness by what was asked, and what fails."""
+    body = []
+    for target, one in report["medians"].items():
+        failed = sorted(
+            {name for run in report["runs"] if str(run["target"]) == target for name in run["failed"]}
+        )
+        body.append(
+            [
+                target,
+                *(f"{one[key]:.0f}" for key in ("n_nodes", "n_edges")),
+                *(f"{one[key]:.3f}" for key in ("margin_error", "margin_ratio", "margin_correlation")),
+                ", ".join(failed) or "none",
+            ]
+        )
+    head = ["error asked for", "nodes", "edges", "error", "ratio", "correlation", "checks that fail"]
+    smallest = ", ".join(
+        f"seed {seed}: {'none' if size is None else f'{size[0]} nodes, {size[1]} edges'}"
+        for seed, size in report["smallest_passing"].items()
+    )
+    return f"{markdown_table(head, body)}\n\nThe smallest that passes every check: {smallest}."
+
+
+def attack_table(report: Mapping[str, Any]) -> str:
+    """Sizes, and errors of the margins under each ablation."""
+    keys = ("mean", "stochastic", "adversarial")
+    body = [
+        [kind, f"{one['n_nodes']:.0f}", f"{one['n_edges']:.0f}", *(f"{one[key]:.3f}" for key in keys)]
+        for kind, one in report["medians"].items()
+    ]
+    return markdown_table(["pruned under", "nodes", "edges", *(f"error, {key}" for key in keys)], body)
 
 
 def objectives_table(report: Mapping[str, Any]) -> str:
@@ -117,6 +234,11 @@ def _size(one: Mapping[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "power": power_table,
+    "quotes": circuits_table,
+    "brackets": circuits_table,
+    "size_faithfulness": sizes_table,
+    "adversarial": attack_table,
     "ground_truth": ground_truth_table,
     "controls": controls_table,
     "objectives": objectives_table,

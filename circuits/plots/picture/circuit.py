@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
+from circuits.circuit.score import LOSS
 from circuits.model.subject import Subject
 from circuits.plots import plot
 from circuits.plots.picture.frame import SIDE_PX, Frame, make_frame
@@ -49,7 +50,7 @@ def circuit_figure(
 ) -> go.Figure:
     """Draw a circuit with the forward pass from left to right (or `vertical`: from bottom to top).
 
-    Marks are nodes, their area the rise of the task loss when the node is ablated alone. Lines are weights,
+    Marks are nodes, their area the rise of the criterion's loss when the node is ablated alone. Lines are weights,
     blue above zero and orange below, as wide as |weight| (token and logit lines have a scale of their own).
     Grey lines tie nodes on one residual channel; dotted ones pair the q and k channels that are multiplied.
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
@@ -119,7 +120,11 @@ def _d_head(circuit: Circuit, d_head: int | None) -> int:
 
 
 def _subtitle(circuit: Circuit) -> str:
-    loss = "" if circuit.loss != circuit.loss else f" · task loss {circuit.loss:.3f} nats"
+    loss = (
+        ""
+        if circuit.loss != circuit.loss
+        else f" · {circuit.criterion.task_loss_said} {circuit.loss:.3f} nats"
+    )
     plural = ("" if circuit.n_nodes == 1 else "s", "" if circuit.n_edges == 1 else "s")
     return (
         f"{circuit.n_nodes} node{plural[0]} · {circuit.n_edges} edge{plural[1]}{loss} · "
@@ -153,9 +158,10 @@ def _scales(circuit: Circuit, links: Sequence[Link], frame: Frame) -> dict[str, 
         said += [f"{max(weights):.2f} {where}"] if weights else []
     widths = [f"Line width: |weight|, at most {' and '.join(said)}."] if said else []
     effects = [effect for effect in (effect_of(circuit, node) for node in circuit.nodes) if effect == effect]
-    area = "Mark area: rise of the task loss when that node alone is ablated, at most"
+    asked = circuit.criterion
+    area = f"Mark area: rise of the {LOSS[asked.objective]} when that node alone is ablated, at most"
     some = " White: not measured." if len(effects) < len(circuit.nodes) else ""
-    areas = [f"{area} {max(effects):.2f} nats.{some}"] if effects else []
+    areas = [f"{area} {max(effects):.2f}{asked.unit}.{some}"] if effects else []
     return {
         "text": "<br>".join(widths + areas),
         "align": "left",

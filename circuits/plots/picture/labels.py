@@ -79,7 +79,7 @@ def _node_lines(node: Node, circuit: Circuit, d_head: int) -> list[str]:
     facts = circuit.facts.get(node)
     mean, effect = (facts.mean, facts.effect) if facts else (float("nan"), float("nan"))
     held = "mean" if circuit.ablation == "mean" else "ablated to zero; mean"
-    return [*lines, f"{held} {number(mean)}", f"ablation effect {number(effect)} nats"]
+    return [*lines, f"{held} {number(mean)}", f"ablation effect {number(effect)}{circuit.criterion.unit}"]
 
 
 def _listed(word: str, ends: Sequence[tuple[Key, Link]]) -> list[str]:

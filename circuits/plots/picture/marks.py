@@ -27,7 +27,7 @@ FIXED_WIDTHS = {"score": 2.5, "residual": 1.5}
 
 
 def effect_of(circuit: Circuit, node: Node) -> float:
-    """Ablation effect in nats, nan where it was not measured."""
+    """Ablation effect in the unit of the criterion's loss, nan where it was not measured."""
     facts = circuit.facts.get(node)
     return float(facts.effect) if facts else float("nan")
 
