@@ -84,7 +84,13 @@ def circuit_of(model: SparseTransformer, naive: NaiveEncDec) -> Circuit:
         n_layers=model.config.n_layers,
         d_head=model.config.d_head,
         criterion=Criterion(
-            task="copy", target_loss=100.0, target_accuracy=0.0, calibrate=False, n_eval=2, n_test=6
+            objective="task",
+            task="copy",
+            target_loss=100.0,
+            target_accuracy=0.0,
+            calibrate=False,
+            n_eval=2,
+            n_test=6,
         ),
         model_hash=model.fingerprint(),
         values={site: real_values(site, value).mean(0).float() for site, value in seen.items()},
@@ -214,7 +220,8 @@ def check_trust(s: Subject) -> None:
 
 
 def check_gate_floor(s: Subject) -> None:
-    found = trust.gate_floor(s.model, TASK, dict(s.circuit.values), steps=1, seed=0, lr=1e-9)
+    config = PruneConfig(objective="task", calibrate=False, steps=1, lr=1e-9)
+    found = trust.gate_floor(s.model, TASK, dict(s.circuit.values), config)
     same(found.loss, loss_of(s.naive, targets_of(64)))
 
 

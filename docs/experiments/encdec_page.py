@@ -14,7 +14,13 @@ def write_table(docs: Path = Path("docs")) -> Path:
     page = docs / "explanation" / "encdec.md"
     report = json.loads((docs / "results" / "encdec.json").read_text())
     before, after = around_marks(page, *(f"<!-- table of encdec: {place} -->" for place in ("begin", "end")))
-    text = "\n\n".join([accuracy_table(report), circuit_table(report), f"Made by {made_by(report)}."])
+    text = "\n\n".join(
+        [
+            accuracy_table(report),
+            circuit_table(report),
+            f"Made by {made_by(report)}. {report.get('note', '')}".rstrip(),
+        ]
+    )
     return write_text(page, f"{before}\n\n{text}\n\n{after}")
 
 
@@ -68,7 +74,7 @@ def circuit_table(report: Mapping[str, Any]) -> str:
             f"{circuit['task_loss']:.3f}",
             f"{circuit['task_accuracy']:.1%}",
             "yes" if circuit["one_minimal"] else "no",
-            ", ".join(circuit["failed"]) or "none",
+            "; ".join(circuit["failed"]) or "none",
         ]
         for run in report["runs"]
         for target, circuit in run["circuits"].items()
