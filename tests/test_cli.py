@@ -146,7 +146,11 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
     def recovered(made, seed):
         calls.append(seed)
         return Recovery(
-            exact=seed == 0, missing=[] if seed == 0 else [str(made.circuit.nodes[0])], extra=[], seconds=1.0
+            exact=seed == 0,
+            missing=[] if seed == 0 else [str(made.circuit.nodes[0])],
+            extra=[],
+            seconds=1.0,
+            situation="unique",
         )
 
     monkeypatch.setattr("circuits.handmade.proof.recover", recovered)

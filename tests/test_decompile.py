@@ -208,7 +208,9 @@ def test_describe_says_what_each_node_does() -> None:
 def test_describe_scores_as_pruning_did() -> None:
     """By the circuit's criterion: where that calibrates, with one factor on the logits, fitted as pruning fits it."""
     made = quotes(1)
-    calibrated = replace(made.circuit, criterion=replace(made.circuit.criterion, calibrate=True))
+    calibrated = replace(
+        made.circuit, criterion=replace(made.circuit.criterion, objective="task", calibrate=True)
+    )
     plain, scaled = (Observed(made.model, c, made.task, 16) for c in (made.circuit, calibrated))
     judge = Evaluator(made.model, made.task, calibrated.criterion, dict(calibrated.values))
     assert plain.scale == 1

@@ -58,7 +58,15 @@ def test_a_circuit_runs_before_and_after_its_file(dtype: torch.dtype, tmp_path: 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_pruning_ends_in_a_circuit(dtype: torch.dtype) -> None:
     config = PruneConfig(
-        starts=1, steps=2, batch_size=4, n_mean=4, n_eval=4, n_test=4, target_loss=9.0, target_accuracy=0.0
+        objective="task",
+        starts=1,
+        steps=2,
+        batch_size=4,
+        n_mean=4,
+        n_eval=4,
+        n_test=4,
+        target_loss=9.0,
+        target_accuracy=0.0,
     )
     model = small(dtype)
     found = prune(model, TASK, config, progress=False)

@@ -176,7 +176,7 @@ def test_shuffling_keeps_to_groups() -> None:
 
 def test_margins_tell_a_faint_circuit_and_one_that_orders_prompts_at_random() -> None:
     """The true circuit has the model's margins; one that knows only the sign has neither their size nor their order."""
-    made = MODELS["copying"](1)
+    made = MODELS["modular"](1)
     bench = Bench(made.model, made.circuit, made.task, replace(QUICK, n_pairs=64))
     ratio, order = margin_agreement(bench, random.Random(0))
     assert ratio.verdict == order.verdict == "pass"
