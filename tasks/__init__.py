@@ -19,6 +19,7 @@ from tasks.python import PythonChoice
 from tasks.python_choices import CHOICES
 from tasks.quotes import Quotes
 from tasks.tokenizer import Tokenizer
+from tasks.transduction import Gender, Transduction
 
 __all__ = [
     "CORPORA",
@@ -43,6 +44,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "names": Names,
     "modular": Modular,
     "composition": Composition,
+    "copy": partial(Transduction, name="copy"),
+    "reverse": partial(Transduction, name="reverse"),
+    "gender": Gender,
     **{name: partial(MiniChoice, name=name) for name in FORMS},
     **{name: partial(PythonChoice, name=name) for name in CHOICES},
 }

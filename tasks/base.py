@@ -230,8 +230,8 @@ def draw_pairs(
     )
 
 
-def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Batch:
-    """`pairs` as token ids, padded on the right with newlines to the longest.
+def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, *, fill: str = "\n") -> Batch:
+    """`pairs` as token ids, padded on the right with `fill`, newlines, to the longest.
 
     ValueError where the prompts of a pair differ in length, or an answer is not one token.
     """
@@ -243,7 +243,7 @@ def encode_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Batch:
                 f"clean {pair.clean!r} is {len(a)} tokens and corrupt {pair.corrupt!r} is {len(b)}; "
                 f"expected equal lengths"
             )
-    width, pad = max(map(len, clean)), tokenizer.id("\n")
+    width, pad = max(map(len, clean)), tokenizer.id(fill)
     return Batch(
         clean=torch.tensor([row + [pad] * (width - len(row)) for row in clean]),
         corrupt=torch.tensor([row + [pad] * (width - len(row)) for row in corrupt]),

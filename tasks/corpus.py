@@ -12,6 +12,7 @@ from tasks.modular import modular_corpus
 from tasks.names import names_corpus
 from tasks.stdlib import python_corpus
 from tasks.tokenizer import CharTokenizer
+from tasks.transduction import transduction_corpus
 
 __all__ = ["CORPORA", "Corpus", "load_corpus", "mini_corpus"]
 
@@ -37,6 +38,7 @@ CORPORA: dict[str, Callable[[int], Corpus]] = {
     "names": names_corpus,
     "modular": modular_corpus,
     "composition": composition_corpus,
+    **{name: transduction_corpus(name) for name in ("copy", "reverse", "translate")},
 }
 """What makes each training text from a seed, by name."""
 

@@ -47,9 +47,12 @@ class Naive:
     @classmethod
     def of(cls, model: SparseTransformer) -> "Naive":
         """The weights of a model as they are now."""
-        return cls(
-            config=model.config, weights={k: v.double().clone() for k, v in model.state_dict().items()}
-        )
+        weights = {k: v.double().clone() for k, v in model.state_dict().items()}
+        if model.config.tied:
+            weights["unembed.W_U"] = weights["W_E"].T
+        if model.config.positions != "learned":
+            weights["W_pos"] = waves(model.config)
+        return cls(config=model.config, weights=weights)
 
     def of_circuit(self, circuit: Circuit, *, gone: tuple = (), inverse: bool = False) -> "Naive":
         """Only the circuit kept, less some nodes; inverse: everything but the circuit, no weight cut."""
@@ -99,17 +102,26 @@ class Naive:
         """put: values that take the place of the residual stream at points of it."""
         w, put = self.weights, put or {}
         found = Pass(logits=torch.empty(0), sites={}, patterns={}, carried={}, maps={}, stream={})
-        x = w["W_E"][tokens] + w["W_pos"][: tokens.shape[1]]
+        scale = math.sqrt(self.config.d_model) if self.config.embed_scale else 1.0
+        x = scale * w["W_E"][tokens] + w["W_pos"][: tokens.shape[1]]
         x = self._at("embed", x, put, found)
+        post = self.config.norm_position == "post"
         for layer in range(self.config.n_layers):
-            x = self._at(f"{layer}.attn", x + self._attention(layer, self.norm(x), found), put, found)
-            x = self._at(f"{layer}.mlp", x + self._mlp(layer, self.norm(x), found), put, found)
-        logits = self.norm(x) @ w["unembed.W_U"] + w["unembed.b_U"]
+            for part, act, name in (("attn", self._attention, "ln1"), ("mlp", self._mlp, "ln2")):
+                name = f"blocks.{layer}.{name}"
+                x = x + act(layer, x if post else self.norm(x, name), found)
+                x = self._at(f"{layer}.{part}", self.norm(x, name) if post else x, put, found)
+        logits = (x if post else self.norm(x, "ln_final")) @ w["unembed.W_U"] + w["unembed.b_U"]
         if self.config.bigram:
             logits = logits + w["bigram"][tokens]
         return Pass(**{**vars(found), "logits": logits})
 
-    def norm(self, x: Tensor) -> Tensor:
+    def norm(self, x: Tensor, name: str = "") -> Tensor:
+        """name: of the norm, whose gain and bias a LayerNorm has."""
+        if self.config.norm == "layer":
+            x = x - x.mean(-1, keepdim=True)
+            x = x / ((x**2).mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
+            return x * self.weights[f"{name}.w"] + self.weights[f"{name}.b"] if name else x
         return x / ((x**2).mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
 
     def _at(self, place: str, x: Tensor, put: Mapping[str, Tensor], found: Any) -> Tensor:
@@ -208,3 +220,17 @@ class Naive:
 def gelu(x: Tensor) -> Tensor:
     """x times the share of a normal distribution below it."""
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def waves(config: ModelConfig) -> Tensor:
+    """Sines and cosines of each position, in turn or in halves."""
+    n, table = config.d_model // 2, torch.zeros(config.n_ctx, config.d_model).double()
+    for p in range(config.n_ctx):
+        for i in range(n):
+            if config.positions == "sinusoid":
+                table[p, 2 * i] = math.sin(p / 10_000 ** (2 * i / config.d_model))
+                table[p, 2 * i + 1] = math.cos(p / 10_000 ** (2 * i / config.d_model))
+            else:
+                table[p, i] = math.sin(p / 10_000 ** (i / (n - 1)))
+                table[p, n + i] = math.cos(p / 10_000 ** (i / (n - 1)))
+    return table

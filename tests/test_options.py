@@ -85,12 +85,21 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "full": {"attention": "compose", "compose": "full"},
     "compact": {},
     "sparse compute": {},
+    "embedded": {"positions": "sinusoid_halves", "tied": True},
+    "scaled": {"embed_scale": True},
+    "layer": {"norm": "layer"},
+    "post": {"norm_position": "post"},
 }
+"""Encoder-decoders have rows of two texts, and so a table of their own: test_encdec_options.py."""
 if any(option.name == "act" for option in fields(ModelConfig)):
     MODEL_OPTIONS["relu"] = {"act": "relu"}
 CIRCUIT_OPTIONS = ("zero", "position", "resample", "some sites")
 DYNAMIC = {"full": "compose='full'"}
 COMPOSED = {"static": "compose='static'", **DYNAMIC}
+SCALED = {"scaled": "embed_scale=True"}
+NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
+THROUGH = NORMED | SCALED
+"""What products of weights from embeddings to logits leave out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -861,11 +870,15 @@ def row(
     return Row(check=check, refuses=refuses or {}, circuits=on_circuits, shape=shape)
 
 
-WRITTEN_OUT = COMPOSED | {
-    "position": "found under 'position' ablation",
-    "resample": "found under 'resample' ablation",
-    "some sites": "circuit: it says nothing of site",
-}
+WRITTEN_OUT = (
+    COMPOSED
+    | THROUGH
+    | {
+        "position": "found under 'position' ablation",
+        "resample": "found under 'resample' ablation",
+        "some sites": "circuit: it says nothing of site",
+    }
+)
 MINI = dict(n_words=Brackets().tokenizer.d_vocab, n_ctx=Brackets(length=2).n_ctx)
 TABLE: dict[str, Row] = {
     "mean_values": row(check_mean_values),
@@ -889,20 +902,20 @@ TABLE: dict[str, Row] = {
     "attribution_patching": row(check_rankings),
     "weight_magnitude": row(check_weight_magnitude, COMPOSED),
     "qk_circuit": row(check_qk_and_ov),
-    "full_qk": row(check_full_qk, COMPOSED),
-    "full_ov": row(check_full_ov),
-    "copying_scores": row(check_copying),
-    "previous_scores": row(check_previous, COMPOSED),
-    "duplicate_scores": row(check_duplicate, COMPOSED),
-    "induction_scores": row(check_induction, COMPOSED),
+    "full_qk": row(check_full_qk, COMPOSED | THROUGH),
+    "full_ov": row(check_full_ov, THROUGH),
+    "copying_scores": row(check_copying, THROUGH),
+    "previous_scores": row(check_previous, COMPOSED | THROUGH),
+    "duplicate_scores": row(check_duplicate, COMPOSED | THROUGH),
+    "induction_scores": row(check_induction, COMPOSED | THROUGH),
     "pattern_scores": row(check_patterns),
-    "head_report": row(check_head_report, COMPOSED),
-    "composition_scores": row(check_composition_scores, DYNAMIC),
-    "composition": row(check_composition, DYNAMIC),
-    "virtual_head": row(check_virtual_head, DYNAMIC),
-    "head_paths": row(check_head_paths, DYNAMIC),
-    "weight_paths": row(check_weight_paths),
-    "composition_on_data": row(check_on_data),
+    "head_report": row(check_head_report, COMPOSED | THROUGH),
+    "composition_scores": row(check_composition_scores, DYNAMIC | NORMED),
+    "composition": row(check_composition, DYNAMIC | NORMED),
+    "virtual_head": row(check_virtual_head, DYNAMIC | NORMED),
+    "head_paths": row(check_head_paths, DYNAMIC | NORMED),
+    "weight_paths": row(check_weight_paths, NORMED),
+    "composition_on_data": row(check_on_data, {"post": NORMED["post"]}),
     "composition_maps": row(check_maps),
     "head_mixing": row(check_head_mixing),
     "folded_circuits": row(check_folded, DYNAMIC),
@@ -950,6 +963,7 @@ PARTS = {
     "recover",  # pruning of hand-made models
     "rivals", "stability_card",  # pruning, more than once
     "scope", "single_ablation",  # masked runs on other prompts, and without each node
+    "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py
 }  # fmt: skip
 """Functions that take a model and have no row of their own."""
 ROOMS = ("circuit", "pruning", "trust", "decompile", "handmade", "heads", "composition", "bridges")
@@ -987,7 +1001,7 @@ def test_every_option_of_a_model_is_stated() -> None:
     assert names - set(SIZES) <= stated
     assert set(SIZES) <= names
     changed = {name for options in MODEL_OPTIONS.values() for name in options}
-    assert names - set(SIZES) <= changed
+    assert names - set(SIZES) <= changed | {"arch"}
 
 
 def test_what_is_not_stated_is_refused() -> None:

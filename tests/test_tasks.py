@@ -33,6 +33,9 @@ CASES = [
     ("modular", {}),
     ("composition", {}),
     ("composition", {"which": "held_out", "n_queries": 2}),
+    ("copy", {}),
+    ("reverse", {}),
+    ("gender", {}),
     *((name, {}) for name in FORMS),
     *((name, {}) for name in CHOICES),
 ]

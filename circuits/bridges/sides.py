@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuits.model.hooks import keep
+from circuits.model.options import ONE_STACK
 from circuits.model.subject import hash_of_weights
 from circuits.model.transformer import SparseTransformer
 
@@ -43,6 +44,9 @@ class Side:
                 f"{role}: got a {type(model).__name__}; expected a SparseTransformer or a TransformerBridge. Wrap "
                 "a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=..., tokenizer=...)."
             )
+        ONE_STACK.check(
+            model, "a bridge", instead="Bridge a decoder: a location is a point on one residual stream."
+        )
         self.model, self.role = model, role
         self.is_ours = isinstance(model, SparseTransformer)
         self.n_layers, self.d_model = int(model.cfg.n_layers), int(model.cfg.d_model)

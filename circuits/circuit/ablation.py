@@ -1,6 +1,6 @@
 """What takes the place of a coordinate that is left out: its mean, zero, its mean there, or another text's value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -12,6 +12,7 @@ from circuits.circuit.nodes import HOSTILE, Ablation
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.tokens import only, real_places
+from circuits.model.transformer import SparseTransformer
 
 N_TEXTS = 16
 """Texts that resample ablation takes values from; prompt i meets text i modulo that many."""
@@ -31,10 +32,13 @@ def mean_values(
     """
     real = real_places(tokens, lengths)
     sums = {site: torch.zeros(width, dtype=torch.float64) for site, width in model.widths.items()}
+    counts = dict.fromkeys(sums, 0)
     for chunk, places in zip(tokens.split(batch_size), real.split(batch_size), strict=True):
-        found = _site_values(model, chunk, partial(_total, places))
+        at = {site: _places(model, site, chunk, places) for site in sums}
+        found = _site_values(model, chunk, partial(_total, at))
         sums = {site: total + found[site] for site, total in sums.items()}
-    return {site: (total / int(real.sum())).to(model.like) for site, total in sums.items()}
+        counts = {site: count + int(at[site].sum()) for site, count in counts.items()}
+    return {site: (total / counts[site]).to(model.like) for site, total in sums.items()}
 
 
 def ablation_values(
@@ -53,6 +57,7 @@ def ablation_values(
     """
     if kind not in get_args(Ablation):
         raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
+    _check_places(model, kind)
     if kind == "mean" or kind in HOSTILE:
         return mean_values(model, tokens, lengths=lengths)
     real = real_places(tokens, lengths)
@@ -63,22 +68,49 @@ def ablation_values(
         tokens, real = tokens[:, :width], real[:, :width]
     if kind == "resample":
         return _site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
+    return _site_values(model, tokens, partial(_mean_there, real))
+
+
+def _places(
+    model: Subject, site: Site, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]
+) -> Bool[Tensor, "batch place"]:
+    """True where the values of a site count: of text, whichever of a row's two texts the site has the places of."""
+    return model.places(tokens, real, site) if isinstance(model, SparseTransformer) else real
+
+
+def _mean_there(
+    real: Bool[Tensor, "batch pos"], site: Site, value: Float[Tensor, "batch pos width"]
+) -> Tensor:
+    """Mean at each position over the rows that reach it."""
     if bool(real.all()):
-        return _site_values(model, tokens, lambda value: value.mean(dim=0))
-    rows = real.sum(dim=0)[:, None]
-    return _site_values(model, tokens, lambda value: value.masked_fill(~real[..., None], 0).sum(dim=0) / rows)
+        return value.mean(dim=0)
+    return value.masked_fill(~real[..., None], 0).sum(dim=0) / real.sum(dim=0)[:, None]
 
 
-def _total(real: Bool[Tensor, "batch pos"], value: Float[Tensor, "batch pos width"]) -> Tensor:
-    return only(real, value.double()).sum(dim=(0, 1)).cpu()
+def _check_places(model: Subject, kind: Ablation) -> None:
+    two_stacks = isinstance(model, SparseTransformer) and model.encoder is not None
+    if two_stacks and kind not in ("mean", "zero"):
+        raise ValueError(
+            f"ablation: got {kind!r} for a model with arch='encdec'; expected 'mean' or 'zero'. What is carried over "
+            "from a position of the source has no position in the target, and another text may have padding there."
+        )
+
+
+def _total(real: Mapping[Site, Tensor], site: Site, value: Float[Tensor, "batch pos width"]) -> Tensor:
+    return only(real[site], value.double()).sum(dim=(0, 1)).cpu()
+
+
+def _whole(site: Site, value: Tensor) -> Tensor:
+    return value
 
 
 def _site_values(
-    model: Subject, tokens: Int[Tensor, "batch pos"], take: Callable[[Tensor], Tensor] = lambda value: value
+    model: Subject,
+    tokens: Int[Tensor, "batch pos"],
+    take: Callable[[Site, Tensor], Tensor] = _whole,
 ) -> dict[Site, Tensor]:
     """What is taken of the values [batch, pos, width] of every site: all of them, or say their mean."""
     found: dict[Site, Tensor] = {}
-
     hooks = [(model.hook_name(site), partial(_take, found, site, take)) for site in model.sites()]
     with torch.inference_mode(False), torch.no_grad(), model.hooks(fwd_hooks=hooks):
         model(tokens)
@@ -86,6 +118,6 @@ def _site_values(
 
 
 def _take(
-    found: dict[Site, Tensor], site: Site, take: Callable[[Tensor], Tensor], value: Tensor, hook: Any
+    found: dict[Site, Tensor], site: Site, take: Callable[[Site, Tensor], Tensor], value: Tensor, hook: Any
 ) -> None:
-    found[site] = take(value.flatten(2))
+    found[site] = take(site, value.flatten(2))

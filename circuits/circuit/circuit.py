@@ -33,7 +33,7 @@ from circuits.circuit.nodes import (
     residual_links,
 )
 from circuits.files import read_json, write_json
-from circuits.model.sites import Site, WeightAt, all_sites
+from circuits.model.sites import Site, WeightAt, all_sites, prefix
 from circuits.views import Decompiled, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
@@ -151,8 +151,9 @@ class Circuit(Plotted, Decompiled):
         """A directed graph of plain strings and numbers, which networkx can lay out and write to any file.
 
         Nodes are named as in a circuit file (`0.attn_in.3`) and carry layer, site, index and, where they were
-        measured, mean and effect; tokens lie in layer -1 and logits in layer `n_layers`. `subset` is a node's place in
-        the forward pass, by which `networkx.multipartite_layout` draws columns. Edges carry weight and kind.
+        measured, mean and effect; those of an encoder also their stack. Tokens lie in layer -1 and logits in layer
+        `n_layers`. `subset` is a node's place in the forward pass, by which `networkx.multipartite_layout` draws
+        columns. Edges carry weight and kind.
 
         Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `residual` (one residual
         channel written by one node and read by a later one; it carries no weight and is not counted),
@@ -164,7 +165,8 @@ class Circuit(Plotted, Decompiled):
             facts = self.facts[node]._asdict() if node in self.facts else {}
             known = {name: value for name, value in facts.items() if math.isfinite(value)}
             at = {"layer": node.layer, "site": node.site, "index": node.index, "subset": place[node.at]}
-            graph.add_node(str(node), **at, **known)
+            stack = {} if node.stack == "decoder" else {"stack": node.stack}
+            graph.add_node(str(node), **at, **stack, **known)
         for edge in self.edges:
             kind = "score" if is_pair(edge) else "weight"
             graph.add_edge(str(edge.source), str(edge.target), weight=edge.weight, kind=kind)
@@ -274,7 +276,13 @@ class Circuit(Plotted, Decompiled):
 
     def _repr_html_(self) -> str:
         rows = [
-            [str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"]
+            [
+                f"{prefix(node.stack)}{node.layer}",
+                node.site,
+                str(node.index),
+                f"{facts.mean:+.3f}",
+                f"{facts.effect:+.3f}",
+            ]
             for node in self.nodes
             for facts in [self.facts.get(node, NodeFacts(float("nan"), float("nan")))]
         ]

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from circuits.model.sites import (
     BY_SITES,
+    ORDER,
     ROWS,
-    SCORE,
-    SITES,
+    SCORES,
     Site,
     SiteName,
     Stack,
     WeightAt,
     prefix,
+    read_stack,
     split_stack,
     weights_among,
 )
@@ -58,8 +59,8 @@ class Node:
     def parse(cls, text: str) -> "Node":
         """Read `layer.site.index` back. Raises ValueError on anything else."""
         stack, (layer, site, index) = split_stack(text, 3)
-        if site not in SITES or not layer.isdecimal() or not index.isdecimal():
-            raise ValueError(f"node: got {text!r}; expected 'layer.site.index' with a site out of {SITES}.")
+        if site not in ROWS or not layer.isdecimal() or not index.isdecimal():
+            raise ValueError(f"node: got {text!r}; expected 'layer.site.index' with a site out of {ORDER}.")
         return cls(int(layer), site, int(index), stack)
 
 
@@ -127,10 +128,10 @@ def _check_edge(edge: Edge, kept: set[Node]) -> None:
         if end not in kept:
             raise ValueError(f"edges: {edge.source} -> {edge.target}, but {end} is no node; add it to nodes.")
     sites, ends = (edge.source.site, edge.target.site), (edge.source, edge.target)
-    if len({(end.layer, end.stack) for end in ends}) > 1 or sites not in {*BY_SITES, SCORE}:
+    if len({(end.layer, end.stack) for end in ends}) > 1 or sites not in {*BY_SITES, *SCORES}:
         raise ValueError(
             f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
-            f"of {[*BY_SITES, SCORE]}."
+            f"of {[*BY_SITES, *SCORES]}."
         )
     _check_weight("edges", f"{edge.source} -> {edge.target}", edge.weight)
 
@@ -172,7 +173,7 @@ def weight_of(edge: Edge) -> WeightAt:
 
 def is_pair(edge: Edge) -> bool:
     """Whether an edge is a q-k pair, which has no weight of its own."""
-    return (edge.source.site, edge.target.site) == SCORE
+    return (edge.source.site, edge.target.site) in SCORES
 
 
 def among(edges: Iterable[Edge], nodes: Iterable[Node]) -> list[Edge]:
@@ -196,6 +197,10 @@ def residual_links(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
         for reader in on_stream
         if ROWS[writer.site].stream == "writes"
         and ROWS[reader.site].stream == "reads"
-        and (writer.index, writer.stack) == (reader.index, reader.stack)
-        and (writer.layer, SITES.index(writer.site)) < (reader.layer, SITES.index(reader.site))
+        and (writer.index, writer.stack) == (reader.index, read_stack(reader.at))
+        and (writer.stack != reader.stack or _place(writer) < _place(reader))
     ]
+
+
+def _place(node: Node) -> tuple[int, int]:
+    return node.layer, ORDER.index(node.site)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from circuits.circuit.nodes import Edge, IOEdge, Node
-from circuits.model.sites import ROWS, SCORE, Site, weights_among
+from circuits.model.sites import ROWS, SCORES, Site, Stack, read_stack, weights_among
 from circuits.model.transformer import SparseTransformer
 from tasks import Batch, Tokenizer
 
@@ -20,8 +20,8 @@ def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]
         block = weight[[a.index for a in rows]][:, [b.index for b in columns]]
         edges += [Edge(rows[i], columns[j], float(block[i, j])) for i, j in block.nonzero().tolist()]
     for site, queries in by_site.items():
-        if site.name == SCORE[1]:
-            keys = {node.index: node for node in by_site.get(site._replace(name=SCORE[0]), [])}
+        for source in [source for source, target in SCORES if target == site.name]:
+            keys = {node.index: node for node in by_site.get(site._replace(name=source), [])}
             pairs = [(keys[query.index], query) for query in queries if query.index in keys]
             edges += [Edge(*pair, model.config.d_head**-0.5) for pair in pairs]
     return edges
@@ -32,19 +32,29 @@ def io_edges(
 ) -> list[IOEdge]:
     """Embedding and unembedding nonzeros that tie the task's tokens to nodes on the residual stream.
 
-    The task's tokens: those in which clean and corrupted prompts differ (embedding), answers and foils
-    (unembedding).
+    The task's tokens: those in which clean and corrupted prompts differ (embedding; in the text that the node's stack
+    reads), answers and foils (unembedding).
     """
-    differ = batch.clean != batch.corrupt
-    told_apart = set(batch.clean[differ].tolist()) | set(batch.corrupt[differ].tolist())
+    told_apart = {stack: _told_apart(model, batch, stack) for stack in model.stacks}
     answers = set(batch.answer.tolist()) | set(batch.foil.tolist())
     name = tokenizer.token
     found = []
     for node in nodes:
         if ROWS[node.site].stream == "reads":
-            column = model.W_E.detach()[:, node.index]
-            found += [IOEdge("embed", name(t), node, float(column[t])) for t in told_apart if column[t] != 0]
-        elif ROWS[node.site].stream == "writes":
+            stack = read_stack(node.at)
+            column = model.embedding(stack).detach()[:, node.index]
+            tokens = [t for t in told_apart[stack] if column[t] != 0]
+            found += [IOEdge("embed", name(t), node, float(column[t])) for t in tokens]
+        elif ROWS[node.site].stream == "writes" and node.stack == "decoder":
             row = model.W_U.detach()[node.index]
             found += [IOEdge("unembed", name(t), node, float(row[t])) for t in answers if row[t] != 0]
     return found
+
+
+def _told_apart(model: SparseTransformer, batch: Batch, stack: Stack) -> set[int]:
+    """Tokens in which clean and corrupted prompts differ, in the text that a stack reads."""
+    n = model.config.n_source
+    part = slice(0, n) if stack == "encoder" else slice(n, None)
+    clean, corrupt = batch.clean[:, part], batch.corrupt[:, part]
+    differ = clean != corrupt
+    return set(clean[differ].tolist()) | set(corrupt[differ].tolist())

@@ -13,10 +13,13 @@ from torch import Tensor
 from circuits.composition.parts import Port, Reader, Writer
 from circuits.heads.weights import head_weights
 from circuits.model.hooks import keep
+from circuits.model.options import Says
 from circuits.model.tokens import only, real_places
 from circuits.statistics import spearman
 
 Pair = tuple[Writer, Reader]
+SAYS = Says(compose=None, act=None, norm=None, embed_scale=None)
+"""A change of one writer's output, added to what one reader reads before its norm: in a stream that is a sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,7 @@ def composition_on_data(
     says for the prompts of a task; means and effects are over these, None: over all. Raises ValueError for pairs that
     are not heads in forward order, a corrupt of another shape and lengths that do not fit.
     """
+    SAYS.check(model, "composition_on_data", instead="Score its weights with composition(model).")
     real = real_places(tokens, lengths)
     if corrupt is not None and corrupt.shape != tokens.shape:
         raise ValueError(

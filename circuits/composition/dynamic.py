@@ -15,8 +15,9 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from circuits.composition.parts import with_static_maps
-from circuits.heads.weights import head_weights
+from circuits.heads.weights import STACKS_INSTEAD, head_weights
 from circuits.model.mixers.compose import BRANCHES, explicit_map
+from circuits.model.options import ONE_STACK
 from circuits.model.tokens import only, real_places
 from circuits.model.transformer import SparseTransformer
 
@@ -44,6 +45,7 @@ def composition_maps(
 
     Identity for a model with compose="none". Raises ValueError for a layer that the model does not have.
     """
+    ONE_STACK.check(model, "composition_maps", instead=STACKS_INSTEAD)
     _check_layer(model, layer)
     seen = _run_keeping(model, tokens, layer)
     whole, branches = {}, {}

@@ -13,27 +13,32 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.heads.stacks import group_weights, has_encoder
 from circuits.heads.weights import HeadWeights, check_finite, head_weights
 from circuits.model.mixers import Compose
-from circuits.model.options import Says
+from circuits.model.options import ONE_STACK, Says
+from circuits.model.sites import Stack, prefix
 
-Kind = Literal["head", "neuron"]
+Kind = Literal["head", "neuron", "cross"]
 Port = Literal["Q", "K", "V", "in", "gate"]
+LETTER: dict[Kind, str] = {"head": "H", "neuron": "N", "cross": "X"}
+"""How a part is labelled: `L0H1`, `L0N12`, and `L0X1` for a head that looks at an encoder."""
 PORTS: tuple[Port, ...] = ("Q", "K", "V", "in", "gate")
-SAYS = Says(compose=("none", "static"), act=None)
+SAYS = Says(compose=("none", "static"), act=None, arch=None, embed_scale=None)
 """Products of weights: dynamic compositions of heads have no form in weights alone."""
 INSTEAD = "Measure with composition_on_data(model, tokens), or look at composition_maps(model, tokens)."
 
 
 class Writer(NamedTuple):
-    """A head or an MLP neuron, as something that writes to the residual stream."""
+    """A head or an MLP neuron, as something that writes to the residual stream of its stack."""
 
     layer: int
     kind: Kind
     number: int
+    stack: Stack = "decoder"
 
     def __str__(self) -> str:
-        return f"L{self.layer}{'H' if self.kind == 'head' else 'N'}{self.number}"
+        return f"{prefix(self.stack)}L{self.layer}{LETTER[self.kind]}{self.number}"
 
 
 class Reader(NamedTuple):
@@ -43,11 +48,17 @@ class Reader(NamedTuple):
     kind: Kind
     number: int
     port: Port
+    stack: Stack = "decoder"
 
     @property
     def part(self) -> Writer:
         """The same head or neuron as a writer."""
-        return Writer(self.layer, self.kind, self.number)
+        return Writer(self.layer, self.kind, self.number, self.stack)
+
+    @property
+    def reads(self) -> Stack:
+        """The stack whose residual stream the port reads: keys and values of cross-attention read the encoder's."""
+        return "encoder" if self.kind == "cross" and self.port in ("K", "V") else self.stack
 
     def __str__(self) -> str:
         return f"{self.part}.{self.port}"
@@ -97,9 +108,7 @@ def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> P
     dynamic compositions, which have no form in weights alone.
     """
     SAYS.check(model, "composition from weights", instead=INSTEAD)
-    heads = with_static_maps(model, head_weights(model))
-    writers, written = _head_writers(heads)
-    readers, read = _head_readers(heads)
+    writers, written, readers, read = _heads_of(model)
     chosen = _chosen_neurons(model, neurons)
     if chosen:
         more_writers, W_out = _neuron_writers(model, chosen)
@@ -112,6 +121,21 @@ def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> P
     return Parts(
         writers=tuple(writers), readers=tuple(readers), written=tuple(written), read=tuple(read), later=later
     )
+
+
+def _heads_of(model: Any) -> tuple[list[Writer], list[Matrices], list[Reader], list[Matrices]]:
+    if not has_encoder(model):
+        heads = with_static_maps(model, head_weights(model))
+        return *_head_writers(heads), *_head_readers(heads)
+    writers, written, readers, read = [], [], [], []
+    for (stack, kind), heads in group_weights(model).items():
+        names, matrices = _head_writers(heads)
+        writers += [w._replace(kind=kind, stack=stack) for w in names]
+        written += matrices
+        ports, matrices = _head_readers(heads)
+        readers += [r._replace(kind=kind, stack=stack) for r in ports]
+        read += matrices
+    return writers, written, readers, read
 
 
 def with_static_maps(model: Any, heads: HeadWeights) -> HeadWeights:
@@ -221,6 +245,7 @@ def _rank_one(rows: Float[Tensor, "part d_model"]) -> Matrices:
 def _chosen_neurons(model: Any, neurons: bool | Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     if neurons is False:
         return []
+    ONE_STACK.check(model, "composition of neurons", instead="Leave neurons out: heads are compared.")
     sizes = {layer: len(block.mlp.W_out) for layer, block in model.blocks_with("mlp")}
     if neurons is True:
         return [(layer, n) for layer, size in sizes.items() for n in range(size)]
@@ -234,6 +259,12 @@ def _chosen_neurons(model: Any, neurons: bool | Sequence[tuple[int, int]]) -> li
 
 
 def _is_later(writer: Writer, reader: Reader, parallel: bool) -> bool:
+    if writer.stack != reader.reads:
+        return False
+    if writer.stack != reader.stack:
+        return True  # the encoder is done before the decoder looks at it
     if writer.layer != reader.layer:
         return writer.layer < reader.layer
+    if writer.kind == "head" and reader.kind == "cross":
+        return True
     return writer.kind == "head" and reader.kind == "neuron" and not parallel

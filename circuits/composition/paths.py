@@ -12,7 +12,6 @@ from transformer_lens import FactoredMatrix
 from circuits.circuit.nodes import Node
 from circuits.composition.parts import (
     INSTEAD,
-    SAYS,
     Port,
     Reader,
     Writer,
@@ -22,8 +21,14 @@ from circuits.composition.parts import (
     with_static_maps,
 )
 from circuits.heads.weights import head_weights
+from circuits.model.options import Says
 from circuits.model.sites import SiteName, weights_among
 from circuits.model.transformer import SparseTransformer
+
+PATHS = Says(compose=("none", "static"), act=None, embed_scale=None)
+"""Products of weights along one residual stream."""
+ALONG = Says(compose=None, act=None, embed_scale=None)
+"""Single weights, one after the other."""
 
 
 class HeadPath(NamedTuple):
@@ -51,7 +56,7 @@ def virtual_head(model: Any, heads: Sequence[tuple[int, int]]) -> FactoredMatrix
     heads: (layer, head) from early to late. Static compositions are multiplied in. Raises ValueError when heads are not
     in forward order, and for dynamic compositions. Source: Elhage et al. 2021, "Virtual attention heads".
     """
-    SAYS.check(model, "virtual_head", instead=INSTEAD)
+    PATHS.check(model, "virtual_head", instead=INSTEAD)
     weights = with_static_maps(model, head_weights(model))
     layers = [layer for layer, _ in heads]
     if not heads or layers != sorted(set(layers)) or not set(layers) <= set(weights.layers):
@@ -78,6 +83,7 @@ def head_paths(
         raise ValueError(
             f"port, max_length: got {port!r}, {max_length}; expected Q, K or V, and at least 2 heads."
         )
+    PATHS.check(model, "head_paths", instead=INSTEAD)
     parts = parts_of(model)
     layers = torch.tensor([writer.layer for writer in parts.writers])
     heads = _UnitHeads(model)
@@ -90,7 +96,7 @@ def head_paths(
         expected = ends.shape[-1] ** (-(length - 1) / 2)
         for chain, end, strength in _strongest(chains, _strengths(state, ends, later), top):
             path = tuple(parts.writers[i] for i in chain)
-            found.append(HeadPath(path, Reader(*parts.writers[end], port), strength, strength / expected))
+            found.append(HeadPath(path, _reader(parts.writers[end], port), strength, strength / expected))
         if length < max_length:
             grown = _strongest(chains, _strengths(state, heads.read["V"], later), beam)
             at = {chain: i for i, chain in enumerate(chains)}
@@ -99,6 +105,10 @@ def head_paths(
         if not chains:
             break
     return sorted(found, key=lambda path: -path.gain)[:top]
+
+
+def _reader(part: Writer, port: Port) -> Reader:
+    return Reader(part.layer, part.kind, part.number, port)
 
 
 class WeightPath(NamedTuple):
@@ -129,6 +139,7 @@ def weight_paths(
     """
     if hops < 1:
         raise ValueError(f"hops: got {hops}; expected at least 1.")
+    ALONG.check(model, "weight_paths", instead=INSTEAD)
     graph = _WeightGraph(model)
     found = []
     for path in graph.paths(hops, source, target):

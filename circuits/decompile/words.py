@@ -5,6 +5,7 @@ from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import check_task
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import one_line
+from circuits.model.options import ONE_STACK
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
@@ -14,6 +15,7 @@ def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs:
 
     Raises ValueError when the circuit is of another model, or the task does not fit.
     """
+    ONE_STACK.check(model, "describe", instead="Draw it: circuit.plot().")
     check_belongs(model, circuit)
     check_task(model, task)
     seen = Observed(model, circuit, task, n_pairs)

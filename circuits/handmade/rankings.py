@@ -24,7 +24,7 @@ from tasks.base import Targets
 Ranking = Callable[[SparseTransformer, Task], list[Node]]
 N_PAIRS = 64
 """Prompt pairs that gradients are averaged over."""
-SAYS = Says(act=None)
+SAYS = Says(act=None, arch=None, norm=None, norm_position=None, embed_scale=None)
 """What weight magnitude sees: composed heads read the stream through weights that belong to no edge."""
 IG_STEPS = 8
 """Points between corrupted and clean embeddings."""
@@ -124,14 +124,24 @@ def _cached(model: SparseTransformer, tokens: Tensor) -> dict[Site, Tensor]:
 
 
 def _gradients(model: SparseTransformer, clean: Targets, corrupt: Tensor, point: float) -> dict[Site, Tensor]:
-    """d loss / d node with embeddings at `point` of the way from corrupted to clean."""
+    """d loss / d node with embeddings, of both texts where there are two, at `point` of the way to clean ones."""
     kept: dict[Site, Tensor] = {}
+    others = _embeddings(model, corrupt)
 
-    blend = partial(_blend, model.W_E[corrupt].detach(), point)
-    with torch.enable_grad(), _watched(model, kept), model.hooks(fwd_hooks=[("hook_embed", blend)]):
+    blends = [(name, partial(_blend, other, point)) for name, other in others.items()]
+    with torch.enable_grad(), _watched(model, kept), model.hooks(fwd_hooks=blends):
         loss = two_way_loss(margins(model(clean.tokens), clean)) * len(clean.tokens)
         found = torch.autograd.grad(loss, list(kept.values()))
     return {site: gradient.flatten(2) for site, gradient in zip(kept, found, strict=True)}
+
+
+def _embeddings(model: SparseTransformer, tokens: Tensor) -> dict[str, Tensor]:
+    """What tokens are embedded as, by the hook where it passes."""
+    kept: dict[str, Tensor] = {}
+    names = ["hook_embed", *(["encoder.embedding.hook_embed"] if model.encoder is not None else [])]
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, partial(keep, kept, name)) for name in names]):
+        model(tokens)
+    return kept
 
 
 @contextmanager
@@ -150,8 +160,6 @@ def _blend(other: Tensor, point: float, embedded: Tensor, hook: Any) -> Tensor:
 def _ranked(scores: dict[Site, Tensor]) -> list[Node]:
     check_finite({str(site): values for site, values in scores.items()})
     rows = [
-        (-float(score), Node(site.layer, site.name, i))
-        for site, values in scores.items()
-        for i, score in enumerate(values)
+        (-float(score), Node.of(site, i)) for site, values in scores.items() for i, score in enumerate(values)
     ]
     return [node for _, node in sorted(rows)]

@@ -15,6 +15,7 @@ from circuits.heads.scores import (
     previous_scores,
     repeated_tokens,
 )
+from circuits.heads.stacks import StackHeadReport, StackHeadRow, group_weights, stack_head_report
 from circuits.heads.weights import HeadWeights, head_weights, ov_circuit, qk_circuit
 
 __all__ = [
@@ -22,10 +23,13 @@ __all__ = [
     "HeadRow",
     "HeadWeights",
     "PatternScores",
+    "StackHeadReport",
+    "StackHeadRow",
     "copying_scores",
     "duplicate_scores",
     "full_ov",
     "full_qk",
+    "group_weights",
     "head_report",
     "head_weights",
     "induction_scores",
@@ -34,4 +38,5 @@ __all__ = [
     "previous_scores",
     "qk_circuit",
     "repeated_tokens",
+    "stack_head_report",
 ]

@@ -16,6 +16,7 @@ from circuits.heads.scores import (
     previous_scores,
     repeated_tokens,
 )
+from circuits.heads.stacks import has_encoder
 from circuits.heads.weights import head_weights
 from circuits.model.tokens import real_places
 from circuits.views import Plotted, html_table
@@ -107,7 +108,8 @@ def head_report(
     score of the patterns. Raises ValueError for a text without tokens, and for composed
     heads.
     """
-    SAYS.check(model, "head_report", instead=INSTEAD)
+    instead = "stack_head_report(model, rows) is its own." if has_encoder(model) else INSTEAD
+    SAYS.check(model, "head_report", instead=instead)
     if text is None:
         tokens = repeated_tokens(model, seed=seed)
     else:

@@ -23,6 +23,8 @@ from circuits.model.tokens import real_places
 
 SAYS = Says(act=None)
 """Scores from weights: of heads that are not composed, whose score is one product of a query and a key."""
+THROUGH = Says(compose=None, act=None)
+"""Products through values and outputs, which composed heads have too."""
 INSTEAD = "Measure where its heads look with pattern_scores(model, tokens), or how they mix with head_mixing."
 MAX_POSITIONS = 64
 """Positions that the previous-token score from weights looks at."""
@@ -50,6 +52,7 @@ def full_ov(
     Rows and columns are `tokens`; the final norm's division is left out. Composed heads attend by their pattern after
     composition. Raises ValueError for a head or a token that the model does not have.
     """
+    THROUGH.check(model, "full_ov", instead=INSTEAD)
     heads, at, E = _read(model, tokens, layer, head, normed)
     W_U = embedding_weights(model).W_U[:, tokens] if normed else model.W_U.detach()[:, tokens]
     return FactoredMatrix(E @ heads.W_V[at, head], heads.W_O[at, head] @ W_U)
@@ -61,6 +64,7 @@ def copying_scores(model: Any) -> Float[Tensor, "layer head"]:
     The eigenvalues are those of the d_head x d_head product taken the other way round. A head without
     eigenvalues scores 0. Source: Elhage et al. 2021, "Summarizing OV/QK matrices".
     """
+    THROUGH.check(model, "copying_scores", instead=INSTEAD)
     heads, embeddings = head_weights(model), embedding_weights(model)
     through = embeddings.W_U @ embeddings.normed
     read = heads.norm[:, None, :, None] * heads.W_V

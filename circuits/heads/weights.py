@@ -13,6 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from circuits.model.options import ONE_STACK
+
+STACKS_INSTEAD = (
+    "Its kinds of heads are in stack_head_report(model, rows), composition(model), group_weights(model)."
+)
+"""Where the heads of an encoder-decoder are to be found."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadWeights:
@@ -70,26 +77,34 @@ def head_weights(model: Any) -> HeadWeights:
 
     Raises ValueError for a model without attention, or with weights that are not finite.
     """
+    ONE_STACK.check(model, "head weights", instead=STACKS_INSTEAD)
     blocks = model.blocks_with("attn") if hasattr(model, "blocks_with") else []
     if not blocks:
         raise ValueError(
             f"model: found no attention layers in a {type(model).__name__}; expected a SparseTransformer or a "
             "TransformerBridge of a decoder with attention."
         )
-    n_heads = model.cfg.n_heads
-    attns = [block.attn for _, block in blocks]
+    weights = [_norm_weight(block, "ln1", block.attn.W_O.detach()[0, 0]) for _, block in blocks]
+    return weights_of(
+        {layer: block.attn for layer, block in blocks}, model.cfg.n_heads, torch.stack(weights).float()
+    )
+
+
+def weights_of(attns: Mapping[int, Any], n_heads: int, norm: Float[Tensor, "layer d_model"]) -> HeadWeights:
+    """The weights of some attention layers, by layer; norm: the weights of the norm before each."""
+    layers, modules = tuple(attns), list(attns.values())
     stacked = {
-        name: torch.stack([_expanded(getattr(attn, name), n_heads) for attn in attns])
+        name: torch.stack([_expanded(getattr(attn, name), n_heads) for attn in modules])
         for name in ("W_Q", "W_K", "W_V", "W_O")
     }
     like = stacked["W_Q"][0, :, 0]
     stacked |= {
-        "b_Q": torch.stack([_bias(attn, "q", like) for attn in attns]),
-        "b_K": torch.stack([_bias(attn, "k", like) for attn in attns]),
-        "norm": torch.stack([_norm_weight(block, "ln1", stacked["W_O"][0, 0, 0]) for _, block in blocks]),
+        "b_Q": torch.stack([_bias(attn, "q", like) for attn in modules]),
+        "b_K": torch.stack([_bias(attn, "k", like) for attn in modules]),
+        "norm": norm.to(like.dtype),
     }
     check_finite(stacked)
-    return HeadWeights(**stacked, layers=tuple(layer for layer, _ in blocks))
+    return HeadWeights(**stacked, layers=layers)
 
 
 def embedding_weights(model: Any) -> EmbeddingWeights:

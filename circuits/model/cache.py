@@ -4,6 +4,7 @@ A layer's output is AbsTopK of a sum: of heads and a bias, or of neurons and a b
 part of the sum adds there what it says; where it did not, none adds anything.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 from transformer_lens.utilities import Slice
 
+from circuits.model.options import Says
 from circuits.model.sites import Site
+
+SUM_OF_PARTS = Says(compose=None, act=None, embed_scale=None)
+"""Whose residual stream is the sum of its embedding and of what sublayers wrote, read through RMSNorm."""
 
 
 class SparseCache(ActivationCache):
@@ -126,6 +131,43 @@ class SparseCache(ActivationCache):
         block: Any = self.model.blocks[layer]
         bias = block.attn.b_O if site == "attn_out" else block.mlp.b_out
         return bias * self._let_through(layer, site, pos_slice)
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def refuse(self: "StackCache", *_: Any, **__: Any) -> Any:
+        SUM_OF_PARTS.check(
+            self.model, f"cache.{name}", instead='Read single activations: cache["name of a hook"].'
+        )
+        raise AssertionError("only models that are refused have this cache")
+
+    refuse.__doc__ = "Refused, by the option that takes the meaning from it. Raises ValueError."
+    return refuse
+
+
+class StackCache(SparseCache):
+    """The cache of a model whose residual stream is no plain sum of parts: what adds parts up refuses, by name."""
+
+    accumulated_resid = _refused("accumulated_resid")
+    apply_ln_to_stack = _refused("apply_ln_to_stack")
+    compute_head_results = _refused("compute_head_results")
+    decompose_resid = _refused("decompose_resid")
+    get_full_resid_decomposition = _refused("get_full_resid_decomposition")
+    get_neuron_results = _refused("get_neuron_results")
+    logit_attrs = _refused("logit_attrs")
+    stack_activation = _refused("stack_activation")
+    stack_head_results = _refused("stack_head_results")
+    stack_neuron_results = _refused("stack_neuron_results")
+
+    def apply_slice_to_batch_dim(self, batch_slice: Any) -> "StackCache":
+        """As in TransformerLens."""
+        part = ActivationCache.apply_slice_to_batch_dim(self, batch_slice)
+        return StackCache(part.cache_dict, self.model, has_batch_dim=part.has_batch_dim)
+
+
+def cache_of(model: Any, cache_dict: dict[str, Tensor], *, has_batch_dim: bool) -> SparseCache:
+    """The cache that is right for a model."""
+    kind = SparseCache if SUM_OF_PARTS.holds(model) else StackCache
+    return kind(cache_dict, model, has_batch_dim=has_batch_dim)
 
 
 def acts_at(config: Any, layer: int, site: Any) -> bool:

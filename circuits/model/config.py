@@ -4,13 +4,16 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from circuits.model.sites import ROWS, SITES, Site, SiteName, all_sites
-from circuits.settings import Count, Positive, Settings, Within
+from circuits.settings import Count, Positive, Settings, Whole, Within
 
 ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
 """none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
 
 Activation = Literal["gelu", "relu"]
 """What an MLP's neurons do to their input; gelu is the exact one. Named as TransformerLens names them."""
+
+Positions = Literal["learned", "sinusoid", "sinusoid_halves"]
+"""learned: a table of weights. sinusoid: sine and cosine in turn; sinusoid_halves: all sines, then all cosines."""
 
 Share = Annotated[
     float, Within("a number in (0, 1], since 0 would leave k = 0 and no activation at all", above=0, most=1)
@@ -53,6 +56,22 @@ class ModelConfig(Settings):
     "Added to the mean square inside RMSNorm."
     act: Activation = "gelu"
     "Activation of the MLP's neurons."
+    arch: Literal["decoder", "encdec"] = "decoder"
+    "encdec: an encoder of n_layers reads the source, and the decoder's n_layers look at it (see `encdec.py`)."
+    n_source: Whole = 0
+    "Encdec: places at the start of every row that hold the source, padding included; the target follows."
+    pad: Whole | None = None
+    "Encdec: the token that fills a row up. No one attends to it in the source, and no loss asks for it."
+    norm: Literal["rms", "layer"] = "rms"
+    "rms: RMSNorm without weights. layer: LayerNorm with gain and bias."
+    norm_position: Literal["pre", "post"] = "pre"
+    "pre: each sublayer reads a normed copy of the stream. post: the stream is normed after each sublayer (2017)."
+    positions: Positions = "learned"
+    "Where positions come from."
+    tied: bool = False
+    "One matrix embeds tokens (source and target alike) and, transposed, unembeds them."
+    embed_scale: bool = False
+    "Embeddings are multiplied by sqrt(d_model), and start that much smaller than 1 (2017)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,6 +80,27 @@ class ModelConfig(Settings):
                 f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
                 "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
             )
+        _check_stacks(self)
+
+    @classmethod
+    def original(cls, **changes: Any) -> "ModelConfig":
+        """The Transformer of 2017, but for its size: an encoder-decoder, dense, normed after each sublayer.
+
+        n_source and pad have to be given. Source: Vaswani et al. 2017 (arXiv 1706.03762), sections 3.1 to 3.5.
+        """
+        published: dict[str, Any] = dict(
+            arch="encdec",
+            norm="layer",
+            norm_position="post",
+            positions="sinusoid",
+            tied=True,
+            embed_scale=True,
+            act="relu",
+            topk_fraction=None,
+            sink=False,
+            bigram=False,
+        )
+        return cls(**{**published, **changes})
 
     @property
     def d_attn(self) -> int:
@@ -69,8 +109,10 @@ class ModelConfig(Settings):
 
     @property
     def sites(self) -> list[Site]:
-        """Every site, in forward order."""
-        return all_sites(self.n_layers)
+        """Every site, in forward order: of the encoder, where there is one, then of the decoder."""
+        if self.arch == "decoder":
+            return all_sites(self.n_layers)
+        return [*all_sites(self.n_layers, "encoder"), *all_sites(self.n_layers, crossed=True)]
 
     def width(self, site: Site) -> int:
         """Number of coordinates of a site (q, k and v: over all heads together)."""
@@ -83,7 +125,7 @@ class ModelConfig(Settings):
 
     def topk(self, site: Site) -> int | None:
         """How many coordinates AbsTopK keeps at a site: `max(1, int(fraction * width))`; None = all."""
-        if self.topk_fraction is None or site.name not in self.topk_sites:
+        if self.topk_fraction is None or (site.row.like or site.name) not in self.topk_sites:
             return None
         return max(1, int(self.topk_fraction * self.width(site)))
 
@@ -91,6 +133,27 @@ class ModelConfig(Settings):
         """What a fingerprint hashes: the fields, in JSON types, that are not as `UNSAID` has them."""
         said = self.to_json()
         return {f.name: said[f.name] for f in fields(self) if getattr(self, f.name) != UNSAID[f.name]}
+
+
+def _check_stacks(config: ModelConfig) -> None:
+    """Raise ValueError for options of an encoder-decoder that miss one another, or that a decoder has no use for."""
+    if config.arch == "decoder":
+        if config.n_source or config.pad is not None:
+            raise ValueError(
+                f"arch: got 'decoder' with n_source={config.n_source} and pad={config.pad}; expected 'encdec', or no "
+                'source and no padding. Pass arch="encdec" along with them.'
+            )
+        return
+    if not 1 <= config.n_source <= config.n_ctx - 2 or config.pad is None:
+        raise ValueError(
+            f"n_source: got {config.n_source} with pad={config.pad} and n_ctx={config.n_ctx}; expected 1 to n_ctx - 2 "
+            "places of a row for the source, and the token that fills it up. A task says both: task.shape()."
+        )
+    if config.attention != "softmax":
+        raise ValueError(
+            f"attention: got {config.attention!r} with arch='encdec'; expected 'softmax': composed heads are causal, "
+            "and an encoder is not."
+        )
 
 
 UNSAID: dict[str, Any] = {
@@ -119,6 +182,14 @@ UNSAID: dict[str, Any] = {
     "compose_rank": 2,
     "norm_eps": 1e-5,
     "act": "gelu",
+    "arch": "decoder",
+    "n_source": 0,
+    "pad": None,
+    "norm": "rms",
+    "norm_position": "pre",
+    "positions": "learned",
+    "tied": False,
+    "embed_scale": False,
 }
 """What a field is where a fingerprint leaves it out. Values here never change, whatever today's defaults are; a new
 field joins with the value that leaves a model as models were before it."""

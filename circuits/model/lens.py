@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from transformer_lens import HookedRootModule
 from transformer_lens.config import TransformerLensConfig
 
-from circuits.model.cache import SparseCache
+from circuits.model.cache import SUM_OF_PARTS, cache_of
 from circuits.model.config import ModelConfig
 from circuits.model.hooks import Turn
 from circuits.model.layers import Unembed
 from circuits.model.mlp import act_fn
+from circuits.model.options import ONE_STACK
 
 
 def lens_config(config: ModelConfig) -> TransformerLensConfig:
@@ -65,7 +66,7 @@ class LensModel(HookedRootModule):
         remove_batch_dim = kwargs.pop("remove_batch_dim", False)
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **kwargs)
         if return_cache_object:
-            cache = SparseCache(cache, self, has_batch_dim=not remove_batch_dim)
+            cache = cache_of(self, cache, has_batch_dim=not remove_batch_dim)
         return out, cache
 
     @property
@@ -90,6 +91,7 @@ class LensModel(HookedRootModule):
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, " d_model"]:
         """Sum of the output biases that layers before `layer` (and this layer's attention, if mlp_input) add."""
+        SUM_OF_PARTS.check(self, "accumulated_bias", instead="Read the biases of sublayers one by one.")
         blocks: Any = self.blocks
         total = torch.zeros_like(self.W_pos[0])
         for i in range(layer):
@@ -118,10 +120,12 @@ class LensModel(HookedRootModule):
 
     def set_use_attn_result(self, on: bool) -> None:
         """Compute `hook_result`, each head's own contribution."""
+        self._check_one_stack(on, "use_attn_result")
         self.cfg.use_attn_result = on
 
     def set_use_split_qkv_input(self, on: bool) -> None:
         """Give each head its own hooked copy of the residual stream for q, k and v."""
+        self._check_one_stack(on, "use_split_qkv_input")
         self.cfg.use_split_qkv_input = on
 
     def set_use_hook_mlp_in(self, on: bool) -> None:
@@ -132,6 +136,10 @@ class LensModel(HookedRootModule):
         """Not offered: the split q, k, v inputs do the same and more. Raises ValueError when asked for."""
         if on:
             raise ValueError("use_attn_in: got True; use set_use_split_qkv_input(True) instead.")
+
+    def _check_one_stack(self, on: bool, name: str) -> None:
+        if on:
+            ONE_STACK.check(self, name, instead="Heads that look at the encoder have no such hooks.")
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

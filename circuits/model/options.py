@@ -11,8 +11,27 @@ from typing import Any
 
 from circuits.model.config import ComposeKind, ModelConfig
 
-SIZES = ("d_vocab", "n_layers", "d_model", "n_heads", "d_head", "d_mlp", "n_ctx", "compose_rank", "norm_eps")
+SIZES = (
+    "d_vocab",
+    "n_layers",
+    "d_model",
+    "n_heads",
+    "d_head",
+    "d_mlp",
+    "n_ctx",
+    "compose_rank",
+    "norm_eps",
+    "n_source",
+    "pad",
+)
 """Fields of `ModelConfig` that are numbers in the same computation; every other one is an option."""
+WHY: dict[str, str] = {
+    "norm_position": "After each sublayer the residual stream is normed anew: products of weights of two layers, and "
+    "sums of what sublayers wrote, leave out a factor in between that differs from token to token.",
+    "norm": "LayerNorm subtracts a mean over channels and multiplies by a gain, which products of weights leave out.",
+    "arch": "It reads one stack of layers over one text; an encoder-decoder has two, tied by cross-attention.",
+}
+"""Why the values of an option are not all alike to whoever reads weights, for those who refuse one."""
 PLAIN: tuple[ComposeKind, ...] = ("none",)
 """Heads that are not composed."""
 
@@ -39,6 +58,22 @@ class Says:
     "Whether heads have a sink."
     bigram: tuple[bool, ...] | None = None
     "Whether there is a bigram table."
+    arch: tuple[str, ...] | None = ("decoder",)
+    "A decoder alone, or an encoder-decoder."
+    norm: tuple[str, ...] | None = ("rms",)
+    "Which norm."
+    norm_position: tuple[str, ...] | None = ("pre",)
+    "Where it stands."
+    positions: tuple[str, ...] | None = None
+    "Where positions come from: a table `W_pos`, learned or not."
+    tied: tuple[bool, ...] | None = None
+    "Whether W_U is the embedding transposed."
+    embed_scale: tuple[bool, ...] | None = (False,)
+    "Whether embeddings are scaled."
+
+    def holds(self, model: Any) -> bool:
+        """Whether `check` would pass."""
+        return self._first(model) is None
 
     def check(self, model: Any, analysis: str, *, instead: str) -> None:
         """Raise ValueError when the model has a value of an option that the analysis cannot say.
@@ -46,16 +81,29 @@ class Says:
         model: a SparseTransformer; one without a `ModelConfig`, a TransformerBridge, has none of these options.
         instead: what to do then, a sentence.
         """
+        found = self._first(model)
+        if found is not None:
+            name, got, allowed = found
+            why = f" {WHY[name]}" if name in WHY else ""
+            raise ValueError(
+                f"model: it has {name}={got!r}; {analysis} expected {name}={_either(allowed)}, "
+                f"which is all that it can say.{why} {instead}"
+            )
+
+    def _first(self, model: Any) -> tuple[str, Any, Iterable[Any]] | None:
+        """The first option of the model that cannot be said: its name, its value, and those that can."""
         config = getattr(model, "config", None)
         if not isinstance(config, ModelConfig):
-            return
+            return None
         for option in fields(config):
             allowed, got = getattr(self, option.name, None), getattr(config, option.name)
             if allowed is not None and got not in allowed:
-                raise ValueError(
-                    f"model: it has {option.name}={got!r}; {analysis} expected {option.name}={_either(allowed)}, "
-                    f"which is all that it can say. {instead}"
-                )
+                return option.name, got, allowed
+        return None
+
+
+ONE_STACK = Says(compose=None, act=None, norm=None, norm_position=None, embed_scale=None)
+"""Of an analysis that runs the model's own forward pass, but looks at one stack of layers over one text."""
 
 
 def _either(values: Iterable[Any]) -> str:

@@ -10,7 +10,9 @@ from typing import Any, Literal, NamedTuple, get_args
 Stack = Literal["decoder", "encoder"]
 """The stack of layers that a site belongs to; the decoder is meant where none is named."""
 STACKS: tuple[Stack, ...] = get_args(Stack)
-SiteName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
+OwnName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
+CrossName = Literal["cross_in", "cross_memory", "cross_q", "cross_k", "cross_v", "cross_out"]
+SiteName = Literal[OwnName, CrossName]
 
 
 class SiteRow(NamedTuple):
@@ -27,6 +29,10 @@ class SiteRow(NamedTuple):
     """Whether its coordinates are the channels of heads, head after head."""
     label: str
     """What it is called in pictures."""
+    like: SiteName | None = None
+    """For a site of cross-attention, the site of self-attention whose AbsTopK it shares."""
+    reads: Stack | None = None
+    """The stack whose residual stream it reads, where that is not its own."""
 
 
 class WeightRow(NamedTuple):
@@ -58,10 +64,30 @@ TABLE: tuple[SiteRow, ...] = (
     SiteRow("mlp_out", "d_model", "hook_mlp_out", "writes", False, "mlp out"),
 )
 """The sites of a layer, in the order in which the forward pass meets them."""
-ROWS: dict[SiteName, SiteRow] = {row.name: row for row in TABLE}
-"""The same, by name."""
-SITES: tuple[SiteName, ...] = tuple(ROWS)
-"""Names of the sites, in forward order."""
+CROSS_TABLE: tuple[SiteRow, ...] = (
+    SiteRow("cross_in", "d_model", "cross.hook_in", "reads", False, "cross in", "attn_in"),
+    SiteRow("cross_memory", "d_model", "cross.hook_memory", "reads", False, "memory", "attn_in", "encoder"),
+    SiteRow("cross_q", "d_attn", "cross.hook_q", None, True, "cross q", "attn_q"),
+    SiteRow("cross_k", "d_attn", "cross.hook_k", None, True, "cross k", "attn_k"),
+    SiteRow("cross_v", "d_attn", "cross.hook_v", None, True, "cross v", "attn_v"),
+    SiteRow("cross_out", "d_model", "hook_cross_out", "writes", False, "cross out", "attn_out"),
+)
+"""The further sites of a layer that looks at an encoder, between attention and MLP. `cross_memory`, `cross_k` and
+`cross_v` have the positions of the source."""
+OF_SOURCE: tuple[SiteName, ...] = ("cross_memory", "cross_k", "cross_v")
+"""Sites of the decoder whose values are those of source positions."""
+SITES: tuple[SiteName, ...] = tuple(row.name for row in TABLE)
+"""Names of the sites of every layer, in forward order."""
+CROSSED: tuple[SiteRow, ...] = (
+    *(row for row in TABLE if row.name.startswith("attn_")),
+    *CROSS_TABLE,
+    *(row for row in TABLE if not row.name.startswith("attn_")),
+)
+"""All sites of a layer that looks at an encoder, in forward order."""
+ROWS: dict[SiteName, SiteRow] = {row.name: row for row in CROSSED}
+"""Every site by name, in forward order."""
+ORDER: tuple[SiteName, ...] = tuple(ROWS)
+"""Names of all sites, in forward order."""
 WEIGHTS: dict[str, WeightRow] = {
     "W_Q": WeightRow("attn_in", "attn_q", "attn.q", 1),
     "W_K": WeightRow("attn_in", "attn_k", "attn.k", 1),
@@ -71,10 +97,21 @@ WEIGHTS: dict[str, WeightRow] = {
     "W_out": WeightRow("mlp_neuron", "mlp_out", "mlp.down", 0),
 }
 """The weight matrices of a layer, by name, in forward order."""
-BY_SITES: dict[tuple[SiteName, SiteName], str] = {row.sites: name for name, row in WEIGHTS.items()}
+CROSS_WEIGHTS: dict[str, WeightRow] = {
+    "W_CQ": WeightRow("cross_in", "cross_q", "cross.q", 1),
+    "W_CK": WeightRow("cross_memory", "cross_k", "cross.k", 1),
+    "W_CV": WeightRow("cross_memory", "cross_v", "cross.v", 1),
+    "W_CO": WeightRow("cross_v", "cross_out", "cross.o", 0),
+}
+"""The further weight matrices of a layer that looks at an encoder."""
+ALL_WEIGHTS: dict[str, WeightRow] = {**WEIGHTS, **CROSS_WEIGHTS}
+"""Every weight matrix by name."""
+BY_SITES: dict[tuple[SiteName, SiteName], str] = {row.sites: name for name, row in ALL_WEIGHTS.items()}
 """The name of the weight that leads from one site to another."""
 SCORE: tuple[SiteName, SiteName] = ("attn_k", "attn_q")
 """Source and target of a q-k pair: a product, not a weight."""
+SCORES: tuple[tuple[SiteName, SiteName], ...] = (SCORE, ("cross_k", "cross_q"))
+"""The same, of self-attention and of cross-attention."""
 
 
 class Site(NamedTuple):
@@ -97,7 +134,7 @@ class Site(NamedTuple):
         """The inverse of `str`. Raises ValueError on anything else."""
         stack, (layer, name) = split_stack(text, 2)
         if name not in ROWS or not layer.isdecimal():
-            raise ValueError(f"site: got {text!r}; expected 'layer.site' with a site out of {SITES}.")
+            raise ValueError(f"site: got {text!r}; expected 'layer.site' with a site out of {ORDER}.")
         return cls(int(layer), ROWS[name].name, stack)
 
 
@@ -111,28 +148,34 @@ class WeightAt(NamedTuple):
     @property
     def source(self) -> Site:
         """The site that it reads."""
-        return Site(self.layer, WEIGHTS[self.name].source, self.stack)
+        return Site(self.layer, ALL_WEIGHTS[self.name].source, self.stack)
 
     @property
     def target(self) -> Site:
         """The site that it writes."""
-        return Site(self.layer, WEIGHTS[self.name].target, self.stack)
+        return Site(self.layer, ALL_WEIGHTS[self.name].target, self.stack)
 
     def __str__(self) -> str:
         return f"{prefix(self.stack)}{self.layer}.{self.name}"
 
 
-def all_sites(n_layers: int, stack: Stack = "decoder") -> list[Site]:
-    """Every site of a stack of `n_layers` layers, in forward order."""
-    return [Site(layer, name, stack) for layer in range(n_layers) for name in SITES]
+def all_sites(n_layers: int, stack: Stack = "decoder", *, crossed: bool = False) -> list[Site]:
+    """Every site of a stack of `n_layers` layers, in forward order; crossed: of layers that look at an encoder."""
+    names = ORDER if crossed else SITES
+    return [Site(layer, name, stack) for layer in range(n_layers) for name in names]
 
 
 def weights_among(sites: Iterable[Site]) -> list[WeightAt]:
     """Every weight matrix that leads from one of the sites to another, layer by layer."""
     there = set(sites)
     layers = dict.fromkeys((site.stack, site.layer) for site in sites)
-    found = (WeightAt(layer, name, stack) for stack, layer in layers for name in WEIGHTS)
+    found = (WeightAt(layer, name, stack) for stack, layer in layers for name in ALL_WEIGHTS)
     return [weight for weight in found if weight.source in there and weight.target in there]
+
+
+def read_stack(site: Site) -> Stack:
+    """The stack whose residual stream a site reads, or would: its own, but the encoder's for `cross_memory`."""
+    return site.row.reads or site.stack
 
 
 def prefix(stack: Stack) -> str:

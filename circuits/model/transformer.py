@@ -4,6 +4,7 @@
     x += attn(norm(x));  x += mlp(norm(x))        (per layer)
     logits = norm(x) W_U + b_U + bigram[token]
 
+With `arch="encdec"` it is the original Transformer's decoder, and has an encoder beside it: see `encdec.py`.
 RMSNorm has no weights, so zero keeps its meaning and TransformerLens's residual-stream arithmetic is exact.
 At the sites of a layer AbsTopK keeps the k largest magnitudes of each token. A dense model is the same class
 with `topk_fraction=None`. Every pass (masked, ablated, bridged, hooked) is this one `forward`.
@@ -11,11 +12,14 @@ with `topk_fraction=None`. Every pass (masked, ablated, bridged, hooked) is this
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.config import TransformerLensConfig
@@ -23,12 +27,14 @@ from transformer_lens.config import TransformerLensConfig
 from circuits.model.affine import AffineMap
 from circuits.model.cache import acts_at
 from circuits.model.config import ModelConfig
+from circuits.model.encdec import Encoder, TiedUnembed, hold_positions, next_token_loss, norm_of
 from circuits.model.hooks import HookPoint
-from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm, Unembed
+from circuits.model.layers import AbsTopK, Linear, Matrix, Unembed
 from circuits.model.lens import LensModel, lens_config
-from circuits.model.mixers import MIXERS
+from circuits.model.mixers import MIXERS, Attention
+from circuits.model.mixers.encdec import CrossAttention, DecoderAttention, EncoderAttention, Given
 from circuits.model.mlp import MLP
-from circuits.model.sites import WEIGHTS, Site, Stack
+from circuits.model.sites import ALL_WEIGHTS, OF_SOURCE, WEIGHTS, Site, Stack, WeightAt, WeightRow, prefix
 from circuits.model.subject import bits_of
 from circuits.model.tokens import check_tokens
 
@@ -43,11 +49,19 @@ class Block(nn.Module):
     hook_aliases: dict[str, str]
     """What tells TransformerLens that attn_out is no sum of heads: tools that need one refuse, and name AbsTopK."""
 
-    def __init__(self, config: ModelConfig, lens: TransformerLensConfig, layer: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        lens: TransformerLensConfig,
+        layer: int,
+        attention: Callable[[ModelConfig, TransformerLensConfig, int], Attention],
+        cross: CrossAttention | None = None,
+    ) -> None:
         super().__init__()
         self.cfg = lens
-        self.ln1, self.ln2 = RMSNorm(config.norm_eps), RMSNorm(config.norm_eps)
-        self.attn, self.mlp = MIXERS[config.attention](config, lens, layer), MLP(config, layer)
+        self.is_post = config.norm_position == "post"
+        self.ln1, self.ln2 = norm_of(config), norm_of(config)
+        self.attn, self.mlp = attention(config, lens, layer), MLP(config, layer)
         self.topk_attn_out, self.topk_mlp_out = (
             AbsTopK(config.topk(Site(layer, "attn_out"))),
             AbsTopK(config.topk(Site(layer, "mlp_out"))),
@@ -58,18 +72,45 @@ class Block(nn.Module):
         self.hook_attn_out = HookPoint()  # site attn_out [batch, pos, d_model]
         self.hook_mlp_in = HookPoint()  # the residual stream as the MLP reads it (not the site mlp_in)
         self.hook_mlp_out = HookPoint()  # site mlp_out [batch, pos, d_model]
+        self.cross = cross
+        if cross is not None:
+            self.ln_cross = norm_of(config)
+            self.topk_cross_out = AbsTopK(config.topk(Site(layer, "cross_out")))
+            self.hook_cross_out = HookPoint()  # site cross_out [batch, pos, d_model]
+            self.hook_resid_cross = HookPoint()  # the residual stream after cross-attention
+        if self.is_post:
+            self.as_is = nn.Identity()
 
     @property
     def submodules(self) -> dict[str, nn.Module]:
         """By name: where TransformerLens's tools look whether anything comes between heads and residual stream."""
         return dict(self.named_children())
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The residual stream after this layer."""
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        memory: Float[Tensor, "batch source d_model"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this layer; memory: the encoder's output, for a layer that looks at it."""
         x = self.hook_resid_pre(x)
-        x = self.hook_resid_mid(x + self.hook_attn_out(self.topk_attn_out(self.attn(x, self.ln1))))
+        attended = self.hook_attn_out(self.topk_attn_out(self.attn(x, self._before(self.ln1))))
+        x = self.hook_resid_mid(self._after(self.ln1, x + attended))
+        if self.cross is not None:
+            assert memory is not None, "a layer with cross-attention needs the encoder's output"
+            looked = self.cross.look(x, self._before(self.ln_cross), memory)
+            looked = self.hook_cross_out(self.topk_cross_out(looked))
+            x = self.hook_resid_cross(self._after(self.ln_cross, x + looked))
         mlp_in = self.hook_mlp_in(x) if self.cfg.use_hook_mlp_in else x
-        return self.hook_resid_post(x + self.hook_mlp_out(self.topk_mlp_out(self.mlp(self.ln2(mlp_in)))))
+        out = self.hook_mlp_out(self.topk_mlp_out(self.mlp(self._before(self.ln2)(mlp_in))))
+        return self.hook_resid_post(self._after(self.ln2, x + out))
+
+    def _before(self, norm: nn.Module) -> nn.Module:
+        """What a sublayer reads the stream through."""
+        return self.as_is if self.is_post else norm
+
+    def _after(self, norm: nn.Module, x: Float[Tensor, "batch pos d_model"]) -> Tensor:
+        """The stream as it goes on after a sublayer."""
+        return norm(x) if self.is_post else x
 
 
 class SparseTransformer(LensModel):
@@ -88,15 +129,34 @@ class SparseTransformer(LensModel):
         # Weights made in inference mode could never be learned, nor anything through them.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.W_E = nn.Parameter(torch.randn(config.d_vocab, config.d_model) * 0.02)
-            self.W_pos = nn.Parameter(torch.randn(config.n_ctx, config.d_model) * 0.02)
-            self.blocks = nn.ModuleList(Block(config, self.cfg, layer) for layer in range(config.n_layers))
-            self.ln_final = RMSNorm(config.norm_eps)
-            self.unembed = Unembed(config.d_model, config.d_vocab)
+            std = config.d_model**-0.5 if config.embed_scale else 0.02
+            self.W_E = nn.Parameter(torch.randn(config.d_vocab, config.d_model) * std)
+            hold_positions(self, config, config.n_ctx - config.n_source)
+            self.given = Given()
+            self.blocks = nn.ModuleList(self._layers("decoder"))
+            self.ln_final = norm_of(config) if config.norm_position == "pre" else nn.Identity()
+            self.unembed: Any = (
+                TiedUnembed(config.d_vocab) if config.tied else Unembed(config.d_model, config.d_vocab)
+            )
+            self.encoder = (
+                Encoder(config, nn.ModuleList(self._layers("encoder"))) if config.arch == "encdec" else None
+            )
             self.bigram = nn.Parameter(torch.zeros(config.d_vocab, config.d_vocab)) if config.bigram else None
         self.hook_embed, self.hook_pos_embed = HookPoint(), HookPoint()  # [batch, pos, d_model]
         self.hook_bigram = HookPoint()  # [batch, pos, d_vocab]
         self.setup()
+
+    def _layers(self, stack: Stack) -> Iterator[Block]:
+        """New layers of a stack."""
+        config, lens, given = self.config, self.cfg, self.given
+        for layer in range(config.n_layers):
+            if config.arch == "decoder":
+                yield Block(config, lens, layer, MIXERS[config.attention])
+            elif stack == "encoder":
+                yield Block(config, lens, layer, partial(EncoderAttention, given=given))
+            else:
+                cross = CrossAttention(config, lens, layer, given)
+                yield Block(config, lens, layer, partial(DecoderAttention, given=given), cross)
 
     def forward(
         self,
@@ -105,6 +165,7 @@ class SparseTransformer(LensModel):
     ) -> Any:
         """Logits [batch, pos, d_vocab]; with return_type "loss", mean next-token loss in nats; "both": a pair.
 
+        An encoder-decoder takes rows that hold source and target; the loss is that of the target.
         None runs the model for its hooks alone and returns None. While another thread has hooks on the model, or
         sparse compute, the pass waits. Raises ValueError for tokens that are not [batch, pos], a sequence longer than
         n_ctx, a token out of range or an unknown return_type.
@@ -112,10 +173,10 @@ class SparseTransformer(LensModel):
         if return_type not in RETURN_TYPES:
             raise ValueError(f"return_type: got {return_type!r}; expected one of {RETURN_TYPES}.")
         self._check_tokens(tokens)
-        if return_type in ("loss", "both") and tokens.shape[1] < 2:
+        if return_type in ("loss", "both") and tokens.shape[1] < self.config.n_source + 2:
             raise ValueError(
-                f"tokens: got sequences of {tokens.shape[1]} token for a loss; expected at least 2, so that there is a "
-                "next one to predict."
+                f"tokens: got sequences of {tokens.shape[1]} token for a loss; expected at least "
+                f"{self.config.n_source + 2}, so that there is a next one to predict."
             )
         with self.turn:
             logits = self._logits(tokens)
@@ -123,19 +184,44 @@ class SparseTransformer(LensModel):
             return None
         if return_type == "logits":
             return logits
-        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        loss = next_token_loss(logits, tokens, n_source=self.config.n_source, pad=self.config.pad)
         return loss if return_type == "loss" else (logits, loss)
 
     def _logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        if self.encoder is None:
+            return self.decode(tokens)
+        n_source = self.config.n_source
+        logits = self.decode(tokens[:, n_source:], self.encode(tokens[:, :n_source]))
+        return F.pad(logits, (0, 0, n_source, 0))
+
+    def encode(self, source: Int[Tensor, "batch source"]) -> Float[Tensor, "batch source d_model"]:
+        """The encoder's output, which `decode` looks at; its padding is left out there as well."""
+        assert self.encoder is not None, "a decoder alone has nothing to encode"
+        self.given.real = source.ne(self._pad)
+        memory: Tensor = self.encoder(source, self.W_E)
+        return memory
+
+    def decode(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        memory: Float[Tensor, "batch source d_model"] | None = None,
+        *,
+        first: int = 0,
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the decoder; memory: what `encode` gave, of an encoder-decoder. first: the first token's position,
+        where those before it are remembered."""
         n_pos = tokens.shape[1]
-        positions = self.W_pos[:n_pos].expand(tokens.shape[0], -1, -1)
+        positions = self.W_pos[first : first + n_pos].expand(tokens.shape[0], -1, -1)
         embedded = F.embedding(tokens, self.W_E)
         if any(linear.sparse is not None for _, linear in self.linears()):
             embedded = embedded.flatten(0, 1).t().contiguous().t().unflatten(0, tokens.shape)
+        if self.config.embed_scale:
+            embedded = embedded * math.sqrt(self.config.d_model)
         x = self.hook_embed(embedded) + self.hook_pos_embed(positions)
         for block in self.blocks:
-            x = block(x)
-        logits = self.unembed(self.ln_final(x))
+            x = block(x) if memory is None else block(x, memory)
+        x = self.ln_final(x)
+        logits = self.unembed(x, self.W_E) if self.config.tied else self.unembed(x)
         if self.bigram is not None:
             logits = logits + self.hook_bigram(F.embedding(tokens, self.bigram))
         return logits
@@ -144,33 +230,79 @@ class SparseTransformer(LensModel):
 
     def linear(self, layer: int, weight: str, stack: Stack = "decoder") -> Linear:
         """The affine map of a layer by the name of its weight (`W_Q W_K W_V W_O W_in W_out`)."""
-        if weight not in WEIGHTS:
-            raise ValueError(f"weight: got {weight!r}; expected one of {list(WEIGHTS)}.")
-        found = self.blocks[layer].get_submodule(WEIGHTS[weight].path)
+        names = self._weights(stack)
+        if weight not in names:
+            raise ValueError(f"weight: got {weight!r}; expected one of {list(names)}.")
+        found = self.layers_of(stack)[layer].get_submodule(names[weight].path)
         assert isinstance(found, Linear)
         return found
 
     def linears(self) -> Iterator[tuple[str, Linear | Unembed]]:
         """Every affine map, by the name of its weight: "0.W_Q" and so on, and "W_U"."""
-        for layer in range(self.config.n_layers):
-            for name in WEIGHTS:
-                yield f"{layer}.{name}", self.linear(layer, name)
-        yield "W_U", self.unembed
+        for at in self._weights_at():
+            yield str(at), self.linear(*at)
+        if not self.config.tied:
+            yield "W_U", self.unembed
+
+    def layers_of(self, stack: Stack) -> nn.ModuleList:
+        """The layers of a stack. Raises ValueError for the encoder of a model without one."""
+        if stack == "decoder":
+            return self.blocks
+        if self.encoder is None:
+            raise ValueError("stack: got 'encoder'; expected 'decoder', the only one that this model has.")
+        return self.encoder.blocks
+
+    def embedding(self, stack: Stack) -> Float[Tensor, "d_vocab d_model"]:
+        """The matrix by which a stack embeds its tokens."""
+        own = None if stack == "decoder" or self.encoder is None else self.encoder.W_E
+        return self.W_E if own is None else own
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
+        """Unembedding weights."""
+        return self.W_E.T if self.config.tied else self.unembed.W_U
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its stacks of layers, in forward order."""
+        return ("decoder",) if self.encoder is None else ("encoder", "decoder")
+
+    def _weights(self, stack: Stack) -> dict[str, WeightRow]:
+        """The weight matrices that a layer of a stack has."""
+        crossed = self.encoder is not None and stack == "decoder"
+        return ALL_WEIGHTS if crossed else WEIGHTS
+
+    def _weights_at(self) -> Iterator[WeightAt]:
+        for stack in self.stacks:
+            for layer in range(self.config.n_layers):
+                yield from (WeightAt(layer, name, stack) for name in self._weights(stack))
 
     def matrices(self) -> Iterator[Matrix]:
         """Every tensor that counts in the budget: all weights and biases, without bigram table and sinks."""
         yield Matrix("W_E", self.W_E, "embed", None)
-        yield Matrix("W_pos", self.W_pos, "embed", None)
-        for layer in range(self.config.n_layers):
-            for name, row in WEIGHTS.items():
-                linear = self.linear(layer, name)
-                yield Matrix(f"{layer}.{name}", linear.weight, "block", row.unit_axis)
-                yield Matrix(f"{layer}.b_{name[2:]}", linear.bias, "block", None)
-            attn: Any = self.blocks[layer].attn
+        yield from self._embeddings()
+        for stack, layer in product(self.stacks, range(self.config.n_layers)):
+            for name, row in self._weights(stack).items():
+                linear = self.linear(layer, name, stack)
+                at = f"{prefix(stack)}{layer}"
+                yield Matrix(f"{at}.{name}", linear.weight, "block", row.unit_axis)
+                yield Matrix(f"{at}.b_{name[2:]}", linear.bias, "block", None)
+            attn: Any = self.layers_of(stack)[layer].attn
             for own in attn.own_matrices():
-                yield own._replace(name=f"{layer}.{own.name}")
-        yield Matrix("W_U", self.unembed.W_U, "embed", None)
+                yield own._replace(name=f"{prefix(stack)}{layer}.{own.name}")
+        if not self.config.tied:
+            yield Matrix("W_U", self.unembed.W_U, "embed", None)
         yield Matrix("b_U", self.unembed.b_U, "embed", None)
+
+    def _embeddings(self) -> Iterator[Matrix]:
+        """Position tables, where they are learned, and what embeds the source."""
+        if self.config.positions == "learned":
+            yield Matrix("W_pos", self.W_pos, "embed", None)
+        if self.encoder is not None:
+            if self.encoder.W_E is not None:
+                yield Matrix("encoder.W_E", self.encoder.W_E, "embed", None)
+            if self.config.positions == "learned":
+                yield Matrix("encoder.W_pos", self.encoder.W_pos, "embed", None)
 
     def weight_names(self) -> list[str]:
         """Names of all parameters, and of the matrices of compact maps, sorted."""
@@ -214,7 +346,25 @@ class SparseTransformer(LensModel):
 
     def hook_name(self, site: Site) -> str:
         """The hook point of a site, as TransformerLens names hook points."""
-        return f"blocks.{site.layer}.{site.row.hook}"
+        return f"{prefix(site.stack)}blocks.{site.layer}.{site.row.hook}"
+
+    def places(
+        self, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"], site: Site
+    ) -> Bool[Tensor, "batch place"]:
+        """True where a site's values are those of tokens that are `real`, and no padding.
+
+        An encoder-decoder's sites have the places of the source or those of the target.
+        """
+        if self.encoder is None:
+            return real
+        n, of_source = self.config.n_source, site.stack == "encoder" or site.name in OF_SOURCE
+        part = slice(0, n) if of_source else slice(n, None)
+        return real[:, part] & tokens[:, part].ne(self._pad)
+
+    @property
+    def _pad(self) -> int:
+        assert self.config.pad is not None, "an encoder-decoder has a token that fills rows up"
+        return self.config.pad
 
     def sites(self) -> list[Site]:
         """Every site in forward order."""

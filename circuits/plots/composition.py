@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 import torch
 
-from circuits.composition import Composition, CompositionEdge, CompositionMaps
+from circuits.composition import Composition, CompositionEdge, CompositionMaps, Writer
 from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of, panels, token_labels
 from circuits.plots.picture.order import Joint, order, straighten
@@ -74,11 +74,12 @@ def head_graph_figure(
     """
     edges = composition.significant(rate)[:top]
     parts = sorted({part for edge in edges for part in (edge.writer, edge.reader.part)})
-    heads = [writer for writer in composition.writers if writer.kind == "head"]
+    heads = [writer for writer in composition.writers if writer.kind != "neuron"]
     if all_heads or (all_heads is None and len(heads) <= 64):
         parts = sorted({*parts, *heads})
-    layers = sorted({part.layer for part in parts})
-    ranks = [[str(part) for part in parts if part.layer == layer] for layer in layers]
+    layers = sorted({_rank(part) for part in parts})
+    ranks = [[str(part) for part in parts if _rank(part) == layer] for layer in layers]
+    two_stacks = any(part.stack == "encoder" for part in composition.writers)
     place = _places(ranks, edges)
     figure = go.Figure(
         layout=base_layout(title=title, height=round(210 + 56 * max(map(len, ranks), default=1)))
@@ -91,7 +92,7 @@ def head_graph_figure(
     figure.add_trace(_heads(place, busy))
     for x, layer in enumerate(layers):
         figure.add_annotation(
-            text=f"layer {layer}",
+            text=_named(layer, two_stacks),
             x=x,
             y=1.0,
             yref="paper",
@@ -165,6 +166,17 @@ def _marks(found: np.ndarray) -> go.Scatter:
         x=columns, y=rows, mode="markers", hoverinfo="skip",
         marker={"symbol": "circle", "size": 12, "color": PAPER, "line": {"width": 2.5, "color": INK}},
     )  # fmt: skip
+
+
+def _rank(part: Writer) -> tuple[bool, int, bool]:
+    """The encoder's layers first; heads that look at it after the others of their layer."""
+    return part.stack == "decoder", part.layer, part.kind == "cross"
+
+
+def _named(rank: tuple[bool, int, bool], two_stacks: bool) -> str:
+    in_decoder, layer, is_cross = rank
+    stack = ("decoder " if in_decoder else "encoder ") if two_stacks else "layer "
+    return f"{stack}{layer}{', to encoder' if is_cross else ''}"
 
 
 def _places(ranks: list[list[str]], edges: Sequence[CompositionEdge]) -> dict[str, tuple[float, float]]:

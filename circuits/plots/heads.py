@@ -8,11 +8,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuits.heads import HeadReport
+from circuits.heads.stacks import GROUPS, Looks, StackHeadReport
 from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of, panels, token_labels
 from circuits.plots.style import escaped, number
 
-__all__ = ["head_report_figure", "pattern_figure", "token_map_figure"]
+__all__ = ["head_report_figure", "pattern_figure", "stack_head_report_figure", "token_map_figure"]
 
 COLUMNS = (
     ("previous", "previous token (share)", False),
@@ -22,6 +23,8 @@ COLUMNS = (
     ("duplicate_nats", "duplicate (nats)", True),
     ("induction_nats", "induction (nats)", True),
 )
+LOOKS = (*Looks._fields, "copying")
+"""Columns of a report of two stacks."""
 SINK = "sink"
 WIDTH, LABEL = 860, 13
 """Pixels: of all panels together, and that one token on an axis takes at least."""
@@ -73,6 +76,34 @@ def head_report_figure(report: HeadReport, *, title: str = "Heads") -> go.Figure
         height=max(420, 230 + 36 * min(len(layers), 30)),
         x_title="head",
         y_title="layer",
+    )
+
+
+@plot.register
+def stack_head_report_figure(report: StackHeadReport, *, title: str = "Heads of two stacks") -> go.Figure:
+    """Where each head looks and how far it copies: heads are rows, a panel for each kind of attention."""
+    traces, rows, names = [], [], []
+    for (stack, kind), name in zip(GROUPS, ("encoder", "decoder", "decoder to encoder"), strict=True):
+        own = [row for row in report.rows if (row.stack, row.kind) == (stack, kind)]
+        labels = [row.label.removeprefix("encoder.") for row in own]
+        values = [[*row.looks, row.copying] for row in own]
+        hover = [
+            [f"{row.label}<br>{column}: {_said(value)}" for column, value in zip(LOOKS, line, strict=True)]
+            for row, line in zip(own, values, strict=True)
+        ]
+        bar = "share" if kind == "cross" else None
+        traces.append([heat(values, LOOKS, labels, limit=1.0, diverging=True, hover=hover, bar=bar)])
+        rows.append(labels)
+        names.append(name)
+    return panels(
+        traces,
+        [list(LOOKS)] * len(traces),
+        rows,
+        names,
+        title=title,
+        subtitle=f"{report.n_tokens} tokens · copying from weights, the rest from patterns",
+        per_row=3,
+        height=220 + 22 * min(40, max(map(len, rows))),
     )
 
 

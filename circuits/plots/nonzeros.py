@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from torch import Tensor
 
-from circuits.model.sites import ROWS, WEIGHTS
+from circuits.model.sites import ALL_WEIGHTS, ROWS
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of
@@ -81,7 +81,7 @@ def _rows(model: SparseTransformer) -> list[_Row]:
     rows = []
     for (layer, name), group in groupby(weights, key=lambda matrix: _split(matrix.name)):
         parameters = [matrix.parameter.detach() for matrix in group]
-        told = _by_unit(name, parameters[0], model.config.d_head) if name in WEIGHTS else ()
+        told = _by_unit(name, parameters[0], model.config.d_head) if name in ALL_WEIGHTS else ()
         rows.append(_Row(layer, name, *_count(parameters), *told))
     return [*rows, _Row("", "biases", *_count(biases))]
 
@@ -90,7 +90,7 @@ def _split(name: str) -> tuple[str, str]:
     """Layer (with its stack, if that is named) and what stands there: `0`, `W_Q`; no layer for embeddings."""
     parts = name.split(".")
     end = next((i + 1 for i, part in enumerate(parts) if part.isdecimal()), 0)
-    return ".".join(parts[:end]), parts[end]
+    return (".".join(parts[:end]), parts[end]) if end else ("", name)
 
 
 def _count(parameters: Sequence[Tensor]) -> tuple[int, int]:
@@ -99,7 +99,7 @@ def _count(parameters: Sequence[Tensor]) -> tuple[int, int]:
 
 def _by_unit(name: str, matrix: Tensor, d_head: int) -> tuple[tuple[int, ...], str]:
     """Nonzeros of each head (if its units are channels of heads), and how many units have any."""
-    weight = WEIGHTS[name]
+    weight = ALL_WEIGHTS[name]
     unit = ROWS[weight.sites[weight.unit_axis]]
     counts = matrix.count_nonzero(dim=1 - weight.unit_axis)
     heads = counts.unflatten(0, (-1, d_head)).sum(1).tolist() if unit.per_head else ()

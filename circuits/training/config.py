@@ -56,7 +56,11 @@ class TrainConfig(Settings):
     sharkfin: bool = True
     "Multiply the learning rate by sqrt(final density / current density)."
     warmup: Fraction = 0.01
-    "Fraction of training in which the learning rate rises from 0; afterwards it falls linearly to 0."
+    "Fraction of training in which the learning rate rises from 0; afterwards it falls, see `decay`."
+    decay: Literal["linear", "inverse_sqrt"] = "linear"
+    "How it falls after warm-up: to 0, or as 1 / sqrt(step) (2017; `published_lr` gives that peak)."
+    label_smoothing: Decay = 0.0
+    "Share of the loss's target that is spread over all tokens alike (2017: 0.1); validation losses have none."
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     "Adam's averaging constants."
     eps: Positive = 1e-8
@@ -138,6 +142,27 @@ class TrainConfig(Settings):
         )
 
     @classmethod
+    def original(cls, **changes: Any) -> "TrainConfig":
+        """The recipe of 2017 for a `ModelConfig.original`: Adam .9/.98, 1 / sqrt(step) after warm-up, smoothed labels.
+
+        Source: Vaswani et al. 2017 (arXiv 1706.03762), sections 5.3 and 5.4; without dropout.
+        """
+        published: dict[str, Any] = dict(
+            density=1.0,
+            embed_density=None,
+            min_alive=0,
+            sharkfin=False,
+            betas=(0.9, 0.98),
+            eps=1e-9,
+            weight_decay=0.0,
+            gradient_scaling="none",
+            warmup=0.1,
+            decay="inverse_sqrt",
+            label_smoothing=0.1,
+        )
+        return cls(**{**published, **changes})
+
+    @classmethod
     def from_json(cls, data: Any) -> "TrainConfig":
         """The inverse of `to_json`; reads older files too. Raises ValueError on an unknown key, or one given twice."""
         return cls(**fitted(cls, with_new_names(data)))
@@ -152,3 +177,11 @@ def with_new_names(data: Any) -> Any:
         old, new = both[0]
         raise ValueError(f"TrainConfig: got both {old!r} and {new!r}, its new name; expected {new!r} alone.")
     return {RENAMED.get(key, key): value for key, value in data.items()}
+
+
+def published_lr(d_model: int, warmup_steps: int) -> float:
+    """The peak of `lr = d_model^-0.5 min(step^-0.5, step warmup_steps^-1.5)`, reached at the end of warm-up.
+
+    Source: Vaswani et al. 2017 (arXiv 1706.03762), equation 3.
+    """
+    return float((d_model * warmup_steps) ** -0.5)

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
+from circuits.model.encdec import next_token_loss
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
@@ -185,7 +187,7 @@ class _Run:
         )
         # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
         with sparse_compute(self.model, self._weight_gradient()):
-            loss = self.model(tokens, return_type="loss")
+            loss = training_loss(self.model, tokens, config.label_smoothing)
         self._check_finite("loss", float(loss.detach()), self.step + 1)
         self.good.keep()
         density, lr = self.updates(loss, self.progress())
@@ -257,11 +259,31 @@ class _Run:
 
 
 def learning_rate(config: TrainConfig, progress: float, density: float) -> float:
-    """Warm-up, then linear to 0; with sharkfin, times sqrt(final density / current density)."""
+    """Warm-up, then the fall; with sharkfin, times sqrt(final density / current density)."""
     warm = min(1.0, progress / config.warmup) if config.warmup else 1.0
-    fall = (1 - progress) / (1 - config.warmup) if progress > config.warmup else 1.0
+    fall = _fall(config, progress) if progress > config.warmup else 1.0
     sharkfin = (config.density / density) ** 0.5 if config.sharkfin else 1.0
     return config.lr * max(warm, 1e-3) * fall * sharkfin
+
+
+def _fall(config: TrainConfig, progress: float) -> float:
+    """What is left of the peak after warm-up."""
+    if config.decay == "inverse_sqrt":
+        return math.sqrt(max(config.warmup, 1 / config.steps) / progress)
+    return (1 - progress) / (1 - config.warmup)
+
+
+def training_loss(
+    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], label_smoothing: float
+) -> Float[Tensor, ""]:
+    """What a step descends: the model's own loss, its targets smoothed where that is asked for."""
+    if label_smoothing == 0:
+        loss: Tensor = model(tokens, return_type="loss")
+        return loss
+    config = model.config
+    return next_token_loss(
+        model(tokens), tokens, n_source=config.n_source, pad=config.pad, label_smoothing=label_smoothing
+    )
 
 
 def project(model: SparseTransformer, config: TrainConfig, progress: float) -> None:

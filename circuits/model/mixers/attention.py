@@ -12,7 +12,7 @@ from transformer_lens.config import TransformerLensConfig
 
 from circuits.model.config import ModelConfig
 from circuits.model.hooks import HookPoint
-from circuits.model.layers import AbsTopK, Linear, Matrix, RMSNorm
+from circuits.model.layers import AbsTopK, Linear, Matrix
 from circuits.model.sites import Site
 
 
@@ -64,7 +64,7 @@ class Attention(nn.Module, ABC):
         yield from ()
 
     def forward(
-        self, resid: Float[Tensor, "batch pos d_model"], norm: RMSNorm
+        self, resid: Float[Tensor, "batch pos d_model"], norm: nn.Module
     ) -> Float[Tensor, "batch pos d_model"]:
         """The layer's contribution to the residual stream, before AbsTopK."""
         if self.cfg.use_split_qkv_input:
@@ -86,7 +86,7 @@ class Attention(nn.Module, ABC):
             return self.hook_result(torch.einsum("bphe,hed->bphd", z, self.W_O)).sum(2) + self.o.bias
         return self.o(z.flatten(2))
 
-    def _split(self, resid: Float[Tensor, "batch pos d_model"], norm: RMSNorm) -> Iterator[Tensor]:
+    def _split(self, resid: Float[Tensor, "batch pos d_model"], norm: nn.Module) -> Iterator[Tensor]:
         """q, k and v [batch, pos, d_attn], of a hooked copy of the residual stream for each head."""
         copies = [
             hook(repeat(resid, "batch pos d_model -> batch pos head d_model", head=self.n_heads))

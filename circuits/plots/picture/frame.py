@@ -40,6 +40,8 @@ class Frame:
     margin: Mapping[str, int]
     along: Point
     across: Point
+    has_encoder: bool = False
+    "Whether layers of an encoder stand beside those of a decoder."
 
     @property
     def largest_mark(self) -> float:
@@ -98,6 +100,7 @@ def _horizontal(layout: Layout) -> Frame:
         margin={"l": left, "r": right, "t": TITLE_PX + heads, "b": LEGEND_PX},
         along=along,
         across=across,
+        has_encoder=_has_encoder(layout),
     )
 
 
@@ -118,6 +121,7 @@ def _vertical(layout: Layout) -> Frame:
         margin={"l": SIDE_PX + heads, "r": SIDE_PX, "t": TITLE_PX + 8, "b": LEGEND_PX},
         along=along,
         across=across,
+        has_encoder=_has_encoder(layout),
     )
 
 
@@ -129,6 +133,11 @@ def _is_tight(layout: Layout, column_px: float) -> bool:
     return any(
         (b.along - a.along) * column_px < (width[a] + width[b]) / 2 for a, b in pairwise(layout.columns)
     )
+
+
+def _has_encoder(layout: Layout) -> bool:
+    """Whether columns of two stacks stand side by side."""
+    return any(column.stack == "encoder" for column in layout.columns)
 
 
 def widened(span: Point, pad: float) -> Point:

@@ -6,7 +6,8 @@ from typing import Any
 
 from circuits.plots.picture.frame import CHARACTER_PX, Frame, widened
 from circuits.plots.picture.labels import GLOSS, short_label
-from circuits.plots.picture.layout import HEAD_STEP, Column, HeadBox, Key, Layout, Point
+from circuits.plots.picture.layout import HEAD_STEP, Column, HeadBox, Layout, Point
+from circuits.plots.picture.ranks import Key
 from circuits.plots.picture.weights import weight_labels
 from circuits.plots.style import BAND, BOX, FAINT, INK, MONO, PAPER
 
@@ -38,7 +39,9 @@ def shapes(layout: Layout, frame: Frame) -> list[dict[str, Any]]:
 
 def _layers(layout: Layout) -> list[list[Column]]:
     in_layers = [column for column in layout.columns if column.layer is not None]
-    return [list(columns) for _, columns in groupby(in_layers, key=lambda column: column.layer)]
+    return [
+        list(columns) for _, columns in groupby(in_layers, key=lambda column: (column.stack, column.layer))
+    ]
 
 
 def _band(frame: Frame, columns: list[Column], reach: float) -> dict[str, Any]:
@@ -65,8 +68,9 @@ def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) ->
 
 def _layer_label(frame: Frame, columns: list[Column]) -> dict[str, Any]:
     start, end = columns[0].along - BAND_PAD, columns[-1].along + BAND_PAD
-    is_narrow = (end - start) * frame.column_px < 9 * CHARACTER_PX
-    word = "" if is_narrow else "layer "
+    word = "encoder " if columns[0].stack == "encoder" else "decoder " if frame.has_encoder else "layer "
+    is_narrow = (end - start) * frame.column_px < (len(word) + 3) * CHARACTER_PX
+    word = "" if is_narrow else word
     text = {"text": f"<b>{word}{columns[0].layer}</b>", "font": {"size": 12, "color": INK}}
     if frame.is_horizontal:
         place = {
@@ -117,7 +121,7 @@ def _head_label(frame: Frame, box: HeadBox) -> list[dict[str, Any]]:
     return [
         {
             "text": f"head {box.head}",
-            "hovertext": "q·k chooses earlier positions;<br>v is what is carried from there",
+            "hovertext": _CHOOSES[box.is_cross],
             "font": {"size": 10, "color": FAINT},
             "x": x,
             "y": y,
@@ -125,6 +129,13 @@ def _head_label(frame: Frame, box: HeadBox) -> list[dict[str, Any]]:
             "yanchor": "top",
         }
     ]
+
+
+_CHOOSES = {
+    False: "q·k chooses earlier positions;<br>v is what is carried from there",
+    True: "q·k chooses positions of the source;<br>v is what is carried from there",
+}
+"""What a head does, by whether it looks at an encoder."""
 
 
 def _chip(key: str, frame: Frame, place: Point) -> dict[str, Any]:

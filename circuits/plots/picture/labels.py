@@ -5,18 +5,25 @@ from collections.abc import Mapping, Sequence
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
-from circuits.model.sites import ROWS, TABLE
-from circuits.plots.picture.layout import Key, Link
+from circuits.model.sites import ROWS
+from circuits.plots.picture.layout import Link
+from circuits.plots.picture.ranks import Key
 from circuits.plots.style import escaped, number
 from tasks.tokenizer import printable
 
-_DOES = {"attn_q": "seeks", "attn_k": "matches", "attn_v": "carries", "mlp_neuron": "fires"}
+_DOES = {
+    **{"attn_q": "seeks", "attn_k": "matches", "attn_v": "carries", "mlp_neuron": "fires"},
+    **{"cross_q": "seeks", "cross_k": "matches", "cross_v": "carries"},
+}
 GLOSS: dict[str, str] = {
     "tokens": "in",
-    **{row.name: row.stream or _DOES.get(row.name, "") for row in TABLE},
+    **{row.name: row.stream or _DOES.get(row.name, "") for row in ROWS.values()},
     "logits": "out",
 }
 """One word on what a site does: what it does to the residual stream, or else in its sublayer."""
+
+_STACK = {"decoder": "", "encoder": "encoder, "}
+"""What is said of the stack of a node."""
 
 MAX_LISTED = 8
 """Weights listed under the pointer for one node, each way."""
@@ -33,7 +40,7 @@ def short_label(key: Key) -> str:
 def long_label(key: Key) -> str:
     """A name that stands by itself: the node with its site, or what kind of token it is."""
     if isinstance(key, Node):
-        return f"{short_label(key)} ({key.layer}.{key.site})"
+        return f"{short_label(key)} ({key.at})"
     return f"{'token' if key.startswith('token:') else 'logit'} {short_label(key)}"
 
 
@@ -66,7 +73,7 @@ def _hover(
 
 
 def _node_lines(node: Node, circuit: Circuit, d_head: int) -> list[str]:
-    lines = [f"layer {node.layer}, site {node.site}, index {node.index}"]
+    lines = [f"{_STACK[node.stack]}layer {node.layer}, site {node.site}, index {node.index}"]
     if ROWS[node.site].per_head:
         lines.append(f"head {node.index // d_head}, channel {node.index % d_head} of {d_head}")
     facts = circuit.facts.get(node)

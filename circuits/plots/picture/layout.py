@@ -10,26 +10,18 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import Literal, NamedTuple, TypeGuard
+from typing import Literal, NamedTuple
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node, is_pair, residual_links
-from circuits.model.sites import ROWS, SITES, TABLE
+from circuits.model.sites import ORDER, Stack
 from circuits.plots.picture.order import Joint, order, straighten
-
-Key = Node | str
-"""A node, or a token named as in `Circuit.to_networkx`: `token:...` going in, `logit:...` coming out."""
+from circuits.plots.picture.ranks import HEAD_SITES, Key, first_order, head_of, in_head, rank_of, site_of
 
 Kind = Literal["weight", "score", "residual", "embed", "unembed"]
 Point = tuple[float, float]
 
-HEAD_SITES = [row.name for row in TABLE if row.per_head]
-"""Sites whose nodes are drawn in the box of their head."""
-RANKS = {name: SITES.index(HEAD_SITES[0]) if name in HEAD_SITES else i for i, name in enumerate(SITES)}
-"""Sites of one layer in the order of their ranks; those of a head share one."""
 
-LAST = 1_000_000
-"""In place of a layer for the logits, which come after all."""
 STEP = 1.0
 """Distance along between neighbouring columns; less inside a head, more between layers."""
 HEAD_STEP = 0.62
@@ -63,6 +55,7 @@ class Column(NamedTuple):
     layer: int | None
     name: str
     along: float
+    stack: Stack = "decoder"
 
 
 class HeadBox(NamedTuple):
@@ -72,6 +65,8 @@ class HeadBox(NamedTuple):
     head: int
     along: Point
     across: Point
+    is_cross: bool = False
+    """Whether it is a head that looks at an encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,18 +102,18 @@ def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
     """Lay a circuit out. `d_head` is the number of q (k, v) channels in a head."""
     links = circuit_links(circuit)
     ends = (end for link in links for end in (link.source, link.target))
-    ranks, chains = _ranks_and_chains(sorted({*circuit.nodes, *ends}, key=_first_order), links)
+    ranks, chains = _ranks_and_chains(sorted({*circuit.nodes, *ends}, key=first_order), links)
     joints = _joints(links, chains)
 
     def body(item: Item) -> Hashable:
-        return (item.layer, item.index // d_head) if _in_head(item) else item
+        return head_of(item, d_head) if in_head(item) else item
 
     ranks, n_crossings = order(ranks, joints, body)
     across = straighten(ranks, joints, body, lambda a, b: _gap(a, b, body(a) == body(b)))
     columns = _columns(ranks)
-    along = {(column.layer, column.name): column.along for column in columns}
+    along = {(column.stack, column.layer, column.name): column.along for column in columns}
     place = {
-        key: (along[_site(key)], across[key]) for rank in ranks for key in rank if not isinstance(key, Via)
+        key: (along[site_of(key)], across[key]) for rank in ranks for key in rank if not isinstance(key, Via)
     }
     spans = {item: span for rank in ranks for span in [_span(rank, place)] for item in rank}
     lanes = _lanes(links, place)
@@ -148,22 +143,22 @@ def circuit_links(circuit: Circuit) -> list[Link]:
 
 def residual_wires(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
     """Residual links without detours: each channel's nodes, from first writer to last reader, in a chain."""
-    channels: dict[int, set[Node]] = defaultdict(set)
+    channels: dict[tuple[str, int], set[Node]] = defaultdict(set)
     for writer, reader in residual_links(nodes):
-        channels[writer.index] |= {writer, reader}
-    return [pair for index in sorted(channels) for pair in pairwise(sorted(channels[index], key=_rank))]
+        channels[writer.stack, writer.index] |= {writer, reader}
+    return [pair for at in sorted(channels) for pair in pairwise(sorted(channels[at], key=rank_of))]
 
 
 def _ranks_and_chains(
     keys: Sequence[Key], links: Sequence[Link]
 ) -> tuple[list[list[Item]], list[list[Item]]]:
     """Items of each rank that holds any, and each link as a chain of items, one a rank."""
-    steps = sorted({_rank(key) for key in keys})
-    rank_of = {key: steps.index(_rank(key)) for key in keys}
-    ranks: list[list[Item]] = [[key for key in keys if rank_of[key] == r] for r in range(len(steps))]
+    steps = sorted({rank_of(key) for key in keys})
+    number = {key: steps.index(rank_of(key)) for key in keys}
+    ranks: list[list[Item]] = [[key for key in keys if number[key] == r] for r in range(len(steps))]
     chains: list[list[Item]] = []
     for line, link in enumerate(links):
-        vias = [Via(line, r) for r in range(rank_of[link.source] + 1, rank_of[link.target])]
+        vias = [Via(line, r) for r in range(number[link.source] + 1, number[link.target])]
         chains.append([link.source, *vias, link.target])
         for via in vias:
             ranks[via.rank].append(via)
@@ -180,52 +175,28 @@ def _joints(links: Sequence[Link], chains: Sequence[Sequence[Item]]) -> list[Joi
     ]
 
 
-def _rank(key: Key) -> tuple[int, int]:
-    if isinstance(key, Node):
-        return key.layer, RANKS[key.site]
-    return (-1, 0) if key.startswith("token:") else (LAST, 0)
-
-
-def _first_order(key: Key) -> tuple[int, int, int, str]:
-    """Forward; inside a head first q, then k, then v, and so their boxes read alike."""
-    if isinstance(key, Node):
-        return *_rank(key), SITES.index(key.site), f"{key.index:09d}"
-    return *_rank(key), 0, key
-
-
-def _in_head(item: Item) -> TypeGuard[Node]:
-    return isinstance(item, Node) and ROWS[item.site].per_head
-
-
 def _gap(a: Item, b: Item, same_body: bool) -> float:
     """Least distance across between two neighbours of a rank."""
     if same_body:
         return 1.0
     vias = isinstance(a, Via) + isinstance(b, Via)
-    return (1.0, 0.6, 0.3)[vias] + 0.45 * (_in_head(a) + _in_head(b))
-
-
-def _site(key: Key) -> tuple[int | None, str]:
-    if isinstance(key, Node):
-        return key.layer, key.site
-    return None, "tokens" if key.startswith("token:") else "logits"
+    return (1.0, 0.6, 0.3)[vias] + 0.45 * (in_head(a) + in_head(b))
 
 
 def _columns(ranks: Sequence[Sequence[Item]]) -> tuple[Column, ...]:
     columns: list[Column] = []
     for rank in ranks:
         keys = [item for item in rank if not isinstance(item, Via)]
-        for layer, name in sorted(
-            {_site(key) for key in keys}, key=lambda site: (*SITES, *site).index(site[1])
+        for stack, layer, name in sorted(
+            {site_of(key) for key in keys}, key=lambda site: (*ORDER, *site).index(site[2])
         ):
-            columns.append(
-                Column(layer, name, columns[-1].along + _step(columns[-1], layer, name) if columns else 0.0)
-            )
+            step = columns[-1].along + _step(columns[-1], stack, layer, name) if columns else 0.0
+            columns.append(Column(layer, name, step, stack))
     return tuple(columns)
 
 
-def _step(last: Column, layer: int | None, name: str) -> float:
-    if last.layer != layer:
+def _step(last: Column, stack: Stack, layer: int | None, name: str) -> float:
+    if (last.stack, last.layer) != (stack, layer):
         return LAYER_STEP
     return HEAD_STEP if last.name in HEAD_SITES and name in HEAD_SITES else STEP
 
@@ -239,7 +210,7 @@ def _lanes(links: Sequence[Link], place: Mapping[Key, Point]) -> list[float]:
     """How far beside its target's row each line comes in, so that lines to one node stay apart."""
     arrivals: dict[Key, list[int]] = defaultdict(list)
     for i, link in enumerate(links):
-        if link.kind != "score" and _in_head(link.target):
+        if link.kind != "score" and in_head(link.target):
             arrivals[link.target].append(i)
     lanes = [0.0] * len(links)
     for lines in arrivals.values():
@@ -274,12 +245,18 @@ def _run(
 def _boxes(
     nodes: Iterable[Node], place: Mapping[Key, Point], spans: Spans, d_head: int
 ) -> tuple[HeadBox, ...]:
-    heads: dict[tuple[int, int], list[Node]] = defaultdict(list)
+    heads: dict[tuple[str, int, str, int], list[Node]] = defaultdict(list)
     for node in nodes:
-        if _in_head(node):
-            heads[node.layer, node.index // d_head].append(node)
+        if in_head(node):
+            heads[head_of(node, d_head)].append(node)
     rows = {head: [place[node][1] for node in members] for head, members in heads.items()}
     return tuple(
-        HeadBox(*head, along=spans[heads[head][0]], across=(min(rows[head]), max(rows[head])))
+        HeadBox(
+            head[1],
+            head[3],
+            along=spans[heads[head][0]],
+            across=(min(rows[head]), max(rows[head])),
+            is_cross=head[2] == "cross",
+        )
         for head in sorted(heads)
     )

@@ -11,7 +11,8 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.plots.picture.frame import Frame, curve
 from circuits.plots.picture.labels import link_hover
-from circuits.plots.picture.layout import Key, Layout, Link, Point
+from circuits.plots.picture.layout import Layout, Link, Point
+from circuits.plots.picture.ranks import Key
 from circuits.plots.style import INK, NEGATIVE, PAPER, POSITIVE, RESIDUAL, SCORE
 
 THINNEST, WIDEST = 1.25, 7.0

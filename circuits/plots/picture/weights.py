@@ -7,7 +7,8 @@ from typing import Any
 
 from circuits.plots.picture.frame import CHARACTER_PX, Frame, curve
 from circuits.plots.picture.labels import short_label
-from circuits.plots.picture.layout import Key, Layout, Link, Point
+from circuits.plots.picture.layout import Layout, Link, Point
+from circuits.plots.picture.ranks import Key
 from circuits.plots.style import MINUS, NEGATIVE_TEXT, PAPER, POSITIVE
 
 MAX_WEIGHTS = 40
