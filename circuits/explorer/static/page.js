@@ -60,7 +60,7 @@ class Explorer {
     this.pick = make("select", { "aria-label": "prompts of the task", onchange: () => this.choosePrompt(this.pick.value) },
       this.view.prompts.flatMap((_, i) => ["clean", "corrupt"].map((side) => make("option", { value: `${i} ${side}` }, `${side} ${i + 1}`))));
     this.wrong = make("span", { class: "wrong", role: "alert" });
-    const note = "Type a prompt, or pick one of the task's. Bars under the tokens: where the chosen head looks.";
+    const note = "Type a prompt, or pick one of the task's. Bars under the tokens: where the chosen head looks. Numbers at the marks: their values at the last token.";
     return make("section", { class: "asking" }, make("div", { class: "row" }, this.typed, this.pick, this.wrong), this.prompt, this.answer, make("p", { class: "faint" }, note));
   }
 

@@ -16,7 +16,8 @@ function make(tag, attributes = {}, ...children) {
 }
 
 function signed(value, digits = 2) {
-  return (value < 0 ? "\u2212" : "+") + Math.abs(value).toFixed(digits);
+  const text = Math.abs(value).toFixed(digits);
+  return (Number(text) === 0 ? "" : value < 0 ? "\u2212" : "+") + text;
 }
 
 /** Pixels of a place: rows run downwards, closer together where there are many. */
@@ -28,9 +29,9 @@ function scales(picture) {
   return {
     row,
     x: (a) => MARGIN.left + a * COLUMN,
-    y: (c) => MARGIN.top + 24 + (c - low) * row,
+    y: (c) => MARGIN.top + 40 + (c - low) * row,
     width: MARGIN.left + MARGIN.right + columns * COLUMN,
-    height: MARGIN.top + MARGIN.bottom + 24 + rows * row,
+    height: MARGIN.top + MARGIN.bottom + 40 + rows * row,
   };
 }
 
@@ -89,7 +90,7 @@ function drawing(view) {
   const weights = (kinds) => Math.max(0, ...picture.lines.filter((l) => kinds.includes(l.kind)).map((l) => Math.abs(l.weight)));
   const most = { node: weights(["weight"]), end: weights(["embed", "unembed"]) };
   const top = Math.max(0, ...picture.nodes.map((n) => n.effect || 0));
-  const svg = make("svg", { viewBox: `0 0 ${s.width} ${s.height}`, class: "picture", role: "group", "aria-label": "the circuit" });
+  const svg = make("svg", { viewBox: `0 0 ${s.width} ${s.height}`, class: "picture", preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
   const world = make("g", { class: "world" });
   const boxes = picture.boxes.map((box) => {
     const [x0, x1, y0, y1] = [s.x(box.along[0]) - 24, s.x(box.along[1]) + 24, s.y(box.across[0]) - 24, s.y(box.across[1]) + 24];
