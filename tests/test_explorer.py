@@ -48,11 +48,11 @@ def noisy() -> Handmade:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(0.6 * torch.randn(parameter.shape, generator=generator))
-    values = mean_values(model, made.corpus, n_windows=16)
+    values = mean_values(model, made.task.batch(32, split="train", seed=0).clean)
     nodes = [Node.of(site, i) for site, width in model.widths.items() for i in range(0, width, 2)]
     circuit = Circuit(
         nodes=tuple(nodes), edges=tuple(edges_between(model, nodes)[::2]), widths=model.widths, n_layers=2,
-        d_head=4, criterion=Criterion(task=made.task.name), model_hash=model.fingerprint(), values=values,
+        d_head=4, criterion=Criterion.of(made.task), model_hash=model.fingerprint(), values=values,
     )  # fmt: skip
     return replace(made, model=model, circuit=circuit)
 
@@ -304,3 +304,37 @@ def test_what_is_outside_must_be_constant() -> None:
             replace(made.circuit, criterion=replace(made.circuit.criterion, ablation="position")),
             made.task,
         )
+
+
+FAKE = """([code, view, state]) => new Promise((done, failed) => {
+  const held = { view, state }, url = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+  const set = (key, value) => { held[key] = value; }, none = () => {};
+  const model = { get: (key) => held[key], set, save_changes: none, on: none };
+  window.held = held;
+  import(url).then((module) => { const el = document.createElement("div"); document.body.append(el);
+    module.default.render({ model, el }); window.E = () => el.explorer; done(); }).catch(failed);
+})"""
+
+
+def test_the_widgets_module_draws_and_hands_its_state_back(browser: Any) -> None:
+    widget = pytest.importorskip("anywidget") and __import__("circuits.explorer.widget", fromlist=["explore"])
+    made = quotes(1)
+    shown = widget.explore(made.model, made.circuit, made.task, n_prompts=4)
+    node = str(made.circuit.nodes[0])
+    page = browser.new_page()
+    page.evaluate(FAKE, [widget.ExplorerWidget._esm, shown.view, {"chosen": node}])
+    assert page.evaluate("E().state.chosen") == node
+    page.evaluate("id => E().pin(id)", node)
+    assert page.evaluate("held.state.pins") == [node]
+    rows, logits = expected(made, made.circuit, n=4)
+    torch.testing.assert_close(
+        torch.tensor(
+            page.evaluate(
+                "rows => rows.map(row => { E().set({tokens: row}); return [...E().run.logits]; })", rows
+            )
+        ),
+        logits,
+        atol=1e-4,
+        rtol=0,
+    )
+    page.close()

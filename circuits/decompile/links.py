@@ -57,9 +57,7 @@ def positions(model: SparseTransformer, node: Node) -> list[tuple[int, float]]:
 
 def _writes(circuit: Circuit, node: Node) -> list[str]:
     pairs = [e for e in circuit.edges if is_pair(e) and node in (e.source, e.target)]
-    found = [
-        f"{e.target} ({e.weight:+.2f})" for e in circuit.edges if e.source == node and not is_pair(e)
-    ]
+    found = [f"{e.target} ({e.weight:+.2f})" for e in circuit.edges if e.source == node and not is_pair(e)]
     found += [f"the attention score, times {e.target if node == e.source else e.source}" for e in pairs]
     ends = [io for io in circuit.io_edges if io.node == node and io.kind == "unembed"]
     found += [f"logit {io.token} ({io.weight:+.2f})" for io in ends]

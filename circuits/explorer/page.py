@@ -18,9 +18,7 @@ SCRIPTS = ("forward.js", "picture.js", "page.js")
 """In the order in which they need one another."""
 
 
-def to_html(
-    path: str | Path, model: SparseTransformer, circuit: Circuit, task: Task, **options: Any
-) -> Path:
+def to_html(path: str | Path, model: SparseTransformer, circuit: Circuit, task: Task, **options: Any) -> Path:
     """Write the explorer of a circuit as one HTML file that opens from disk, offline; returns its path.
 
     options: those of `circuit_view`, which says what is refused. The same arguments give the same bytes.
@@ -33,12 +31,14 @@ def page_html(view: dict[str, Any]) -> str:
     title = html.escape(f"The circuit for {view['task']}")
     # A "<" inside a script could close it; JSON lets it be spelled otherwise.
     data = json_text(view).replace("<", "\\u003c")
-    start = 'mount(document.getElementById("explorer"), JSON.parse(document.getElementById("view").textContent));'
+    start = (
+        'mount(document.getElementById("explorer"), JSON.parse(document.getElementById("view").textContent));'
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{static('style.css')}</style>\n</head>\n"
+        f"<title>{title}</title>\n<style>body {{ margin: 0; }}\n{static('style.css')}</style>\n</head>\n"
         f'<body>\n<div id="explorer"></div>\n<script type="application/json" id="view">{data}</script>\n'
         f"<script>{code()}\n{start}</script>\n</body>\n</html>\n"
     )
