@@ -30,7 +30,7 @@ def run_demo(
 
 
 def extract(training: Training, task: str, out: Path, *, progress: bool = True) -> dict[str, Any]:
-    """Prune a trained model; write report.json, circuit.json, circuit.html, explorer.html into `out`; returns the report."""
+    """Prune a trained model; write report.json, circuit.json, circuit.html, explorer.html; returns the report."""
     seed = training.config.seed
     circuit = prune(
         training.model, load_task(task), PruneConfig(seed=seed), corpus=training.corpus, progress=progress

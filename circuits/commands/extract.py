@@ -149,7 +149,7 @@ def _model_of(circuit: Any, folder: Path) -> Any:
 
 
 def _explore(page: Path, circuit: Any, model: Any) -> bool:
-    """Write the explorer, and say whether that could be done: not without model or task, nor where no page can run it."""
+    """Write the explorer; False without a model, and where no page can run the circuit (which is said)."""
     from circuits.explorer import circuit_view
     from circuits.explorer.page import page_html
     from circuits.files import write_text

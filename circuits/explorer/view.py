@@ -73,7 +73,7 @@ def _mark(circuit: Circuit, node: Node, layout: Layout) -> dict[str, Any]:
 def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:
     """The vocabulary, and how text is cut into it; kind None: only in Python, so that no prompt can be typed."""
     ids = range(tokenizer.d_vocab)
-    kinds = {CharTokenizer: "char", WordTokenizer: "word"}
+    kinds: dict[type, str] = {CharTokenizer: "char", WordTokenizer: "word"}
     kind = kinds.get(type(tokenizer))
     texts = [tokenizer.token(i) if isinstance(tokenizer, BPE) else tokenizer.decode([i]) for i in ids]
     return {"kind": kind, "texts": texts, "shown": [tokenizer.token(i) for i in ids]}

@@ -59,6 +59,15 @@ function lineMark(line, s, most) {
   return path;
 }
 
+/** What reaches a node that no line is drawn to: positions, tokens that are no answers of the task, or nothing. */
+function unseenInput(id, view) {
+  if (view.picture.lines.some((line) => line.target === id && line.kind !== "score")) return "";
+  const reads = view.notes[id].reads, said = [];
+  if (reads.some((text) => text.startsWith("position"))) said.push("position");
+  if (reads.some((text) => text.startsWith("embeddings"))) said.push("tokens");
+  return said.join(", ") || "constant";
+}
+
 function nodeMark(node, s, top, view) {
   const size = Math.max(5, Math.min(13, s.row * 0.3));
   const radius = size * (0.55 + 0.45 * Math.sqrt(Math.max(0, node.effect || 0) / (top || 1)));
@@ -67,8 +76,8 @@ function nodeMark(node, s, top, view) {
   mark.dataset.id = node.id;
   mark.append(make("circle", { r: radius + 4, class: "ring" }), make("circle", { r: radius, class: "dot" }));
   if (s.row > 24) mark.append(make("text", { y: radius + 13, class: "name" }, node.label), make("text", { y: -radius - 4, class: "value" }));
-  const constant = view.notes[node.id].constant !== null && !view.picture.lines.some((l) => l.target === node.id && l.kind !== "score");
-  if (constant && s.row > 24) mark.append(make("text", { x: -radius - 5, y: 4, class: "constant" }, "constant"));
+  const unseen = unseenInput(node.id, view);
+  if (unseen && s.row > 24) mark.append(make("text", { x: -radius - 6, y: 4, class: "constant" }, unseen));
   mark.append(make("title", {}, node.id));
   return mark;
 }
