@@ -16,7 +16,7 @@ from circuits.files import check_writable
 def demo(
     task: Annotated[str, typer.Option(help="quotes or brackets.")] = "quotes",
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.json, circuit.json, circuit.html.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for report, circuit, and the two pages.")] = Path(
         "out/demo"
     ),
     as_json: AsJson = False,
@@ -28,8 +28,15 @@ def demo(
         report = run_demo(task=task, seed=seed, out=out)
     answer(report, as_json, title=f"The circuit for {task}")
     if not as_json:
-        page = (str(out / "circuit.html"), "bold")
-        console().print(Text.assemble("Open ", page, " in a browser to look at the circuit."))
+        page, static = (str(out / "explorer.html"), "bold"), str(out / "circuit.html")
+        said = (
+            "Open ",
+            page,
+            " in a browser to read, question and run the circuit; ",
+            static,
+            " is for print.",
+        )
+        console().print(Text.assemble(*said))
 
 
 def train(

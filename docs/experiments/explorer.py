@@ -1,6 +1,6 @@
 """The explorer's weight and speed in a real browser, and how far its logits are from run_circuit's.
 
-    python -m docs.experiments.explorer    -> docs/results/explorer.json
+    python -m docs.experiments.explorer    -> docs/results/explorer.json, docs/explorer.png
 
 Circuits: a handmade one that closes quotes, one of induction (two layers, composed heads), and random ones of 300 and
 2,000 nodes with AbsTopK. Times are medians of five fresh pages. Needs playwright and a Chromium or Chrome on PATH.
@@ -32,9 +32,12 @@ from circuits.model.transformer import SparseTransformer
 from circuits.plots.snapshot import find_browser
 
 RESULTS = Path("docs/results/explorer.json")
+PICTURE = Path("docs/explorer.png")
 SEED, PAGES, PAIRS = 1, 5, 50
 FIRST = "() => performance.getEntriesByType('paint').at(-1).startTime"
-RUN = "rows => rows.map(row => [...forward(document.getElementById('explorer').explorer.program, row).logits])"
+RUN = (
+    "rows => rows.map(row => [...forward(document.getElementById('explorer').explorer.program, row).logits])"
+)
 PAN = """() => new Promise((done) => {
   const svg = document.querySelector('.picture'), gaps = []; let last = performance.now(), n = 0;
   const at = (type) => svg.dispatchEvent(new PointerEvent(type, {clientX: 300 + 3 * n, clientY: 500, pointerId: 1}));
@@ -52,6 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         runs = {name: measured(browser, one, Path(folder) / f"{name}.html") for name, one in made.items()}
+        picture(browser, Path(folder) / "induction.html")
         browser.close()
     numbers = {
         "code_bytes": len(code().encode()),
@@ -70,7 +74,13 @@ def main() -> None:
 def wide(n_nodes: int) -> Handmade:
     """A circuit of this many nodes of a random model of two layers with sparse weights, on the induction prompts."""
     made = induction(SEED)
-    sizes = {"d_model": 128, "n_heads": 8, "d_head": 16, "d_mlp": 512, "n_ctx": made.task.n_ctx}
+    sizes: dict[str, Any] = {
+        "d_model": 128,
+        "n_heads": 8,
+        "d_head": 16,
+        "d_mlp": 512,
+        "n_ctx": made.task.n_ctx,
+    }
     model = SparseTransformer(ModelConfig(d_vocab=made.task.tokenizer.d_vocab, **sizes), seed=SEED)
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
@@ -114,6 +124,16 @@ def measured(browser: Browser, made: Handmade, path: Path) -> dict[str, Any]:
         "worst_frame_ms": max(frames),
         "max_logit_difference": difference,
     }
+
+
+def picture(browser: Browser, path: Path) -> None:
+    """The page of a circuit with one node chosen, as the README shows it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
+    page.goto(path.as_uri())
+    page.locator('.node[data-id="1.attn_v.3"]').click()
+    page.mouse.move(5, 5)
+    page.screenshot(path=PICTURE)
+    page.close()
 
 
 def _difference(page: Any, made: Handmade) -> float:

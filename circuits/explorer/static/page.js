@@ -152,12 +152,14 @@ class Explorer {
 
   /** Mean two-way loss in nats over the prompts of the page, under what is asked now. */
   loss() {
-    const edits = this.edits(), p = this.program, losses = [];
+    const edits = this.edits(), p = this.program, losses = [], asked = JSON.stringify([edits.values, this.state.cut]);
+    if (asked === this.asked) return this.lost;
     for (const pair of this.view.prompts.slice(0, 12)) for (const [side, right, wrong] of [["clean", "answer", "foil"], ["corrupt", "foil", "answer"]]) {
       const { logits } = forward(p, pair[side], edits);
       losses.push(Math.log1p(Math.exp(logits[p.answers.indexOf(pair[wrong])] - logits[p.answers.indexOf(pair[right])])));
     }
-    return losses.reduce((a, b) => a + b, 0) / losses.length;
+    [this.asked, this.lost] = [asked, losses.reduce((a, b) => a + b, 0) / losses.length];
+    return this.lost;
   }
 
   render() {
