@@ -251,7 +251,7 @@ def test_a_saved_view_is_the_same_view(page: Any, tmp_path: Path) -> None:
     page.get_by_role("button", name="reset").click()
     assert page.evaluate("E().state") != state
     page.locator("input[type=file]").set_input_files(tmp_path / "view.json")
-    page.wait_for_function("E().state.keep === 3")
+    page.wait_for_function("() => E().state.keep === 3")
     assert page.evaluate("E().state") == state
     page.reload()
     page.evaluate(PICK)

@@ -110,7 +110,7 @@ def measured(browser: Browser, made: Handmade, path: Path) -> dict[str, Any]:
     for _ in range(PAGES):
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(path.as_uri())
-        page.wait_for_function("performance.getEntriesByType('paint').length > 0")
+        page.wait_for_function("() => performance.getEntriesByType('paint').length > 0")
         firsts.append(page.evaluate(FIRST) / 1000)
         frames += page.evaluate(PAN)
         difference = max(difference, _difference(page, made))

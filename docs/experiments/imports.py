@@ -27,7 +27,7 @@ LEVELS: tuple[frozenset[str], ...] = (
 PLANNED = frozenset({"sweep"})
 """Rooms of the plan that need not be there yet."""
 DOORS = frozenset(("circuits.views", f"circuits.{room}") for room in ("plots", "decompile", "explorer"))
-"""The imports upwards that are allowed, inside functions only: behind `.plot()`, `.describe()`, `.explore()` and others."""
+"""The imports upwards that are allowed, inside functions only: behind `.plot()`, `.describe()` and the like."""
 LIBRARIES = {
     "plotly": "circuits.plots*",
     "networkx": "circuits.circuit*",
