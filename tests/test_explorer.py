@@ -178,7 +178,7 @@ def test_a_click_shows_the_contexts_that_python_computes(page: Any) -> None:
     made = quotes(1)
     seen = Observed(made.model, made.circuit, made.task, 64)
     for node in made.circuit.nodes:
-        page.locator(f'.node[data-id="{node}"]').click()
+        page.locator(f'.node[data-id="{node}"] .dot').click()
         assert page.locator(".panel p.faint").first.inner_text() == str(node)
         if seen.constant(node) is not None:
             assert "Constant" in page.locator(".contexts").inner_text()
@@ -223,7 +223,7 @@ def test_keyboard_search_pin_group_rename_and_slider(page: Any) -> None:
     assert page.evaluate("E().state.pins") == [first]
     page.keyboard.press("g")
     assert page.evaluate("E().state.groups") == [{"name": "group 1", "ids": [first]}]
-    page.locator(f'.node[data-id="{first}"]').dblclick()
+    page.locator(f'.node[data-id="{first}"] .dot').dblclick()
     page.keyboard.type("opener")
     page.keyboard.press("Enter")
     assert page.locator(f'.node[data-id="{first}"] .name').text_content() == "opener"
@@ -235,7 +235,7 @@ def test_keyboard_search_pin_group_rename_and_slider(page: Any) -> None:
     page.locator("input[type=range]").fill("0")
     assert page.locator(".node.held").count() == quotes(1).circuit.n_nodes
     assert page.locator(".kept").inner_text() != full
-    page.locator(f'.node[data-id="{first}"]').click(modifiers=["Control"])
+    page.locator(f'.node[data-id="{first}"] .dot').click(modifiers=["Control"])
     assert page.evaluate("E().state.pins") == [first]
 
 
@@ -266,7 +266,7 @@ def test_what_looks_like_markup_stays_text(browser: Any, tmp_path: Path) -> None
     view["picture"]["ends"][0]["label"] = evil
     (tmp_path / "page.html").write_text(page_html(view))
     page = opened(browser, tmp_path / "page.html", errors)
-    page.locator(".node").first.dblclick()
+    page.locator(".node .dot").first.dblclick()
     page.keyboard.type(evil)
     page.keyboard.press("Enter")
     page.evaluate("E().wrong.textContent = 'x'")
