@@ -6,6 +6,7 @@ they are called. No other module imports a room above its own, not even inside a
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -54,6 +55,29 @@ class Decompiled:
 
         circuit: Any = self
         return describe(model, circuit, task)
+
+
+class Explored:
+    """What has a page on which it is read, questioned and run: a circuit."""
+
+    __slots__ = ()
+
+    def explore(self, model: Any, task: Any, **options: Any) -> Any:
+        """The explorer as a widget for Jupyter; see `circuits.explorer.circuit_view` for options and errors.
+
+        model: the SparseTransformer the circuit was found in; task: the Task it performs.
+        """
+        from circuits.explorer import explore
+
+        circuit: Any = self
+        return explore(model, circuit, task, **options)
+
+    def to_html(self, path: str | Path, model: Any, task: Any, **options: Any) -> Path:
+        """Write the explorer as one HTML file that works offline; returns its path. Arguments as for `explore`."""
+        from circuits.explorer import to_html
+
+        circuit: Any = self
+        return to_html(path, model, circuit, task, **options)
 
 
 class Cell(NamedTuple):

@@ -58,7 +58,7 @@ def test_train_prune_show(tmp_path):
     assert shown.exit_code == 0, shown.output
     page = tmp_path / "c.html"
     assert json.loads(shown.stdout)["page"] == str(page)
-    assert "plotly" in page.read_text()
+    assert '<div id="explorer"></div>' in page.read_text()
     assert "attn_v" in invoke("show", circuit).output
 
 

@@ -34,14 +34,14 @@ from circuits.circuit.nodes import (
 )
 from circuits.files import read_json, write_json
 from circuits.model.sites import Site, WeightAt, all_sites, prefix
-from circuits.views import Decompiled, Plotted, html_table
+from circuits.views import Decompiled, Explored, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Circuit(Plotted, Decompiled):
+class Circuit(Plotted, Decompiled, Explored):
     """Nodes, the edges between them, and what holds everything else in place.
 
     Two circuits are equal when all that they are is: parts, weights, values, facts, criterion and model. Metrics, which

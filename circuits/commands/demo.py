@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from circuits.explorer import to_html
 from circuits.files import check_writable, write_json
 from circuits.plots import demo_page, history_figure, pruning_figure
 from circuits.pruning.config import PruneConfig
@@ -15,13 +16,13 @@ from tasks import load_task
 def run_demo(
     *, task: str = "quotes", seed: int = 0, out: Path = Path("out/demo"), progress: bool = True
 ) -> dict[str, Any]:
-    """Train, prune, and write model.safetensors, report.json, circuit.json and circuit.html into `out`.
+    """Train, prune, and write model.safetensors, report.json, circuit.json, circuit.html and explorer.html into `out`.
 
     Returns the report. Raises ValueError for a task that is not of mini-Python.
     """
     if task not in ("quotes", "brackets"):
         raise ValueError(f"task: got {task!r}; expected 'quotes' or 'brackets', the two of mini-Python.")
-    for name in ("model.safetensors", "report.json", "circuit.json", "circuit.html"):
+    for name in ("model.safetensors", "report.json", "circuit.json", "circuit.html", "explorer.html"):
         check_writable(out / name)
     training = train(TrainConfig.toy(seed=seed), progress=progress)
     training.save(out / "model.safetensors")
@@ -31,7 +32,7 @@ def run_demo(
 def extract(
     training: Training, task: str, out: Path, *, progress: bool = True, config: PruneConfig | None = None
 ) -> dict[str, Any]:
-    """Prune a trained model; write report.json, circuit.json and circuit.html into `out`; returns the report.
+    """Prune a trained model; write report.json, circuit.json, circuit.html, explorer.html; returns the report.
 
     config: how to prune (default: with the seed that the model was trained with).
     """
@@ -51,4 +52,5 @@ def extract(
     write_json(out / "report.json", report)
     figures = [history_figure(training.history), pruning_figure(circuit.metrics["history"])]
     demo_page(out / "circuit.html", circuit, report, figures)
+    to_html(out / "explorer.html", training.model, circuit, load_task(task))
     return report

@@ -16,7 +16,7 @@ from circuits.files import check_writable
 def demo(
     task: Annotated[str, typer.Option(help="quotes or brackets.")] = "quotes",
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.json, circuit.json, circuit.html.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for report, circuit, and the two pages.")] = Path(
         "out/demo"
     ),
     as_json: AsJson = False,
@@ -28,8 +28,15 @@ def demo(
         report = run_demo(task=task, seed=seed, out=out)
     answer(report, as_json, title=f"The circuit for {task}")
     if not as_json:
-        page = (str(out / "circuit.html"), "bold")
-        console().print(Text.assemble("Open ", page, " in a browser to look at the circuit."))
+        page, static = (str(out / "explorer.html"), "bold"), str(out / "circuit.html")
+        said = (
+            "Open ",
+            page,
+            " in a browser to read, question and run the circuit; ",
+            static,
+            " is for print.",
+        )
+        console().print(Text.assemble(*said))
 
 
 def train(
@@ -124,7 +131,7 @@ def show(
 ) -> None:
     """Print a circuit and write a page with its picture, to be opened in any browser, offline.
 
-    Where its model lies beside it, the weights of the circuit are held against the model's.
+    Where its model lies beside it, the weights of the circuit are held against the model's, and the page runs it.
     """
     page = page or circuit.with_suffix(".html")
     with clear_errors():
@@ -132,24 +139,44 @@ def show(
         from circuits.plots import demo_page, pruning_figure
 
         found = Circuit.load(circuit)
-        _check_against_model(found, circuit.parent)
-        history = found.metrics.get("history")
-        demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
+        model = _model_of(found, circuit.parent)
+        if not _explore(page, found, model):
+            history = found.metrics.get("history")
+            demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
     if not as_json:
         _print_nodes(found)
 
 
-def _check_against_model(circuit: Any, folder: Path) -> None:
-    """Raise ValueError for a circuit whose weights are not those of its model, if that is in the folder."""
+def _model_of(circuit: Any, folder: Path) -> Any:
+    """The circuit's model if that is in the folder, else None; ValueError where its weights are not the circuit's."""
     from circuits.circuit.masked import check_belongs
     from circuits.model.checkpoint import find_checkpoint, load_checkpoint
 
     try:
         path = find_checkpoint(folder, circuit.model_hash)
     except ValueError:
-        return
-    check_belongs(load_checkpoint(path).model, circuit)
+        return None
+    model = load_checkpoint(path).model
+    check_belongs(model, circuit)
+    return model
+
+
+def _explore(page: Path, circuit: Any, model: Any) -> bool:
+    """Write the explorer; False without a model, and where no page can run the circuit (which is said)."""
+    from circuits.explorer import circuit_view
+    from circuits.explorer.page import page_html
+    from circuits.files import write_text
+
+    if model is None:
+        return False
+    try:
+        text = page_html(circuit_view(model, circuit, circuit.criterion.load_task()))
+    except ValueError as error:
+        console(stderr=True).print(f"The picture stands alone: the page cannot run this circuit. {error}")
+        return False
+    write_text(page, text)
+    return True
 
 
 def _print_nodes(circuit: Any) -> None:

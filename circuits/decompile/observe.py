@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ class Observed:
         self.model, self.circuit, self.task = model, circuit, task
         self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
         values = {site: circuit.values[site] for site in circuit.sites}
-        judge = Evaluator(model, task, circuit.criterion, values)
-        self.scale = judge.scale(circuit.nodes, circuit.edges)
+        self.judge = Evaluator(model, task, circuit.criterion, values)
+        self.scale = self.judge.scale(circuit.nodes, circuit.edges)
         self.kept: dict[Site, Tensor] = {}
         self.loss(circuit.nodes, self.kept)
         n_pos = self.targets.tokens.shape[1]
@@ -94,16 +94,38 @@ class Observed:
         plain = _WORDS.get(text, re.sub(r"\W", "", text, flags=re.ASCII)) or "token"
         return prefix + (f"digit_{plain}" if plain[0].isdigit() and not prefix else plain)
 
+    def constant(self, node: Node) -> float | None:
+        """The value that a node has at every real token, to a thousandth; None where it varies."""
+        values = self.kept[node.at][..., node.index][self.real]
+        low, high = float(values.min()), float(values.max())
+        return low if high - low < 1e-3 else None
+
     def contexts(self, node: Node, *, highest: bool, n: int = 3) -> list[str]:
         """The places where the node is highest or lowest: the text up to there, and the value."""
+        return [f"{''.join(p.texts)} ({p.value:+.2f})" for p in self.places(node, highest=highest, n=n)]
+
+    def places(self, node: Node, *, highest: bool, n: int = 3) -> list["Place"]:
+        """Where the node is highest or lowest, no text twice; the last token of each is the one meant."""
         values = self.kept[node.at][..., node.index].masked_fill(
             ~self.real, -torch.inf if highest else torch.inf
         )
-        found: dict[str, float] = {}
-        for flat in values.flatten().argsort(descending=highest)[: 50 * n].tolist():
+        found: dict[str, Place] = {}
+        for flat in values.flatten().argsort(descending=highest, stable=True)[: 50 * n].tolist():
             row, position = divmod(flat, values.shape[1])
+            if not bool(self.real[row, position]):
+                break
             ids = self.targets.tokens[row, max(0, position - 5) : position + 1].tolist()
-            found.setdefault("".join(map(self.task.tokenizer.token, ids)), float(values[row, position]))
+            texts = tuple(map(self.task.tokenizer.token, ids))
+            found.setdefault("".join(texts), Place(texts, float(values[row, position])))
             if len(found) == n:
                 break
-        return [f"{text} ({value:+.2f})" for text, value in found.items()]
+        return list(found.values())
+
+
+class Place(NamedTuple):
+    """A token of a prompt at which a node has a value."""
+
+    texts: tuple[str, ...]
+    """Up to six tokens, printable; the last is the one that the value stands at."""
+    value: float
+    """Of the node there."""

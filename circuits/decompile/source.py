@@ -20,24 +20,19 @@ import torch
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.masked import check_belongs
 from circuits.circuit.nodes import Edge, Node
-from circuits.circuit.score import check_task
+from circuits.decompile.folded import answers_of, check_folds, packable, rest_of
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS, TAKEN, one_line
 from circuits.model.config import Activation
 from circuits.model.mlp import ACTIVATIONS
-from circuits.model.options import Says
-from circuits.model.sites import TABLE, WEIGHTS, Site, SiteName, WeightAt
+from circuits.model.sites import TABLE, Site, SiteName
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
 _SHORT: dict[SiteName, str] = {row.name: row.label.replace(" ", "_") for row in TABLE}
-_INTO: dict[SiteName, str] = {row.target: name for name, row in WEIGHTS.items()}
 _AROUND: dict[Activation, str] = {"gelu": "gelu({})", "relu": "np.maximum({}, 0)"}
 """Activations as they are written."""
-SAYS = Says(act=("gelu", "relu"))
-"""Heads that are not composed: a pattern is written out as one softmax of one product."""
 
 
 def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
@@ -47,22 +42,8 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
     each node is named after. Raises ValueError when the circuit is of another model, leaves a site alone or was found
     under an ablation of many values, when the task does not fit, and for a model with composed heads.
     """
-    SAYS.check(
-        model, "to_python", instead="Ask describe for words, or run the circuit itself with run_circuit."
-    )
-    check_belongs(model, circuit)
-    check_task(model, task)
-    if circuit.ablation not in ("mean", "zero"):
-        raise ValueError(
-            f"circuit: found under {circuit.ablation!r} ablation, whose values differ from place to place; expected "
-            "'mean' or 'zero', which make everything outside the circuit a constant. Prune again with one of them."
-        )
-    left = [str(site) for site in model.sites() if site not in circuit.widths]
-    if left:
-        raise ValueError(
-            f"circuit: it says nothing of site {left[0]}, which stays as it is in the model; expected a circuit of all "
-            f"{len(model.sites())} sites, so that what it leaves out is a constant. Prune over all sites."
-        )
+    instead = "Ask describe for words, or run the circuit itself with run_circuit."
+    check_folds(model, circuit, task, "to_python", instead)
     return _Writer(model, circuit, task, n_pairs).source()
 
 
@@ -91,8 +72,7 @@ class _Writer:
         self.pending = torch.zeros(model.config.d_model)
         self.constants: list[Tensor] = []
         self.body: list[str] = []
-        sample = task.batch(512, split="train", seed=0)
-        self.answers = sorted(set(sample.answer.tolist()) | set(sample.foil.tolist()))
+        self.answers = answers_of(task)
 
     def source(self) -> str:
         """The whole module."""
@@ -169,7 +149,7 @@ class _Writer:
 
     def _computed(self, site: Site, mixed: dict[Node, str], around: str = "{}", onto: str = "") -> None:
         """Nodes that are a weighted sum of other nodes and a constant; `onto`: added to it straight away."""
-        nodes, rest = self.by_site.get(site, []), self._rest(site)
+        nodes, rest = self.by_site.get(site, []), rest_of(self.model, self.circuit, site)
         bars = self._bars(site, nodes, rest, activated=around != "{}")
         for node in nodes:
             terms = [f"{_number(e.weight)} * {self._term(e.source, mixed)}" for e in self.into[node]]
@@ -249,14 +229,6 @@ class _Writer:
             self.constants.append(self.pending)
             self.pending = torch.zeros_like(self.pending)
 
-    def _rest(self, site: Site) -> Tensor:
-        """What each coordinate of a site gets from its bias and from everything that is cut."""
-        at = WeightAt(site.layer, _INTO[site.name], site.stack)
-        linear = self.model.linear(*at)
-        cut = linear.weight.detach() * ~self.circuit.to_edge_mask()[at].to(linear.weight.device)
-        source = self.circuit.values[at.source].to(cut)
-        return (linear.bias.detach() + source @ cut).cpu()
-
 
 def _number(value: float) -> str:
     """Short, and exact in float32."""
@@ -264,6 +236,6 @@ def _number(value: float) -> str:
 
 
 def _packed(table: Tensor) -> str:
-    data = table.float().cpu().numpy().astype("<f4")
+    data = packable(table).numpy().astype("<f4")
     text = base64.b85encode(zlib.compress(data.tobytes(), 9)).decode()
     return f'table({data.shape}, "{text}")'

@@ -13,7 +13,7 @@ from circuits.plots import plot
 from circuits.plots.picture.frame import SIDE_PX, Frame, make_frame
 from circuits.plots.picture.furniture import annotations, shapes
 from circuits.plots.picture.labels import key_hovers
-from circuits.plots.picture.layout import Link, circuit_layout
+from circuits.plots.picture.layout import Layout, Link, circuit_layout
 from circuits.plots.picture.marks import (
     effect_of,
     line_hovers,
@@ -26,7 +26,7 @@ from circuits.plots.picture.marks import (
 )
 from circuits.plots.style import DESIGN_WIDTH, FAINT, INK, base_layout
 
-__all__ = ["circuit_figure"]
+__all__ = ["circuit_figure", "circuit_picture"]
 
 DEFAULT_D_HEAD = 16
 LEAST_WIDTH = 860
@@ -66,7 +66,7 @@ def circuit_figure(
     if model is not None:
         check_belongs(model, circuit)
     width = _d_head(circuit, d_head)
-    layout = circuit_layout(circuit, d_head=width)
+    layout = circuit_picture(circuit, d_head=width)
     frame = make_frame(layout, is_horizontal=orientation == "horizontal")
     links = [link for link, _ in layout.lines]
     hovers = key_hovers(circuit, links, width)
@@ -91,6 +91,11 @@ def circuit_figure(
         legend={**_LEGEND_BOX, "y": 12 / frame.height},
     )
     return figure
+
+
+def circuit_picture(circuit: Circuit, *, d_head: int | None = None) -> Layout:
+    """Where the picture has everything: the one layout of figure and page. Raises ValueError as `circuit_figure`."""
+    return circuit_layout(circuit, d_head=_d_head(circuit, d_head))
 
 
 _LEGEND_BOX: Mapping[str, Any] = {

@@ -1,0 +1,113 @@
+"""All that the page shows of a circuit, as one JSON object: picture, program, tokens, prompts and notes."""
+
+from typing import Any
+
+from circuits.circuit.circuit import Circuit
+from circuits.circuit.nodes import Node, NodeFacts
+from circuits.decompile.links import Ends, node_ends
+from circuits.decompile.observe import Observed, Place
+from circuits.explorer.program import circuit_program
+from circuits.model.transformer import SparseTransformer
+from circuits.plots.picture.circuit import circuit_picture
+from circuits.plots.picture.layout import Key, Layout
+from tasks import Task
+from tasks.tokenizer import BPE, CharTokenizer, Tokenizer, WordTokenizer, printable
+
+SCHEMA = "sparse-circuits/explorer/1"
+"""Name and version of the layout of the object."""
+
+
+def circuit_view(
+    model: SparseTransformer, circuit: Circuit, task: Task, *, n_prompts: int = 50, n_pairs: int = 64
+) -> dict[str, Any]:
+    """What page and widget show: plain JSON types, the same for the same arguments.
+
+    n_prompts: prompt pairs to choose from; n_pairs: those that decide where a node is said to be high. Raises
+    ValueError when the circuit is of another model, when what is outside it is no constant, or the task does not fit.
+    """
+    program = circuit_program(model, circuit, task)
+    return {
+        "schema": SCHEMA,
+        "task": circuit.task,
+        "model": circuit.model_hash,
+        "ablation": circuit.ablation,
+        "calibrated": circuit.criterion.calibrated,
+        "loss": circuit.loss if circuit.loss == circuit.loss else None,
+        "n_edges": circuit.n_edges,
+        "picture": _picture(circuit, circuit_picture(circuit)),
+        "program": program,
+        "tokens": _tokens(task.tokenizer),
+        "prompts": _prompts(task, n_prompts),
+        "notes": _notes(model, circuit, task, n_pairs),
+    }
+
+
+def _picture(circuit: Circuit, layout: Layout) -> dict[str, Any]:
+    """Places in columns and rows, as `circuit_layout` has them."""
+    ends = [key for key in layout.place if isinstance(key, str)]
+    return {
+        "nodes": [_mark(circuit, node, layout) for node in circuit.nodes],
+        "ends": [{"id": key, "label": _text(key), "at": layout.place[key]} for key in ends],
+        "lines": [
+            {"source": str(a), "target": str(b), "kind": kind, "weight": weight, "points": points}
+            for (a, b, kind, weight), points in layout.lines
+        ],
+        "columns": [column._asdict() for column in layout.columns],
+        "boxes": [box._asdict() for box in layout.boxes],
+    }
+
+
+def _text(key: Key) -> str:
+    return printable(str(key).partition(":")[2])
+
+
+def _mark(circuit: Circuit, node: Node, layout: Layout) -> dict[str, Any]:
+    facts = circuit.facts.get(node, NodeFacts(float("nan"), float("nan")))
+    effect = facts.effect if facts.effect == facts.effect else None
+    row = node.at.row
+    label = f"{'ch' if row.stream else row.label} {node.index}"
+    held = float(circuit.values[node.at][node.index])
+    return {"id": str(node), "label": label, "at": layout.place[node], "effect": effect, "held": held}
+
+
+def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The vocabulary, and how text is cut into it; kind None: only in Python, so that no prompt can be typed."""
+    ids = range(tokenizer.d_vocab)
+    kinds: dict[type, str] = {CharTokenizer: "char", WordTokenizer: "word"}
+    kind = kinds.get(type(tokenizer))
+    texts = [tokenizer.token(i) if isinstance(tokenizer, BPE) else tokenizer.decode([i]) for i in ids]
+    return {"kind": kind, "texts": texts, "shown": [tokenizer.token(i) for i in ids]}
+
+
+def _prompts(task: Task, n: int) -> list[dict[str, Any]]:
+    """Test pairs, without their padding."""
+    batch = task.batch(n, split="test", seed=0)
+    rows = zip(batch.clean, batch.corrupt, batch.answer, batch.foil, batch.lengths, strict=True)
+    return [
+        {
+            "clean": clean[:length].tolist(),
+            "corrupt": corrupt[:length].tolist(),
+            "answer": int(answer),
+            "foil": int(foil),
+        }
+        for clean, corrupt, answer, foil, length in rows
+    ]
+
+
+def _notes(model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> dict[str, Any]:
+    seen = Observed(model, circuit, task, n_pairs)
+    return {str(node): _note(seen, node, ends) for node, ends in node_ends(model, circuit, task).items()}
+
+
+def _note(seen: Observed, node: Node, ends: Ends) -> dict[str, Any]:
+    return {
+        "constant": seen.constant(node),
+        "highest": [_place(place) for place in seen.places(node, highest=True)],
+        "lowest": [_place(place) for place in seen.places(node, highest=False)],
+        "reads": list(ends.reads),
+        "writes": list(ends.writes),
+    }
+
+
+def _place(place: Place) -> dict[str, Any]:
+    return {"texts": list(place.texts), "value": place.value}

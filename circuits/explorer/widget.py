@@ -1,0 +1,26 @@
+"""The page as a widget for Jupyter: the same scripts, with its state in a traitlet that a notebook keeps."""
+
+from typing import Any
+
+import anywidget
+import traitlets
+
+from circuits.circuit.circuit import Circuit
+from circuits.explorer.page import code, static
+from circuits.explorer.view import circuit_view
+from circuits.model.transformer import SparseTransformer
+from tasks import Task
+
+
+class ExplorerWidget(anywidget.AnyWidget):
+    """The explorer of one circuit. `state` holds what was chosen, pinned, named, cut and set by hand, as JSON."""
+
+    _esm = f"{code()}\n{static('widget.js')}"
+    _css = static("style.css")
+    view = traitlets.Dict().tag(sync=True)
+    state = traitlets.Dict().tag(sync=True)
+
+
+def explore(model: SparseTransformer, circuit: Circuit, task: Task, **options: Any) -> ExplorerWidget:
+    """The explorer of a circuit, to be shown in a notebook; options and errors are those of `circuit_view`."""
+    return ExplorerWidget(view=circuit_view(model, circuit, task, **options))
