@@ -317,7 +317,7 @@ def check_to_python(s: Subject) -> None:
 def check_describe(s: Subject) -> None:
     few = replace(s.circuit, nodes=s.circuit.nodes[::25], edges=())
     text = decompile.describe(s.model, few, TASK, n_pairs=8)
-    targets = TASK.batch(8, split="test", seed=0).tokens_and_targets()
+    targets = TASK.batch(few.criterion.n_eval, split="val", seed=0).tokens_and_targets()
     said = re.findall(r"^(\S+)\n(?:  .*\n)*?  without it: loss (\S+) -> (\S+) nats", text, re.M)
     assert [name for name, _, _ in said] == [str(node) for node in few.nodes]
     for node, (_, whole, rest) in zip(few.nodes, said, strict=True):
