@@ -961,6 +961,7 @@ PARTS = {
     "circuit_margins", "embedding_weights", "head_weights", "io_edges", "task_margins", "new_maps",
     "parts_of", "search", "with_static_maps",  # parts of analyses in the table
     "recover",  # pruning of hand-made models
+    "check_folds", "rest_of", "positions", "node_ends",  # parts of a circuit written out, and in words
     "rivals", "stability_card",  # pruning, more than once
     "scope", "single_ablation",  # masked runs on other prompts, and without each node
     "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py
