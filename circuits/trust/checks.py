@@ -75,8 +75,8 @@ def held_values(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             name="ablation values",
             meaning="Root mean square difference between the values that the circuit holds everything else at and "
             f"those of the {kind} ablation taken anew from training text, over the size of the latter, or {NOISE} "
-            f"times what differs between two halves of that text, a mean over sites; at most {AWAY:g}. Not run without such "
-            "text, nor for values of single texts.",
+            f"times what differs between two halves of that text, a mean over sites; at most {AWAY:g}. Not run without "
+            "such text, nor for values of single texts.",
             value=away,
             baseline=1.0,
             verdict=judged(away, away <= AWAY),
