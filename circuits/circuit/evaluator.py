@@ -155,7 +155,7 @@ class Evaluator(MaskedModel):
 
     def score(self, nodes: Sequence[Node], edges: Kept) -> Score:
         """Score on the validation prompts, after a calibration of these parts' own if the criterion asks for one."""
-        return self._hardest(self, self._score(self._margins(nodes, edges)), nodes, edges)
+        return self.hardest(self, self._score(self._margins(nodes, edges)), nodes, edges)
 
     def solved(self, nodes: Sequence[Node], edges: Kept) -> Score | None:
         """The validation score if it meets both targets, else None.
@@ -177,7 +177,7 @@ class Evaluator(MaskedModel):
                 return None
         score = self._score(torch.cat(read))
         if self.meets(score):
-            score = self._hardest(self, score, nodes, edges)
+            score = self.hardest(self, score, nodes, edges)
         return score if self.meets(score) else None
 
     def meets(self, score: Score) -> bool:
@@ -221,17 +221,13 @@ class Evaluator(MaskedModel):
         """Score of parts on any prompts: against the right answers, or against the whole model's."""
         nodes = list(nodes)
         plain = self.score_of(runs, runs.margins(nodes, edges), scale)
-        return self._hardest(runs, plain, nodes, edges, scale)
+        return self.hardest(runs, plain, nodes, edges, scale)
 
     def score_of(self, runs: MaskedModel, margin: Float[Tensor, " rows"], scale: float = 1.0) -> Score:
         """Score of margins on the prompts of `runs`, clean prompts first."""
         if self.criterion.objective == "task":
             return score_margins(margin * scale)
         return score_against(margin, runs.full_margins, self.criterion.objective)
-
-    def loss_of(self, runs: MaskedModel, margin: Float[Tensor, " rows"]) -> Float[Tensor, ""]:
-        """The loss of such a score, differentiable."""
-        return loss_against(self.criterion.objective, margin, runs.full_margins)
 
     def under_attack(
         self,
@@ -260,7 +256,7 @@ class Evaluator(MaskedModel):
         with torch.no_grad():
             return self.score_of(runs, runs.margins_under(shares), scale)
 
-    def _hardest(
+    def hardest(
         self, runs: MaskedModel, plain: Score, nodes: Sequence[Node], edges: Kept, scale: float = 1.0
     ) -> Score:
         """The plain score, or a worse one, where the criterion's ablation chooses what is left out."""
@@ -279,7 +275,7 @@ class Evaluator(MaskedModel):
         share = len(read) / (2 * self.n_pairs)
         score = self._score(read)
         wrong = (1 - score.accuracy) * share
-        return score.loss * share > self.criterion.target or wrong > 1 - self.criterion.target_accuracy + 1e-9
+        return score.loss * share > self.criterion.aim or wrong > 1 - self.criterion.target_accuracy + 1e-9
 
     def _score(self, margin: Tensor) -> Score:
         """Of the margins read so far."""

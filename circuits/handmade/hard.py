@@ -5,15 +5,13 @@ decoys that read what the circuit reads. Ablating one node at a time finds all o
 double, since nothing happens when one of two goes.
 """
 
-import random
 from collections.abc import Callable
 from typing import NamedTuple
 
 from circuits.circuit.nodes import Edge, Node
 from circuits.handmade.board import Board
-from circuits.handmade.models import GAIN, SURE
+from circuits.handmade.models import SURE, quote_channels
 from circuits.pruning.redundancy import Situation
-from tasks.tokenizer import DIGITS, LETTERS
 
 
 class Laid(NamedTuple):
@@ -27,7 +25,7 @@ class Laid(NamedTuple):
 
 def lay_redundant(board: Board) -> Laid:
     """Two heads bring the same quote to a step that one of them is enough for."""
-    is_quote, which, opened, single = _quote_channels(board)
+    is_quote, which, opened, single = quote_channels(board)
     heads = [_reading_head(board, is_quote, which, opened, {0: 1.0}) for _ in range(2)]
     edges = [edge for head in heads for edge in head]
     doubles = {node for edge in edges for node in edge[:2] if node.site in ("attn_k", "attn_v")}
@@ -36,7 +34,7 @@ def lay_redundant(board: Board) -> Laid:
 
 def lay_distributed(board: Board) -> Laid:
     """Two heads bring the quote in eight parts, four each, to a step that five of them are enough for."""
-    is_quote, which, opened, single = _quote_channels(board)
+    is_quote, which, opened, single = quote_channels(board)
     parts = dict.fromkeys(range(4), 1 / 8)
     edges = [edge for _ in range(2) for edge in _reading_head(board, is_quote, which, opened, parts)]
     loose = {node for edge in edges for node in edge[:2] if node.site in ("attn_k", "attn_v")}
@@ -45,7 +43,7 @@ def lay_distributed(board: Board) -> Laid:
 
 def lay_negative(board: Board) -> Laid:
     """One head brings the quote twice over, another takes half of it away: the right answers need only the first."""
-    is_quote, which, opened, single = _quote_channels(board)
+    is_quote, which, opened, single = quote_channels(board)
     edges = [
         *_reading_head(board, is_quote, which, opened, {0: 2.0}),
         *_reading_head(board, is_quote, which, opened, {0: -1.0}),
@@ -60,18 +58,6 @@ HARD: dict[str, tuple[Callable[[Board], Laid], Situation]] = {
     "negative": (lay_negative, "unique"),
 }
 """What lays each model, and how it holds its task."""
-
-
-def _quote_channels(board: Board) -> tuple[int, int, int, int]:
-    """Channels for: is a quote; which quote (noise at other tokens); which one was found; it was the single one."""
-    is_quote, which, opened, single = (board.channel() for _ in range(4))
-    rng = random.Random(0)
-    board.embed(is_quote, {"'": 1.0, '"': 1.0})
-    board.embed(which, {text: rng.choice((-1.0, 1.0)) for text in (*LETTERS, *DIGITS, " ", "=")})
-    board.embed(which, {"'": 1.0, '"': -1.0})
-    board.unembed(single, {"'": GAIN, '"': -GAIN})
-    board.offset({"'": -GAIN, '"': GAIN})
-    return is_quote, which, opened, single
 
 
 def _reading_head(

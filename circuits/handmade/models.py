@@ -23,6 +23,16 @@ def lay_quotes(board: Board) -> list[Edge]:
     Letters and digits carry that same channel at random, so a head that looks elsewhere reads noise.
     """
     layer, head = 0, board.head(0)
+    is_quote, which, opened, single = quote_channels(board)
+    return [
+        *board.attend_by(layer, head, 0, {is_quote: SURE}),
+        *board.move(layer, head, 1, which, opened),
+        *board.ramp(layer, opened, single, slope=4.0, start=0.0, gain=0.5),
+    ]
+
+
+def quote_channels(board: Board) -> tuple[int, int, int, int]:
+    """Channels for: is a quote; which quote (noise at other tokens); which one was found; it was the single one."""
     is_quote, which, opened, single = (board.channel() for _ in range(4))
     rng = random.Random(0)
     board.embed(is_quote, {"'": 1.0, '"': 1.0})
@@ -30,11 +40,7 @@ def lay_quotes(board: Board) -> list[Edge]:
     board.embed(which, {"'": 1.0, '"': -1.0})
     board.unembed(single, {"'": GAIN, '"': -GAIN})
     board.offset({"'": -GAIN, '"': GAIN})
-    return [
-        *board.attend_by(layer, head, 0, {is_quote: SURE}),
-        *board.move(layer, head, 1, which, opened),
-        *board.ramp(layer, opened, single, slope=4.0, start=0.0, gain=0.5),
-    ]
+    return is_quote, which, opened, single
 
 
 def lay_brackets(board: Board) -> list[Edge]:

@@ -52,7 +52,16 @@ class PruneConfig(Settings):
     seed: Seed = 0
     "Decides gates and prompts."
 
+    @classmethod
+    def under(cls, criterion: Criterion) -> "PruneConfig":
+        """The default settings, but for what a criterion says."""
+        return cls(**{name: getattr(criterion, name) for name in _shared()})
+
     def criterion(self, task: Task) -> Criterion:
         """What these settings ask of a circuit for the task."""
-        shared = {f.name for f in fields(Criterion)} & {f.name for f in fields(self)}
-        return Criterion.of(task, **{name: getattr(self, name) for name in shared})
+        return Criterion.of(task, **{name: getattr(self, name) for name in _shared()})
+
+
+def _shared() -> set[str]:
+    """What both settings and a criterion say."""
+    return {f.name for f in fields(Criterion)} & {f.name for f in fields(PruneConfig)}

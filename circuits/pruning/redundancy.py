@@ -93,7 +93,4 @@ def _found_by(circuit: Circuit) -> PruneConfig:
     """The settings that found a circuit; those of its criterion where it does not say."""
     if "prune" in circuit.metrics:
         return PruneConfig.from_json(circuit.metrics["prune"])
-    asked = circuit.criterion.to_json()
-    return PruneConfig(
-        **{name: value for name, value in asked.items() if name not in ("task", "task_options")}
-    )
+    return PruneConfig.under(circuit.criterion)

@@ -55,9 +55,8 @@ class Search:
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
         self.reference = None if config.objective == "task" else task_margins(model, self.pool)
         self.judge = Evaluator(model, task, self.criterion, self.values)
-        if (
-            config.objective != "faithful"
-        ):  # a faithful circuit is one for what the model does, whatever that is
+        # A faithful circuit is one for what the model does, whatever that is.
+        if config.objective != "faithful":
             _check_solved(self.judge)
         self.history: list[dict[str, float]] = []
 
@@ -221,17 +220,18 @@ class Search:
 
     def _held_out(self, nodes: list[Node], edges: list[Edge]) -> dict[str, float]:
         """Scores on test prompts, of the circuit (calibrated by the validation prompts, where so) and the model."""
-        test, scale = self.judge.test, self.judge.scale(nodes, edges)
+        test, own_scale = self.judge.test, self.judge.own_scale(nodes, edges)
+        scale = own_scale if self.criterion.calibrated else 1.0
         margin, full = test.margins(nodes, edges), test.full_margins
         score, own = score_margins(margin * scale), score_margins(full)
-        same = score_against(margin, full)
+        same, asked = score_against(margin, full), self.judge.score_of(test, margin, scale)
         order = margin_correlations(margin, full, test.targets.answer).values()
         return {
-            "criterion_loss": self.judge.scored(test, nodes, edges, scale).loss,
+            "criterion_loss": self.judge.hardest(test, asked, nodes, edges, scale).loss,
             "task_loss": score.loss,
             "task_accuracy": score.accuracy,
             "uncalibrated_task_loss": score_margins(margin).loss,
-            "calibrated_task_loss": score_margins(margin * self.judge.own_scale(nodes, edges)).loss,
+            "calibrated_task_loss": score_margins(margin * own_scale).loss,
             "logit_scale": scale,
             "margin_error": float(margin_error(margin, full)),
             "margin_ratio": margin_ratio(margin, full),

@@ -7,7 +7,6 @@ margins, gates are asked for those, and for those same margins on nonsense. Wher
 open, so few steps prove nothing about nonsense either: the control is inconclusive.
 """
 
-import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -153,12 +152,13 @@ def gate_floor(
             loss = reached(nodes)
             return Score(loss, 1.0) if loss <= SEPARATE / 2 else None
 
-        thin = [thinned(nodes, good, COARSE) for nodes in itertools.islice(filter(good, reversed(way)), 1)]
-        sets = way + thin
-        small = [nodes for nodes in sets if most is None or len(nodes) <= most] or way[-1:]
-        found = [Floor(reached(nodes), len(nodes)) for nodes in small]
-    least = min(found).loss
-    return min((floor for floor in found if floor.loss <= least + ABOUT), key=lambda floor: floor.n_open)
+        found = [Floor(reached(nodes), len(nodes)) for nodes in way]
+        enough = [nodes for nodes, floor in zip(way, found, strict=True) if floor.loss <= SEPARATE / 2]
+        thin = [thinned(nodes, good, COARSE) for nodes in enough[-1:]]
+        small = [Floor(reached(nodes), len(nodes)) for nodes in thin]
+    within = [floor for floor in found + small if most is None or floor.n_open <= most] or found[-1:]
+    least = min(within).loss
+    return min((floor for floor in within if floor.loss <= least + ABOUT), key=lambda floor: floor.n_open)
 
 
 class _Asked(NamedTuple):
