@@ -62,7 +62,7 @@ function lineMark(line, s, most) {
 
 /** What reaches a node that no line is drawn to: positions, tokens that are no answers of the task, or nothing. */
 function unseenInput(id, view, fed) {
-  if (fed.has(id)) return "";
+  if (fed.has(id) || !view.program) return "";
   const reads = view.notes[id].reads, said = [];
   if (reads.some((text) => text.startsWith("position"))) said.push("position");
   if (reads.some((text) => text.startsWith("embeddings"))) said.push("tokens");
@@ -73,7 +73,7 @@ function nodeMark(node, s, top, view, fed) {
   const size = Math.max(5, Math.min(13, s.row * 0.3));
   const radius = size * (0.55 + 0.45 * Math.sqrt(Math.max(0, node.effect || 0) / (top || 1)));
   const [x, y] = [s.x(node.at[0]), s.y(node.at[1])];
-  const mark = make("g", { class: "node", tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
+  const mark = make("g", { class: `node ${node.kind ? `kind-${node.kind}` : ""}`, tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
   mark.dataset.id = node.id;
   mark.append(make("circle", { r: radius + 4, class: "ring" }), make("circle", { r: radius, class: "dot" }));
   if (s.row > 24) mark.append(make("text", { y: radius + 13, class: "name" }, node.label), make("text", { y: -radius - 4, class: "value" }));
