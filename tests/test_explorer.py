@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -25,6 +26,8 @@ from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
 from circuits.plots.snapshot import find_browser
+from circuits.pruning.stability import Kept, Stability
+from circuits.trust.report import Entry, TrustReport
 
 playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser with playwright")
 pytestmark = [
@@ -263,7 +266,11 @@ def test_what_looks_like_markup_stays_text(browser: Any, tmp_path: Path) -> None
     view = circuit_view(made.model, made.circuit, made.task)
     view["task"] = evil
     view["tokens"]["shown"] = [evil] * len(view["tokens"]["shown"])
+    view["tokens"]["texts"] = [evil] * len(view["tokens"]["texts"])
     view["picture"]["ends"][0]["label"] = evil
+    view["picture"]["nodes"][0]["label"] = evil
+    note = view["notes"][view["picture"]["nodes"][0]["id"]]
+    note["reads"], note["writes"] = [evil], [evil]
     (tmp_path / "page.html").write_text(page_html(view))
     page = opened(browser, tmp_path / "page.html", errors)
     page.locator(".node .dot").first.dblclick()
@@ -338,3 +345,51 @@ def test_the_widgets_module_draws_and_hands_its_state_back(browser: Any) -> None
         rtol=0,
     )
     page.close()
+
+
+def test_svg_and_png_hold_the_picture(page: Any, tmp_path: Path) -> None:
+    for name in ("SVG", "PNG"):
+        with page.expect_download() as saved:
+            page.get_by_role("button", name=name, exact=True).click()
+        saved.value.save_as(tmp_path / name)
+    root = ElementTree.parse(tmp_path / "SVG").getroot()
+    ids = {at.get("data-id") for at in root.iter() if at.get("data-id")}
+    assert ids == {str(node) for node in quotes(1).circuit.nodes}
+    data = (tmp_path / "PNG").read_bytes()
+    box = page.evaluate("[E().svg.viewBox.baseVal.width, E().svg.viewBox.baseVal.height]")
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)] == [int(2 * side) for side in box]
+
+
+def test_light_and_dark(page: Any) -> None:
+    ground = "getComputedStyle(document.querySelector('.explorer')).backgroundColor"
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(ground) == "rgb(21, 25, 31)"
+    page.get_by_role("button", name="\u25d0").click()
+    assert page.evaluate(ground) == "rgb(255, 255, 255)"
+    page.get_by_role("button", name="\u25d0").click()
+    assert page.evaluate(ground) == "rgb(21, 25, 31)"
+
+
+def test_verdicts_and_kinds_are_in_view(browser: Any, tmp_path: Path) -> None:
+    made, errors = quotes(1), []
+    found, nodes = made.circuit, made.circuit.nodes
+    entry = Entry(name="sufficiency", meaning="loss", value=0.1, baseline=0.15, verdict="fail", unit="nats")
+    report = TrustReport(
+        task=found.task, model_hash=found.model_hash, n_nodes=found.n_nodes, n_edges=found.n_edges,
+        entries=(entry,), seconds=0.0,
+    )  # fmt: skip
+    kept = {nodes[0]: Kept(9, 0.7, 1.0, "core"), nodes[1]: Kept(1, 0.0, 0.4, "noise")}
+    card = Stability(runs=("a", "b"), sizes=((8, 5), (8, 5)), nodes=kept, edges={})
+    options = {"trust": report, "stability": card}
+    page = opened(browser, to_html(tmp_path / "p.html", made.model, found, made.task, **options), errors)
+    assert "1 of 1 checks failed: sufficiency" in page.locator(".panel").inner_text()
+    assert page.locator(".verdict.fail").count() == 1
+    for kind, node in (("core", nodes[0]), ("noise", nodes[1])):
+        assert page.locator(f".node.kind-{kind}").get_attribute("data-id") == str(node)
+    page.locator(f'.node[data-id="{nodes[0]}"] .dot').click()
+    assert "every run keeps it" in page.locator(".panel .kind").inner_text()
+    page.context.close()
+    assert errors == []
+    with pytest.raises(ValueError, match="trust: got a report on"):
+        circuit_view(made.model, found, made.task, trust=replace(report, n_nodes=3))

@@ -2,8 +2,10 @@
 
 import itertools
 import random
+import time
 from dataclasses import replace
 
+import numpy as np
 import plotly.io as pio
 import pytest
 import torch
@@ -13,6 +15,8 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, IOEdge, Node, NodeFacts
 from circuits.model.sites import BY_SITES, SITES, all_sites
 from circuits.plots import circuit_figure, controls_figure, history_figure, pruning_figure
+from circuits.plots.picture import order as order_module
+from circuits.plots.picture.circuit import circuit_picture as circuit_picture_of
 from circuits.plots.picture.frame import curve
 from circuits.plots.picture.layout import circuit_layout, residual_wires
 from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
@@ -459,3 +463,19 @@ def test_white_marks_are_explained_where_there_are_any():
     measured.pop(QUOTE)
     said = [note.text for note in circuit_figure(make_circuit(facts=measured)).layout.annotations]
     assert any("White: not measured." in text for text in said)
+
+
+@pytest.mark.parametrize("n", [1, 5, 63, 64, 65, 500])
+def test_crossings_are_those_of_every_pair(n: int) -> None:
+    ends = np.random.default_rng(n).integers(0, max(2, n // 3), (n, 2))
+    pairs = [(ends[i] - ends[j]).prod() < 0 for i in range(n) for j in range(i)]
+    assert order_module._crossings_in_gap(ends) == sum(pairs)
+
+
+def test_two_thousand_nodes_are_laid_out_in_seconds() -> None:
+    from docs.experiments.explorer import wide
+
+    started = time.process_time()
+    layout = circuit_picture_of(wide(2000).circuit)
+    assert len([key for key in layout.place if not isinstance(key, str)]) == 2000
+    assert time.process_time() - started < 20

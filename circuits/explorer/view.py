@@ -1,5 +1,6 @@
 """All that the page shows of a circuit, as one JSON object: picture, program, tokens, prompts and notes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from circuits.circuit.circuit import Circuit
@@ -10,6 +11,8 @@ from circuits.explorer.program import circuit_program
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
 from circuits.plots.picture.layout import Key, Layout
+from circuits.pruning.stability import Stability
+from circuits.trust.report import TrustReport
 from tasks import Task
 from tasks.tokenizer import BPE, CharTokenizer, Tokenizer, WordTokenizer, printable
 
@@ -18,14 +21,25 @@ SCHEMA = "sparse-circuits/explorer/1"
 
 
 def circuit_view(
-    model: SparseTransformer, circuit: Circuit, task: Task, *, n_prompts: int = 50, n_pairs: int = 64
+    model: SparseTransformer,
+    circuit: Circuit,
+    task: Task,
+    *,
+    n_prompts: int = 50,
+    n_pairs: int = 64,
+    trust: TrustReport | None = None,
+    stability: Stability | None = None,
 ) -> dict[str, Any]:
     """What page and widget show: plain JSON types, the same for the same arguments.
 
-    n_prompts: prompt pairs to choose from; n_pairs: those that decide where a node is said to be high. Raises
+    n_prompts: prompt pairs to choose from; n_pairs: those that decide where a node is said to be high;
+    trust: the report whose verdicts stand beside the picture; stability: says which nodes are core, contingent or
+    noise. Raises
     ValueError when the circuit is of another model, when what is outside it is no constant, or the task does not fit.
     """
     program = circuit_program(model, circuit, task)
+    check_about(circuit, trust)
+    kinds = {} if stability is None else {node: kept.kind for node, kept in stability.nodes.items()}
     return {
         "schema": SCHEMA,
         "task": circuit.task,
@@ -34,19 +48,41 @@ def circuit_view(
         "calibrated": circuit.criterion.calibrated,
         "loss": circuit.loss if circuit.loss == circuit.loss else None,
         "n_edges": circuit.n_edges,
-        "picture": _picture(circuit, circuit_picture(circuit)),
+        "picture": _picture(circuit, circuit_picture(circuit), kinds),
         "program": program,
         "tokens": _tokens(task.tokenizer),
         "prompts": _prompts(task, n_prompts),
         "notes": _notes(model, circuit, task, n_pairs),
+        "trust": None if trust is None else _trust(trust),
     }
 
 
-def _picture(circuit: Circuit, layout: Layout) -> dict[str, Any]:
+def check_about(circuit: Circuit, trust: TrustReport | None) -> None:
+    """Raise ValueError when a report is of another circuit."""
+    if trust is None:
+        return
+    got = (trust.task, trust.model_hash, trust.n_nodes, trust.n_edges)
+    expected = (circuit.task, circuit.model_hash, circuit.n_nodes, circuit.n_edges)
+    if got != expected:
+        raise ValueError(
+            f"trust: got a report on (task, model, nodes, edges) {got}; expected {expected}, those of the circuit. "
+            "Make it from this circuit: circuits.trust_report(model, circuit, task)."
+        )
+
+
+def _trust(report: TrustReport) -> dict[str, Any]:
+    entries = [
+        {"name": e.name, "meaning": e.meaning, "verdict": e.verdict, "shown": list(e.shown()), "unit": e.unit}
+        for e in report.entries
+    ]
+    return {"verdict": report.verdict, "entries": entries}
+
+
+def _picture(circuit: Circuit, layout: Layout, kinds: Mapping[Node, str]) -> dict[str, Any]:
     """Places in columns and rows, as `circuit_layout` has them."""
     ends = [key for key in layout.place if isinstance(key, str)]
     return {
-        "nodes": [_mark(circuit, node, layout) for node in circuit.nodes],
+        "nodes": [_mark(circuit, node, layout) | {"kind": kinds.get(node)} for node in circuit.nodes],
         "ends": [{"id": key, "label": _text(key), "at": layout.place[key]} for key in ends],
         "lines": [
             {"source": str(a), "target": str(b), "kind": kind, "weight": weight, "points": points}

@@ -1,10 +1,11 @@
 // The page: state, panes and what keys and pointers do. `mount` is the one way in, for the file and for Jupyter.
 
 const LN_CHANCE = Math.log(2);
+const KINDS = { core: "core: every run keeps it", contingent: "contingent: whether it is kept depends on the run", noise: "noise: few runs keep it" };
 
 class Explorer {
   constructor(root, view, onChange) {
-    Object.assign(this, { root, view, onChange, program: unpacked(view.program) });
+    Object.assign(this, { root, view, onChange, program: view.program && unpacked(view.program) });
     this.nodes = new Map(view.picture.nodes.map((n) => [n.id, n]));
     this.order = [...view.picture.nodes].sort((a, b) => (b.effect || 0) - (a.effect || 0)).map((n) => n.id);
     this.state = this.fresh();
@@ -13,7 +14,7 @@ class Explorer {
 
   /** What a view is when nothing was asked yet. */
   fresh() {
-    const tokens = this.view.prompts.length ? this.view.prompts[0].clean : [];
+    const tokens = this.view.prompts.length ? this.view.prompts[0].clean : this.view.given || [];
     return { tokens, pair: 0, side: "clean", chosen: null, pins: [], groups: [], names: {}, cut: [], values: {}, keep: this.nodes.size, theme: "" };
   }
 
@@ -42,7 +43,7 @@ class Explorer {
     this.file = make("input", { type: "file", accept: ".json", hidden: true, onchange: () => this.open(this.file.files[0]) });
     const loss = view.loss === null ? "" : ` \u00b7 ${view.calibrated ? "calibrated " : ""}task loss ${view.loss.toFixed(3)} nats`;
     return make("header", {},
-      make("h1", {}, view.task), make("p", { class: "faint" }, `${this.nodes.size} nodes \u00b7 ${view.n_edges} edges${loss} \u00b7 everything else ${view.ablation}-ablated`),
+      make("h1", {}, view.task), make("p", { class: "faint" }, `${this.nodes.size} nodes \u00b7 ${view.n_edges} edges${loss} \u00b7 ${view.subtitle || `everything else ${view.ablation}-ablated`}`),
       make("div", { class: "tools" }, this.search, make("label", {}, "kept ", this.slider, this.kept),
         button("save", "save this view as JSON", () => this.download("view.json", JSON.stringify(this.state), "application/json")),
         button("load", "load a saved view", () => this.file.click()), this.file,
@@ -55,7 +56,7 @@ class Explorer {
   asking() {
     const texts = this.view.tokens;
     this.typed = make("input", { class: "typed", "aria-label": "prompt", spellcheck: "false", disabled: texts.kind === null,
-      title: texts.kind === null ? "this tokenizer runs in Python only: pick one of the prompts" : "type a prompt; \\n is a new line",
+      title: !this.program ? "a file without weights: it is read, not run" : texts.kind === null ? "this tokenizer runs in Python only: pick one of the prompts" : "type a prompt; \\n is a new line",
       oninput: () => this.type() });
     this.pick = make("select", { "aria-label": "prompts of the task", onchange: () => this.choosePrompt(this.pick.value) },
       this.view.prompts.flatMap((_, i) => ["clean", "corrupt"].map((side) => make("option", { value: `${i} ${side}` }, `${side} ${i + 1}`))));
@@ -89,6 +90,7 @@ class Explorer {
 
   /** How far a node's values reach on the task's prompts. */
   spread(id) {
+    if (!this.program) return Math.max(0.1, Math.abs(this.valueOf(id)));
     const values = [...this.view.notes[id].highest, ...this.view.notes[id].lowest].map((place) => place.value);
     return Math.max(0.1, Math.max(...values, 0) - Math.min(...values, 0));
   }
@@ -110,7 +112,7 @@ class Explorer {
   set(change) { Object.assign(this.state, change); this.render(); this.onChange(this.state); }
   pin(id) { this.set({ pins: toggled(this.state.pins, id) }); }
   cut(edge) { if (this.view.picture.lines.some((l) => l.kind === "weight" && `${l.source}>${l.target}` === edge)) this.set({ cut: toggled(this.state.cut, edge) }); }
-  setValue(id, value) { this.set({ chosen: id, values: { ...this.state.values, [id]: value } }); }
+  setValue(id, value) { if (this.program) this.set({ chosen: id, values: { ...this.state.values, [id]: value } }); }
   group() { if (this.state.pins.length) this.set({ groups: [...this.state.groups, { name: `group ${this.state.groups.length + 1}`, ids: this.state.pins }], pins: [] }); }
 
   rename(id) {
@@ -121,6 +123,7 @@ class Explorer {
 
   /** The value that the node has on the other prompt of the pair, token by token: an interchange. */
   swap(id) {
+    if (!this.program) return;
     const values = { ...this.state.values }, pair = this.view.prompts[this.state.pair];
     if (id in values) delete values[id];
     else if (pair) values[id] = this.column(forward(this.program, pair[this.state.side === "clean" ? "corrupt" : "clean"]), id);
@@ -128,7 +131,7 @@ class Explorer {
   }
 
   column(run, id) { const [site, index] = split(id); return run.acts[site].map((row) => row[index]); }
-  valueOf(id) { const column = this.column(this.run, id); return column[column.length - 1]; }
+  valueOf(id) { if (!this.run) return this.nodes.get(id).value; const column = this.column(this.run, id); return column[column.length - 1]; }
 
   choosePrompt(text) {
     const [i, side] = text.split(" "), pair = this.view.prompts[Number(i)];
@@ -163,10 +166,10 @@ class Explorer {
   }
 
   render() {
-    this.run = forward(this.program, this.state.tokens, this.edits());
+    this.run = this.program && forward(this.program, this.state.tokens, this.edits());
     this.root.dataset.theme = this.state.theme;
     this.slider.value = this.state.keep;
-    this.kept.textContent = ` ${this.state.keep} of ${this.nodes.size}: loss ${this.loss().toFixed(3)} (uncalibrated; chance ${LN_CHANCE.toFixed(2)})`;
+    this.kept.textContent = ` ${this.state.keep} of ${this.nodes.size}${this.program ? `: loss ${this.loss().toFixed(3)} (uncalibrated; chance ${LN_CHANCE.toFixed(2)})` : ""}`;
     const text = this.state.tokens.map((t) => this.view.tokens.texts[t]).join(this.view.tokens.kind === "word" ? " " : "").replaceAll("\n", "\\n");
     if (document.activeElement !== this.typed) this.typed.value = text;
     this.pick.value = `${this.state.pair} ${this.state.side}`;
@@ -203,7 +206,7 @@ class Explorer {
 
   /** Head whose pattern is shown: the chosen node's, or the first that carries anything. */
   head() {
-    const found = [this.state.chosen, ...this.nodes.keys()].find((id) => id && /attn_[qkv]/.test(id));
+    const found = this.program && [this.state.chosen, ...this.nodes.keys()].find((id) => id && /attn_[qkv]/.test(id));
     if (!found) return null;
     const [site, index] = split(found);
     return [Number(site.split(".").at(-2)), Math.floor(index / this.program.d_head)];
@@ -219,6 +222,7 @@ class Explorer {
   }
 
   showAnswer() {
+    if (!this.run) return this.answer.replaceChildren(make("b", {}, "answer: "), ...this.view.answers.slice(0, 4).map(([text, share]) => make("span", {}, `${text} ${(100 * share).toFixed(0)} %`)));
     const ranked = this.run.logits.map((logit, i) => [logit, this.view.tokens.shown[this.program.answers[i]]]).sort((a, b) => b[0] - a[0]);
     const parts = ranked.slice(0, 4).map(([logit, text], i) => make("span", { class: i ? "" : "first" }, `${text} ${signed(logit)}`));
     const margin = ranked.length > 1 ? ` ahead by ${(ranked[0][0] - ranked[1][0]).toFixed(2)}` : "";
@@ -228,13 +232,13 @@ class Explorer {
 
   showPanel() {
     const id = this.state.chosen;
-    if (!id) return this.panel.replaceChildren(make("h2", {}, "Read it"), ...this.reading());
+    if (!id) return this.panel.replaceChildren(make("h2", {}, "Read it"), ...this.reading(), ...this.trust());
     const note = this.view.notes[id], node = this.nodes.get(id), value = this.valueOf(id);
     const name = make("input", { class: "rename", value: this.state.names[id] || "", placeholder: "rename (r)", "aria-label": "name", onchange: (e) => this.set({ names: { ...this.state.names, [id]: e.target.value } }) });
     const number = make("input", { type: "number", step: "any", class: "number", value: value.toFixed(3), "aria-label": "value", onchange: (e) => this.setValue(id, Number(e.target.value)) });
     const held = this.state.values[id] === undefined ? "value at the last token" : "value set by hand";
     const effect = node.effect === null ? "not measured" : `${signed(node.effect, 3)} nats of ${this.view.calibrated ? "calibrated " : ""}task loss`;
-    this.panel.replaceChildren(make("h2", {}, this.state.names[id] || node.label), make("p", { class: "faint" }, id), name,
+    this.panel.replaceChildren(make("h2", {}, this.state.names[id] || node.label), make("p", { class: "faint" }, id), ...(KINDS[node.kind] ? [make("p", { class: "kind" }, KINDS[node.kind])] : []), name,
       make("p", {}, make("label", {}, `${held} `, number)),
       make("p", {}, make("button", { onclick: () => this.swap(id), class: "swap" }, id in this.state.values ? "let go (x)" : "take the other prompt's (x)"), make("button", { onclick: () => this.pin(id) }, "pin (p)")),
       ...this.contexts(note), this.list("Reads", note.reads), this.list("Writes", note.writes), make("p", {}, make("b", {}, "Without it: "), effect), this.weights(id));
@@ -250,7 +254,7 @@ class Explorer {
 
   weights(id) {
     const lines = this.view.picture.lines.filter((l) => l.kind === "weight" && [l.source, l.target].includes(id));
-    const row = (l) => { const key = `${l.source}>${l.target}`; return make("li", {}, `${l.source} \u2192 ${l.target} ${signed(l.weight)} `, make("button", { class: "cut", "data-edge": key, onclick: () => this.cut(key) }, this.state.cut.includes(key) ? "mend" : "cut")); };
+    const row = (l) => { const key = `${l.source}>${l.target}`; return make("li", {}, `${l.source} \u2192 ${l.target} ${signed(l.weight)} `, ...(this.program ? [make("button", { class: "cut", "data-edge": key, onclick: () => this.cut(key) }, this.state.cut.includes(key) ? "mend" : "cut")] : [])); };
     return lines.length ? make("div", {}, make("b", {}, "Edges"), make("ul", {}, lines.map(row))) : make("div");
   }
 
@@ -259,9 +263,18 @@ class Explorer {
     const said = ["Left to right: tokens write to residual channels, nodes read channels, and the last ones move the logits. Blue passes a value on, orange turns its sign."];
     if (kinds.has("score")) said.push("A dotted line pairs a query and a key: their product decides where a head looks.");
     else if (sites.has("attn_v")) said.push("No query is paired with a key here: its head looks where keys alone, or constants, point.");
+    if (this.view.picture.nodes.some((n) => n.kind)) said.push("Outlines: thick is core (kept by every run), dashed contingent (depends on the run), dotted noise (kept by few).");
     if (kinds.has("residual")) said.push("A grey line is one residual channel, written by one node and read by a later one.");
     said.push("Click a mark to ask about it, Ctrl-click to pin, double click to rename, drag it up or down to change its value; Alt-click a line to cut it. Keys: \u2190 \u2192 choose, p pin, g group, r rename, x exchange, / search, Esc.");
     return said.map((text) => make("p", {}, text));
+  }
+
+  /** The verdicts of a trust report, each with what it says under the pointer. */
+  trust() {
+    const report = this.view.trust;
+    if (!report) return [make("p", { class: "trust faint" }, "Trust: no report was given to this page.")];
+    const line = (e) => make("li", { class: `verdict ${e.verdict.replace(" ", "-")}`, title: e.meaning }, make("b", {}, e.verdict), ` ${e.name}: ${e.shown[0]} against ${e.shown[1]} ${e.unit}`);
+    return [make("h2", {}, "Trust"), make("p", {}, report.verdict), make("ul", { class: "trust" }, report.entries.map(line))];
   }
 
   showPinned() {
@@ -277,7 +290,7 @@ class Explorer {
   restore(saved) {
     const known = (ids) => (ids || []).filter((id) => this.nodes.has(id)), base = this.fresh();
     const some = (object) => Object.fromEntries(Object.entries(object || {}).filter(([id]) => this.nodes.has(id)));
-    const tokens = (saved.tokens || []).filter((t) => Number.isInteger(t) && t >= 0 && t < this.view.tokens.texts.length).slice(0, this.program.n_ctx);
+    const tokens = (saved.tokens || []).filter((t) => Number.isInteger(t) && t >= 0 && t < this.view.tokens.texts.length).slice(0, this.program ? this.program.n_ctx : this.view.given.length);
     this.set({ ...base, ...Object.fromEntries(Object.entries(saved).filter(([key]) => key in base)), tokens: tokens.length ? tokens : base.tokens,
       chosen: this.nodes.has(saved.chosen) ? saved.chosen : null, pins: known(saved.pins), names: some(saved.names), values: some(saved.values),
       groups: (saved.groups || []).map((g) => ({ name: String(g.name), ids: known(g.ids) })) });
@@ -308,6 +321,7 @@ function toggled(list, item) { return list.includes(item) ? list.filter((other) 
 /** Show a view inside an element; the state of a file lives in the address after "#". */
 function mount(root, view, onChange = (state) => history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(state)))) {
   const explorer = new Explorer(root, view, onChange);
+  if (view.state && location.hash.length < 2) explorer.restore(view.state);
   try { if (location.hash.length > 1 && root.id === "explorer") explorer.restore(JSON.parse(decodeURIComponent(location.hash.slice(1)))); } catch { /* an address of something else */ }
   root.explorer = explorer;
   return explorer;

@@ -23,8 +23,9 @@ function signed(value, digits = 2) {
 /** Pixels of a place: rows run downwards, closer together where there are many. */
 function scales(picture) {
   const points = [...picture.nodes.map((n) => n.at), ...picture.ends.map((e) => e.at), ...picture.lines.flatMap((l) => l.points)];
-  const across = points.map((p) => p[1]), along = points.map((p) => p[0]);
-  const low = Math.min(...across, 0), rows = Math.max(...across, 0) - low, columns = Math.max(...along, 1);
+  let [low, high, columns] = [0, 0, 1]; // no spread of an array into arguments: there may be too many
+  for (const [along, across] of points) [low, high, columns] = [Math.min(low, across), Math.max(high, across), Math.max(columns, along)];
+  const rows = high - low;
   const row = Math.max(14, Math.min(ROW, 900 / Math.max(rows, 1)));
   return {
     row,
@@ -60,23 +61,23 @@ function lineMark(line, s, most) {
 }
 
 /** What reaches a node that no line is drawn to: positions, tokens that are no answers of the task, or nothing. */
-function unseenInput(id, view) {
-  if (view.picture.lines.some((line) => line.target === id && line.kind !== "score")) return "";
+function unseenInput(id, view, fed) {
+  if (fed.has(id) || !view.program) return "";
   const reads = view.notes[id].reads, said = [];
   if (reads.some((text) => text.startsWith("position"))) said.push("position");
   if (reads.some((text) => text.startsWith("embeddings"))) said.push("tokens");
   return said.join(", ") || "constant";
 }
 
-function nodeMark(node, s, top, view) {
+function nodeMark(node, s, top, view, fed) {
   const size = Math.max(5, Math.min(13, s.row * 0.3));
   const radius = size * (0.55 + 0.45 * Math.sqrt(Math.max(0, node.effect || 0) / (top || 1)));
   const [x, y] = [s.x(node.at[0]), s.y(node.at[1])];
-  const mark = make("g", { class: "node", tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
+  const mark = make("g", { class: `node ${node.kind ? `kind-${node.kind}` : ""}`, tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
   mark.dataset.id = node.id;
   mark.append(make("circle", { r: radius + 4, class: "ring" }), make("circle", { r: radius, class: "dot" }));
   if (s.row > 24) mark.append(make("text", { y: radius + 13, class: "name" }, node.label), make("text", { y: -radius - 4, class: "value" }));
-  const unseen = unseenInput(node.id, view);
+  const unseen = unseenInput(node.id, view, fed);
   if (unseen && s.row > 24) mark.append(make("text", { x: -radius - 6, y: 4, class: "constant" }, unseen));
   mark.append(make("title", {}, node.id));
   return mark;
@@ -96,7 +97,8 @@ function columnHeads(picture, s) {
 /** The whole drawing as one SVG element whose marks carry data-id and whose lines carry data-source and data-target. */
 function drawing(view) {
   const picture = view.picture, s = scales(picture);
-  const weights = (kinds) => Math.max(0, ...picture.lines.filter((l) => kinds.includes(l.kind)).map((l) => Math.abs(l.weight)));
+  const weights = (kinds) => picture.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
+  const fed = new Set(picture.lines.filter((l) => l.kind !== "score").map((l) => l.target));
   const most = { node: weights(["weight"]), end: weights(["embed", "unembed"]) };
   const top = Math.max(0, ...picture.nodes.map((n) => n.effect || 0));
   const svg = make("svg", { viewBox: `0 0 ${s.width} ${s.height}`, class: "picture", preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
@@ -111,7 +113,7 @@ function drawing(view) {
     return make("text", { x: s.x(end.at[0]) + (isToken ? -6 : 6), y: s.y(end.at[1]) + 4, class: `end ${isToken ? "left" : ""}` }, end.label);
   });
   world.append(...boxes, ...columnHeads(picture, s), ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);
-  world.append(...picture.nodes.map((n) => nodeMark(n, s, top, view)));
+  world.append(...picture.nodes.map((n) => nodeMark(n, s, top, view, fed)));
   svg.append(world);
   pannable(svg, world);
   return svg;
