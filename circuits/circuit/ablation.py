@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.circuit.nodes import HOSTILE, Ablation
+from circuits.model.kinds import of_subjects
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.tokens import only, real_places
@@ -18,6 +19,7 @@ N_TEXTS = 16
 """Texts that resample ablation takes values from; prompt i meets text i modulo that many."""
 
 
+@of_subjects
 def mean_values(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],
@@ -41,6 +43,7 @@ def mean_values(
     return {site: (total / counts[site]).to(model.like) for site, total in sums.items()}
 
 
+@of_subjects
 def ablation_values(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],

@@ -15,6 +15,7 @@ from circuits.circuit.score import margins, two_way_loss
 from circuits.heads.weights import check_finite
 from circuits.model.compute import check_learnable, with_gradients
 from circuits.model.hooks import keep
+from circuits.model.kinds import of_ours
 from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
@@ -30,6 +31,7 @@ IG_STEPS = 8
 """Points between corrupted and clean embeddings."""
 
 
+@of_ours
 def attribution_patching(model: SparseTransformer, task: Task) -> list[Node]:
     """By |(clean - corrupt) * d loss / d node| at the clean prompts: a first-order guess at patching each node.
 
@@ -38,6 +40,7 @@ def attribution_patching(model: SparseTransformer, task: Task) -> list[Node]:
     return _by_attribution(model, task, [1.0])
 
 
+@of_ours
 def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
     """The same with gradients averaged on the way from corrupted to clean embeddings.
 
@@ -46,6 +49,7 @@ def integrated_gradients(model: SparseTransformer, task: Task) -> list[Node]:
     return _by_attribution(model, task, [(i + 0.5) / IG_STEPS for i in range(IG_STEPS)])
 
 
+@of_ours
 def single_ablation(model: SparseTransformer, task: Task) -> list[Node]:
     """By how far ablating each node alone, at its mean over prompts, moves the margins: the simplest baseline."""
     check_learnable(model)
@@ -60,6 +64,7 @@ def single_ablation(model: SparseTransformer, task: Task) -> list[Node]:
     return _ranked(scores)
 
 
+@of_ours
 def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
     """By the sum of |weight| over everything that the node reads and writes; the task is not looked at.
 
@@ -74,6 +79,7 @@ def weight_magnitude(model: SparseTransformer, task: Task) -> list[Node]:
     return _ranked(scores)
 
 
+@of_ours
 def random_order(model: SparseTransformer, task: Task) -> list[Node]:
     """In an order drawn once from a fixed seed: what chance gives."""
     generator = torch.Generator().manual_seed(0)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from circuits.files import read_json, write_file, write_json
 from circuits.interop.openai_config import SAVES, OpenAIConfig
+from circuits.model.kinds import of_ours
 from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
 
@@ -56,6 +57,7 @@ def load_openai(
     return model.eval()
 
 
+@of_ours
 def save_openai(folder: str | Path, model: SparseTransformer, *, tokenizer_name: str = "unknown") -> Path:
     """Write the model in the format; returns the folder, which gets two files.
 

@@ -14,6 +14,7 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Node
 from circuits.circuit.parts import edges_between
 from circuits.interop.openai import load_tensors
+from circuits.model.kinds import of_ours
 from circuits.model.options import Says
 from circuits.model.sites import Site, SiteName
 from circuits.model.transformer import SparseTransformer
@@ -35,6 +36,7 @@ READS = Says(act=None, norm=None)
 """Models that can come from the format."""
 
 
+@of_ours
 def load_openai_circuit(
     path: str | Path,
     model: SparseTransformer,

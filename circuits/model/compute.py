@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
+from circuits.model.kinds import of_ours
 from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 
@@ -18,6 +19,7 @@ SMALL_PASS = 2**24
 """Activations of a pass (tokens times coordinates of all sites) up to which a second thread gains next to nothing."""
 
 
+@of_ours
 @contextmanager
 def sparse_compute(
     model: SparseTransformer, weight_gradient: Literal["exact", "support"] = "exact"
@@ -100,6 +102,7 @@ def threads_for(model: Subject, n_tokens: int) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+@of_ours
 def compact(model: SparseTransformer) -> SparseTransformer:
     """The same model, changed in place, for looking at and not for training: no dense copy of sparse matrices.
 

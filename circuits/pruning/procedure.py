@@ -23,6 +23,7 @@ from circuits.circuit.score import check_task
 from circuits.files import heeding_interrupts
 from circuits.kernels import keep_pages
 from circuits.model.compute import frozen, threads_for, with_gradients
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
@@ -31,6 +32,7 @@ from tasks import Corpus, Task, load_corpus
 __all__ = ["PruneConfig", "prune"]
 
 
+@of_ours
 @with_gradients
 def prune(
     model: SparseTransformer,
