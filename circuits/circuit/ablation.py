@@ -37,7 +37,7 @@ def mean_values(
     counts = dict.fromkeys(sums, 0)
     for chunk, places in zip(tokens.split(batch_size), real.split(batch_size), strict=True):
         at = {site: _places(model, site, chunk, places) for site in sums}
-        found = _site_values(model, chunk, partial(_total, at))
+        found = site_values(model, chunk, partial(_total, at))
         sums = {site: total + found[site] for site, total in sums.items()}
         counts = {site: count + int(at[site].sum()) for site, count in counts.items()}
     return {site: (total / counts[site]).to(model.like) for site, total in sums.items()}
@@ -70,8 +70,8 @@ def ablation_values(
         width = int(lengths.max())
         tokens, real = tokens[:, :width], real[:, :width]
     if kind == "resample":
-        return _site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
-    return _site_values(model, tokens, partial(_mean_there, real))
+        return site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
+    return site_values(model, tokens, partial(_mean_there, real))
 
 
 def _places(
@@ -107,7 +107,7 @@ def _whole(site: Site, value: Tensor) -> Tensor:
     return value
 
 
-def _site_values(
+def site_values(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],
     take: Callable[[Site, Tensor], Tensor] = _whole,
