@@ -17,7 +17,9 @@ from circuits.interop import LensSubject
 from circuits.model.config import ModelConfig
 from circuits.model.sites import Site, WeightAt
 from circuits.model.transformer import SparseTransformer
-from circuits.ranking import METHODS, RankConfig, Ranking, curve, curves, rank
+from circuits.plots.rankings import rankings_figure
+from circuits.ranking import METHODS, Curve, RankConfig, Ranking, curve, curves, rank
+from circuits.trust.yardsticks import SHARES
 from tasks import Batch
 from tasks.base import Targets
 from tasks.tokenizer import WordTokenizer
@@ -244,14 +246,16 @@ def test_a_curve_is_what_the_evaluator_says_of_the_best_parts():
         assert one.cmd >= 0
 
 
-def test_gates_and_gradients_find_a_known_circuit_where_chance_does_not():
+def test_gates_find_a_known_circuit_and_no_part_of_it_ranks_low():
+    """Every node is needed for anything, so that no ranking's curve can rise before the last one is there."""
     made = MODELS["copying"](0)
     config = RankConfig(n_pairs=16)
+    ranking = rank(made.model, made.task, method="gates", config=config)
+    assert set(ranking.nodes()[: made.circuit.n_nodes]) == set(made.circuit.nodes)
     found = {c.method: c for c in curves(made.model, made.task, ["gates", "EAP-IG", "random"], config=config)}
-    assert found["gates"].cpr > 0.9
-    assert found["EAP-IG"].cpr > 0.9
-    assert found["random"].cpr < 0.8
-    assert found["gates"].cmd < 0.1
+    assert found["gates"].cpr > 0.9 > found["random"].cpr
+    assert found["EAP-IG"].cpr > found["random"].cpr
+    assert found["gates"].cmd < 0.1 < found["random"].cmd
 
 
 def test_what_cannot_be_ranked_is_refused_by_name(wrapped):
@@ -269,3 +273,19 @@ def test_parts_of_equal_score_keep_their_order():
         method="by hand", kind="nodes", scores={Site(0, "attn_q"): torch.tensor([1.0, 2.0, 1.0, 2.0])}
     )
     assert [node.index for node in ranking.nodes()] == [1, 3, 0, 2]
+
+
+def test_the_figure_has_a_line_for_each_method_and_says_its_areas():
+    def made(method, values):
+        return Curve(method=method, kind="nodes", shares=SHARES, faithfulness=tuple(values))
+
+    flat, none = made("flat", [1.0] * 10), made("none", [float("nan")] * 10)
+    rising = made("rising", [0.0] * 9 + [1.0])
+    figure = rankings_figure([none, rising, flat])
+    assert [line.name.split()[0] for line in figure.data] == ["flat", "rising", "none"]
+    assert "CPR +0.999, CMD +0" in figure.data[0].name
+    assert "CPR +0.25, CMD +0.749" in figure.data[1].name
+    assert "CPR \u2013" in figure.data[2].name
+    assert list(figure.data[1].x) == pytest.approx([100 * share for share in SHARES])
+    with pytest.raises(ValueError, match="curves: got none"):
+        rankings_figure([])

@@ -13,7 +13,7 @@ from circuits.circuit.ablation import mean_values, site_values
 from circuits.circuit.evaluator import MaskedModel
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Node
-from circuits.circuit.score import TARGETS, check_task, margin_error, margins, task_margins
+from circuits.circuit.score import TARGETS, Score, check_task, margin_error, margins, task_margins
 from circuits.heads.weights import check_finite
 from circuits.model.compute import check_learnable, frozen, with_gradients
 from circuits.model.kinds import check_ours, of_subjects
@@ -23,6 +23,7 @@ from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import learn_gates
+from circuits.pruning.minimal import thinned
 from circuits.ranking.gradients import ONE, WAY, clean_targets, edge_scores, node_scores
 from circuits.ranking.ranking import Kind, Ranking
 from circuits.settings import Count, Seed, Settings
@@ -146,7 +147,7 @@ def _random(model: Subject, task: Task, config: RankConfig) -> Scores:
 
 
 def _gates(model: Subject, task: Task, config: RankConfig) -> Scores:
-    """By how long a learned gate stays open while open ones cost more and more, and by its value where it does.
+    """What is left when gates that cost more and more have closed, and then parts were dropped; then the last to close.
 
     Source: Gao et al. 2025 (arXiv 2511.13653); asked for the model's margins, as pruning is by default.
     """
@@ -168,8 +169,10 @@ def _gates(model: Subject, task: Task, config: RankConfig) -> Scores:
         )
         runs = MaskedModel(model, values, task.batch(config.n_pairs, split="val", seed=config.seed))
         way = _while_it_works(runs, way)
+        needed = _needed(runs, way[-1])
     scores = {site: torch.zeros(width) for site, width in model.widths.items()}
-    for stage, ranked in enumerate(way):  # later stages are smaller: they write over what earlier ones said
+    # Later sets are smaller, and what is needed of the last one is smaller still: they write over earlier ones.
+    for stage, ranked in enumerate([*way, needed]):
         for place, node in enumerate(ranked):
             scores[node.at][node.index] = stage + 1 - place / len(ranked)
     return scores
@@ -177,13 +180,26 @@ def _gates(model: Subject, task: Task, config: RankConfig) -> Scores:
 
 def _while_it_works(runs: MaskedModel, way: list[list[Node]]) -> list[list[Node]]:
     """The open sets up to the last with the model's margins: when gates close on, the order says nothing more."""
-    for n in range(len(way), 0, -1):
-        masks = runs.node_masks(way[n - 1])
-        with torch.no_grad():
-            error = margin_error(runs.margins_under(dict(masks.items())), runs.full_margins)
-        if float(error) <= TARGETS["margins"]:
-            return way[:n]
-    return way
+    good = [n for n, nodes in enumerate(way, start=1) if _good(runs, nodes)]
+    return way[: good[-1]] if good else way
+
+
+def _needed(runs: MaskedModel, nodes: list[Node]) -> list[Node]:
+    """Of a set with the model's margins those that it cannot do without, most needed first; none if it has not."""
+    if not _good(runs, nodes):
+        return []
+    kept = thinned(nodes, partial(_good, runs), 1)
+    errors = {node: _error(runs, [other for other in kept if other != node]) for node in kept}
+    return sorted(kept, key=lambda node: (-errors[node], node))
+
+
+def _good(runs: MaskedModel, nodes: list[Node]) -> Score | None:
+    error = _error(runs, nodes)
+    return Score(error, 1.0) if error <= TARGETS["margins"] else None
+
+
+def _error(runs: MaskedModel, nodes: list[Node]) -> float:
+    return float(margin_error(runs.margins(nodes, "all"), runs.full_margins))
 
 
 def _masked(
