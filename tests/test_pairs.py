@@ -18,7 +18,7 @@ PAIRS = [
     (f"When {a} and {b} met, {b} gave it to", f"When {a} and {b} met, {a} gave it to", f" {a}", f" {b}")
     for a, b in zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)
 ] + [
-    (f"It was {a} and not {b}:", f"It was {b} and not {a}:", f" {a}", f" {b}")
+    (f"It was {a} and not {b} who met", f"It was {b} and not {a} who met", f" {a}", f" {b}")
     for a in NAMES
     for b in NAMES
     if a < b
@@ -90,11 +90,8 @@ def test_a_first_token_is_seen_where_the_tokenizer_puts_one(tokenizer):
 def test_prompts_answers_and_padding_are_those_of_the_text(tokenizer):
     task = from_pairs(PAIRS, tokenizer)
     assert isinstance(task, Task)
-    said = {
-        tuple(tokenizer.encode(p)): tokenizer.encode(p + a)[-1]
-        for c, d, x, y in PAIRS
-        for p, a in ((c, x), (d, y))
-    }
+    texts = [text for clean, corrupt, x, y in PAIRS for text in ((clean, x), (corrupt, y))]
+    said = {tuple(tokenizer.encode(p)): tokenizer.encode(p + answer)[-1] for p, answer in texts}
     skip = 0 if tokenizer.bos is None else 1
     for split in ("train", "val", "test"):
         batch = task.batch(40, split=split, seed=1)
@@ -150,11 +147,8 @@ def test_answers_of_several_tokens_are_refused_or_scored_by_the_first_and_said_w
 
 def test_words_that_only_make_sense_apart_are_encoded_apart():
     words = WordTokenizer(name="w", words=("a", "b", "c", "is", "7", "8", "9"))
-    task = from_pairs(
-        [("a is", "b is", "7", "8"), ("c is", "b is a is", "9", "7")][:1] * 1
-        + [("c a is", "c b is", "8", "9"), ("b c is", "a a is", "7", "9")],
-        words,
-    )
+    rows = [("a is", "b is", "7", "8"), ("c a is", "c b is", "8", "9"), ("b c is", "a a is", "7", "9")]
+    task = from_pairs(rows, words)
     assert {int(i) for i in task.batch(30, split="train", seed=0).answer} <= {4, 5, 6}
 
 
