@@ -307,8 +307,8 @@ WORKS: dict[str, Callable[..., None]] = {
     "prune": check_prune,
     "trust_report": check_trust,
     "gate_floor": check_gate_floor,
-    "attribution_patching": check_rankings,
-    "weight_magnitude": check_weight_magnitude,
+    "rank": check_rankings,
+    "rank, magnitude": check_weight_magnitude,
     "run_composed": check_run_composed,
 }
 WORKS_BEFORE: dict[str, Callable[..., None]] = {
