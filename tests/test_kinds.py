@@ -27,7 +27,7 @@ ASKED = (
     "sparse_compute",
     "compact",
 )
-RUNS = ("mean_values", "ablation_values", "run_masked", "run_circuit", "scope")
+RUNS = ("prune", "rank", "curve", "mean_values", "ablation_values", "run_masked", "run_circuit", "scope")
 
 
 for info in pkgutil.walk_packages(circuits.__path__, "circuits."):

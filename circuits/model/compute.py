@@ -1,7 +1,7 @@
 """Sparse compute inside the model: while it is on, weights run on kernels that cost what their nonzeros cost."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -83,6 +83,11 @@ def frozen(model: SparseTransformer) -> Iterator[None]:
             model.train(training)
             for parameter, need in zip(model.parameters(), needed, strict=True):
                 parameter.requires_grad_(need)
+
+
+def resting(model: Subject) -> AbstractContextManager[None]:
+    """`frozen` for a model of ours; any other subject rests as it is."""
+    return frozen(model) if isinstance(model, SparseTransformer) else nullcontext()
 
 
 @contextmanager

@@ -62,8 +62,8 @@ def _instead(model: Any) -> str:
     if not _is_bridge(model) and not isinstance(model, Subject):
         return _as_subject(model)
     return (
-        "Of a wrapped model: mean_values, run_masked and rank take a LensSubject; head_report, composition_scores and "
-        "fit_bridges (its dense side) the TransformerBridge itself."
+        "Of a wrapped model: prune, run_masked, mean_values and rank take a LensSubject; head_report, "
+        "composition_scores and fit_bridges (its dense side) the TransformerBridge itself."
     )
 
 

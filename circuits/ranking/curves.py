@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from circuits.circuit.evaluator import MaskedModel
+from circuits.model.compute import resting
 from circuits.model.kinds import of_subjects
 from circuits.model.subject import Subject
-from circuits.ranking.methods import RankConfig, rank, resting, task_means
+from circuits.ranking.methods import RankConfig, rank, task_means
 from circuits.ranking.ranking import Ranking
 from circuits.statistics import share_of
 from circuits.trust.yardsticks import SHARES, area

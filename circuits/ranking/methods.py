@@ -1,7 +1,6 @@
 """Ways to rank the parts of a model for a task, behind one signature; the baselines that a circuit is held against."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,12 +14,11 @@ from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import TARGETS, Score, check_task, margin_error, margins, task_margins
 from circuits.heads.weights import check_finite
-from circuits.model.compute import check_learnable, frozen, with_gradients
+from circuits.model.compute import check_learnable, resting, with_gradients
 from circuits.model.kinds import check_ours, of_subjects
 from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.subject import Subject
-from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import thinned
@@ -216,11 +214,6 @@ def task_means(model: Subject, task: Task, n: int = 256) -> dict[Site, Tensor]:
     """Means over clean training prompts of the task: what rankings put in the place of a node that is left out."""
     text = task.batch(n, split="train", seed=0).to(model.like.device)
     return mean_values(model, text.clean, lengths=text.lengths)
-
-
-def resting(model: Subject) -> AbstractContextManager[None]:
-    """A model of ours on its nonzeros and without gradients to weights; any other as it is."""
-    return frozen(model) if isinstance(model, SparseTransformer) else nullcontext()
 
 
 METHODS: dict[str, tuple[Kind, Callable[[Subject, Task, RankConfig], Scores]]] = {
