@@ -9,7 +9,6 @@ size. The key names of the public reproduction (no `transformer.`, `blocks.`, `a
 """
 
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ def load_tensors(path: Path, expected: str) -> dict[str, Any]:
     Raises ValueError for any other file.
     """
     try:
-        whole = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        whole = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that is no archive of tensors may fail in any way
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"path: {path} cannot be read ({said}); expected {expected}, and no code.") from None
@@ -161,7 +160,7 @@ def _check_keys(found: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
 def _converted(
     found: Weights, config: OpenAIConfig, model: SparseTransformer
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter of ours by its name, one at a time."""
+    """Every parameter of ours by its name, one at a time; matrices leave `found`, so that none is held twice."""
     yield "W_E", found["transformer.wte.weight"]
     yield "W_pos", found["transformer.wpe.weight"]
     for i in range(config.n_layer):
@@ -179,7 +178,7 @@ def _converted(
         yield "unembed.W_U", unembed.T
     yield "unembed.b_U", found.get("final_logits_bias", zeros)
     if config.enable_bigram_table:
-        yield "bigram", found["bigram_table"]
+        yield "bigram", found.pop("bigram_table")
 
 
 def _layer(
@@ -209,8 +208,8 @@ def _layer(
 
 def _affine(found: Weights, name: str, gain: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight [d_in, d_out], the gain of its input multiplied in, and bias; zeros where the file has none."""
-    weight = found[name + ".weight"].T
-    bias = found.get(name + ".bias")
+    weight = found.pop(name + ".weight").T
+    bias = found.pop(name + ".bias", None)
     weight = weight if gain is None or bool((gain == 1).all()) else weight * gain[:, None]
     return weight, weight.new_zeros(weight.shape[1]) if bias is None else bias
 
@@ -248,7 +247,7 @@ def _put(model: SparseTransformer, name: str, value: Tensor) -> None:
     module = model.get_submodule(path)
     shape = tuple(getattr(module, own).shape)
     assert shape == tuple(value.shape), f"{name}: {tuple(value.shape)} for {shape}"
-    setattr(module, own, nn.Parameter(value.contiguous().clone()))
+    setattr(module, own, nn.Parameter(value.clone(memory_format=torch.contiguous_format)))
 
 
 def _exported(model: SparseTransformer) -> Iterator[tuple[str, Tensor]]:
