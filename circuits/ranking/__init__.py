@@ -1,6 +1,6 @@
 """Rankings of nodes and edges by many methods, and how well each one's best parts do the task."""
 
-from circuits.ranking.curves import Curve, curve, curves
+from circuits.ranking.areas import Curve, curve, curves
 from circuits.ranking.methods import METHODS, RankConfig, rank
 from circuits.ranking.ranking import Ranking
 
