@@ -45,7 +45,7 @@ _HOMES = {
 """The module, inside the package, that each public name comes from."""
 _ROOMS = (
     *("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model"),
-    *("interop", "plots", "pruning", "training", "trust", "zoo"),
+    *("interop", "plots", "pruning", "ranking", "training", "trust", "zoo"),
 )
 
 __all__ = [

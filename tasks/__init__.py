@@ -10,11 +10,13 @@ from tasks.base import Batch, Corpus, Task
 from tasks.brackets import Brackets
 from tasks.composition import Composition, CompositionBatch
 from tasks.corpus import CORPORA, load_corpus
+from tasks.hf import HFTokenizer
 from tasks.induction import Induction
 from tasks.mini_choices import FORMS, MiniChoice
 from tasks.modular import Modular
 from tasks.names import Names
 from tasks.ngrams import bigram_log_probs, trigram_loss
+from tasks.pairs import PairsTask, from_pairs
 from tasks.python import PythonChoice
 from tasks.python_choices import CHOICES
 from tasks.quotes import Quotes
@@ -27,9 +29,12 @@ __all__ = [
     "Batch",
     "CompositionBatch",
     "Corpus",
+    "HFTokenizer",
+    "PairsTask",
     "Task",
     "Tokenizer",
     "bigram_log_probs",
+    "from_pairs",
     "load_corpus",
     "load_task",
     "other_prompts",

@@ -32,6 +32,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.plots import plot
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.ranking.gradients import embeddings
 from circuits.trust import yardsticks
 from tasks import Corpus, load_corpus, load_task
 from tasks.base import Targets
@@ -231,7 +232,7 @@ def check_rankings(s: Subject) -> None:
         ranked = rankings.METHODS[name](s.model, TASK)
         assert {node.stack for node in ranked} == {"encoder", "decoder"}
         assert len(ranked) == sum(s.model.widths.values())
-    task, blends = TASK, rankings._embeddings(s.model, TASK.batch(3, split="train", seed=0).corrupt)
+    task, blends = TASK, embeddings(s.model, TASK.batch(3, split="train", seed=0).corrupt)
     tokens = task.batch(3, split="train", seed=0).corrupt
     table = s.model.embedding("encoder") * (s.model.config.d_model**0.5 if s.model.config.embed_scale else 1)
     same(blends["encoder.embedding.hook_embed"], table[tokens[:, :7]])
@@ -306,8 +307,8 @@ WORKS: dict[str, Callable[..., None]] = {
     "prune": check_prune,
     "trust_report": check_trust,
     "gate_floor": check_gate_floor,
-    "attribution_patching": check_rankings,
-    "weight_magnitude": check_weight_magnitude,
+    "rank": check_rankings,
+    "rank, magnitude": check_weight_magnitude,
     "run_composed": check_run_composed,
 }
 WORKS_BEFORE: dict[str, Callable[..., None]] = {

@@ -42,6 +42,7 @@ from circuits.model.options import SIZES, Says
 from circuits.model.sites import WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.procedure import PruneConfig, prune
+from circuits.ranking import RankConfig, rank
 from circuits.trust import yardsticks
 from tasks import Batch, Corpus
 from tasks.base import Targets
@@ -401,6 +402,22 @@ def check_rankings(s: Subject) -> None:
             effect[Node(site.layer, site.name, i)] = abs(up - down) / 2e-5
     order = [effect[node] for node in ranked["attribution patching"] if node in effect]
     assert all(later <= earlier + 1e-4 for earlier, later in pairwise(order))
+
+
+def check_edge_rankings(s: Subject) -> None:
+    """By the gradient to an edge's mask, under which a cut weight passes its source's corrupted value; all but W_O."""
+    one = OnePair()
+    batch = one.batch(1, split="train", seed=0)
+    found = rank(s.model, one, method="EAP", config=RankConfig(n_pairs=2)).scores
+    values = ablation.ablation_values(s.model, batch.corrupt, "resample")
+    masks = {at: torch.ones(score.shape, requires_grad=True) for at, score in found.items()}
+    logits = masked.run_masked(s.model, batch.clean, {}, values, masks)  # type: ignore[arg-type]
+    targets = Targets(batch.clean, batch.answer, batch.foil, batch.position)
+    torch.log1p((-margins_of(logits, targets)).exp()).sum().backward()
+    for at, effect in found.items():
+        if at.name != "W_O":  # reads what heads carried to a place, for which no value of attn_v stands
+            there = effect.isfinite()
+            same(effect[there], masks[at].grad[there].abs(), atol=1e-4)  # type: ignore[index]
 
 
 class OnePair(FirstWord):
@@ -899,8 +916,9 @@ TABLE: dict[str, Row] = {
     "prune": row(check_prune, on_circuits=True, n_layers=1),
     "trust_report": row(check_trust_report, on_circuits=True, n_layers=1),
     "gate_floor": row(check_gate_floor, on_circuits=True),
-    "attribution_patching": row(check_rankings),
-    "weight_magnitude": row(check_weight_magnitude, COMPOSED),
+    "rank": row(check_rankings),
+    "rank, edges": row(check_edge_rankings),
+    "rank, magnitude": row(check_weight_magnitude, COMPOSED),
     "qk_circuit": row(check_qk_and_ov),
     "full_qk": row(check_full_qk, COMPOSED | THROUGH),
     "full_ov": row(check_full_ov, THROUGH),
@@ -956,18 +974,19 @@ def test_says_or_refuses(
 
 PARTS = {
     "check_belongs", "check_inputs", "check_task", "resolve_pairs",  # say whether things belong together
-    "ov_circuit", "integrated_gradients", "random_order", "compact", "frozen", "repeated_tokens", "compose_gates",
+    "ov_circuit", "compact", "frozen", "repeated_tokens", "compose_gates",
     "bridge_metrics", "chain_losses", "load_bridges",  # checked in the row of another one
     "circuit_margins", "embedding_weights", "head_weights", "io_edges", "task_margins", "new_maps",
     "parts_of", "search", "with_static_maps",  # parts of analyses in the table
     "recover",  # pruning of hand-made models
     "check_folds", "rest_of", "positions", "node_ends",  # parts of a circuit written out, and in words
     "rivals", "stability_card",  # pruning, more than once
-    "scope", "single_ablation",  # masked runs on other prompts, and without each node
+    "scope", "site_values",  # masked runs on other prompts, and what a run gives
+    "node_scores", "edge_scores", "embeddings", "task_means", "resting", "curve", "curves", "nodes_by",  # of rankings
     "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py
 }  # fmt: skip
 """Functions that take a model and have no row of their own."""
-ROOMS = ("circuit", "pruning", "trust", "decompile", "handmade", "heads", "composition", "bridges")
+ROOMS = ("circuit", "pruning", "trust", "decompile", "handmade", "heads", "composition", "bridges", "ranking")
 TAKES = {"model", "dense", "sparse", "bridges", "made"}
 
 

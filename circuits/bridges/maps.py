@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from circuits.bridges.sides import Model, Role, Side
 from circuits.files import json_text, write_file
 from circuits.model.checkpoint import opened
+from circuits.model.kinds import of_ours
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.transformer import SparseTransformer
 from circuits.views import Plotted
@@ -178,6 +179,7 @@ def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -
         )
 
 
+@of_ours
 def identity_bridges(model: SparseTransformer) -> BridgeSet:
     """Bridges between a model and itself that change nothing: every hybrid is the plain model."""
     pairs = tuple(Pair(place, place) for place in Side(model, "sparse").locations)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.circuit.nodes import HOSTILE, Ablation
+from circuits.model.kinds import of_subjects
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.tokens import only, real_places
@@ -18,6 +19,7 @@ N_TEXTS = 16
 """Texts that resample ablation takes values from; prompt i meets text i modulo that many."""
 
 
+@of_subjects
 def mean_values(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],
@@ -35,12 +37,13 @@ def mean_values(
     counts = dict.fromkeys(sums, 0)
     for chunk, places in zip(tokens.split(batch_size), real.split(batch_size), strict=True):
         at = {site: _places(model, site, chunk, places) for site in sums}
-        found = _site_values(model, chunk, partial(_total, at))
+        found = site_values(model, chunk, partial(_total, at))
         sums = {site: total + found[site] for site, total in sums.items()}
         counts = {site: count + int(at[site].sum()) for site, count in counts.items()}
     return {site: (total / counts[site]).to(model.like) for site, total in sums.items()}
 
 
+@of_subjects
 def ablation_values(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],
@@ -67,8 +70,8 @@ def ablation_values(
         width = int(lengths.max())
         tokens, real = tokens[:, :width], real[:, :width]
     if kind == "resample":
-        return _site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
-    return _site_values(model, tokens, partial(_mean_there, real))
+        return site_values(model, tokens[real.all(dim=1)][:N_TEXTS])
+    return site_values(model, tokens, partial(_mean_there, real))
 
 
 def _places(
@@ -104,7 +107,7 @@ def _whole(site: Site, value: Tensor) -> Tensor:
     return value
 
 
-def _site_values(
+def site_values(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],
     take: Callable[[Site, Tensor], Tensor] = _whole,

@@ -10,6 +10,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import check_belongs, run_circuit
 from circuits.circuit.score import check_task, margins, score_margins, task_score
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.settings import Count, Seed, checked
 from circuits.views import Plotted
@@ -108,6 +109,7 @@ class TransplantTable(Plotted):
         )
 
 
+@of_ours
 def transplant(
     model: SparseTransformer,
     circuits: Mapping[str, Circuit],

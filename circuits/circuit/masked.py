@@ -17,6 +17,7 @@ from torch import Tensor
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.parts import edges_between
 from circuits.kernels import replace_features, sparse_linear
+from circuits.model.kinds import of_subjects
 from circuits.model.sites import Site, WeightAt
 from circuits.model.subject import SparseSubject, Subject
 from circuits.model.transformer import SparseTransformer
@@ -29,6 +30,7 @@ EdgeMasks = Mapping[WeightAt, Tensor]
 """A tensor [d_in, d_out] for each masked weight matrix, by the matrix: 1 = keep."""
 
 
+@of_subjects
 def run_masked(
     model: Subject,
     tokens: Int[Tensor, "batch pos"],
@@ -55,6 +57,7 @@ def run_masked(
             return torch.func.functional_call(model, parameters, (tokens,))
 
 
+@of_subjects
 def run_circuit(
     model: Subject, circuit: Circuit, tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos d_vocab"]:

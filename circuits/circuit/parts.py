@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 from circuits.circuit.nodes import Edge, IOEdge, Node
+from circuits.model.kinds import of_ours
 from circuits.model.sites import ROWS, SCORES, Site, Stack, read_stack, weights_among
 from circuits.model.transformer import SparseTransformer
 from tasks import Batch, Tokenizer
 
 
+@of_ours
 def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]:
     """Every nonzero weight that runs between two of the nodes, and every q-k pair."""
     edges = []

@@ -9,6 +9,7 @@ from torch import Tensor
 from circuits.circuit.evaluator import Kept, MaskedModel
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import margin_error, margin_ratio, score_margins
+from circuits.model.kinds import of_subjects
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from tasks import Batch, Task, other_prompts
@@ -30,6 +31,7 @@ class Holds(NamedTuple):
     """Mean margin over the model's."""
 
 
+@of_subjects
 def scope(
     model: Subject,
     values: dict[Site, Tensor],

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from circuits.circuit.score import Score, check_task, margins, score_margins, two_way_loss
 from circuits.model.compute import check_learnable, with_gradients
+from circuits.model.kinds import of_ours
 from circuits.model.mixers import Compose
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.learn import GateLearner, GateSettings, rising
@@ -76,6 +77,7 @@ class ComposeCircuit:
         )
 
 
+@of_ours
 def compose_gates(model: SparseTransformer, level: Level = "both") -> dict[str, tuple[int, ...]]:
     """Gates on compositions, by hook name, with the shape of each mask (1 = keep).
 
@@ -101,6 +103,7 @@ def compose_gates(model: SparseTransformer, level: Level = "both") -> dict[str, 
     return found
 
 
+@of_ours
 def run_composed(
     model: SparseTransformer, tokens: Int[Tensor, "batch pos"], masks: Mapping[str, Tensor]
 ) -> Float[Tensor, "batch pos d_vocab"]:
@@ -117,6 +120,7 @@ def run_composed(
         return model(tokens)
 
 
+@of_ours
 @with_gradients
 def prune_compositions(
     model: SparseTransformer, task: Task, config: ComposePruneConfig | None = None

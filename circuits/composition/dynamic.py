@@ -16,6 +16,7 @@ from transformer_lens import FactoredMatrix
 
 from circuits.composition.parts import with_static_maps
 from circuits.heads.weights import STACKS_INSTEAD, head_weights
+from circuits.model.kinds import of_ours
 from circuits.model.mixers.compose import BRANCHES, explicit_map
 from circuits.model.options import ONE_STACK
 from circuits.model.tokens import only, real_places
@@ -38,6 +39,7 @@ class CompositionMaps:
     "What each branch adds, such as `pre.query.mix`; views, without identity."
 
 
+@of_ours
 def composition_maps(
     model: SparseTransformer, tokens: Int[Tensor, "batch pos"], *, layer: int = 0
 ) -> CompositionMaps:
@@ -64,6 +66,7 @@ def composition_maps(
     return CompositionMaps(layer=layer, pre=whole["pre"], post=whole["post"], branches=branches)
 
 
+@of_ours
 def head_mixing(
     model: SparseTransformer,
     tokens: Int[Tensor, "batch pos"],
@@ -87,6 +90,7 @@ def head_mixing(
     return moved * FactoredMatrix(attn.W_V.detach(), attn.W_O.detach()).norm()
 
 
+@of_ours
 def folded_circuits(model: SparseTransformer, *, layer: int) -> tuple[FactoredMatrix, FactoredMatrix]:
     """QK and OV circuits of each head with the static maps multiplied in; exact, of rank n_heads * d_head.
 

@@ -21,6 +21,7 @@ from circuits.composition.parts import (
     with_static_maps,
 )
 from circuits.heads.weights import head_weights
+from circuits.model.kinds import of_ours
 from circuits.model.options import Says
 from circuits.model.sites import SiteName, weights_among
 from circuits.model.transformer import SparseTransformer
@@ -123,6 +124,7 @@ class WeightPath(NamedTuple):
         return " -> ".join(map(str, self.nodes)) + f" ({self.weight:+.3g})"
 
 
+@of_ours
 def weight_paths(
     model: SparseTransformer,
     *,

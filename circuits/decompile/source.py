@@ -25,6 +25,7 @@ from circuits.decompile.folded import answers_of, check_folds, packable, rest_of
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import HEAD, HELPERS, TAKEN, one_line
 from circuits.model.config import Activation
+from circuits.model.kinds import of_ours
 from circuits.model.mlp import ACTIVATIONS
 from circuits.model.sites import TABLE, Site, SiteName
 from circuits.model.transformer import SparseTransformer
@@ -35,6 +36,7 @@ _AROUND: dict[Activation, str] = {"gelu": "gelu({})", "relu": "np.maximum({}, 0)
 """Activations as they are written."""
 
 
+@of_ours
 def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
     """Source of a module with one function, named after the task: token ids in, logits of the answers out.
 

@@ -7,11 +7,13 @@ from circuits.circuit.score import check_task
 from circuits.decompile.links import Ends, node_ends
 from circuits.decompile.observe import Observed
 from circuits.decompile.text import one_line
+from circuits.model.kinds import of_ours
 from circuits.model.options import ONE_STACK
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
 
+@of_ours
 def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64) -> str:
     """The circuit in words: for each node what turns it on, what it reads and writes, what breaks without it.
 

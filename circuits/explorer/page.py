@@ -9,6 +9,7 @@ from typing import Any
 from circuits.circuit.circuit import Circuit
 from circuits.explorer.view import circuit_view
 from circuits.files import json_text, write_text
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from tasks import Task
 
@@ -18,6 +19,7 @@ SCRIPTS = ("forward.js", "picture.js", "page.js")
 """In the order in which they need one another."""
 
 
+@of_ours
 def to_html(path: str | Path, model: SparseTransformer, circuit: Circuit, task: Task, **options: Any) -> Path:
     """Write the explorer of a circuit as one HTML file that opens from disk, offline; returns its path.
 

@@ -8,6 +8,7 @@ from circuits.circuit.nodes import Node, NodeFacts
 from circuits.decompile.links import Ends, node_ends
 from circuits.decompile.observe import Observed, Place
 from circuits.explorer.program import circuit_program
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
 from circuits.plots.picture.layout import Key, Layout
@@ -20,6 +21,7 @@ SCHEMA = "sparse-circuits/explorer/1"
 """Name and version of the layout of the object."""
 
 
+@of_ours
 def circuit_view(
     model: SparseTransformer,
     circuit: Circuit,

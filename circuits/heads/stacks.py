@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuits.heads.weights import HeadWeights, rms_normed, weights_of
+from circuits.model.kinds import of_ours
 from circuits.model.sites import Stack, prefix
 from circuits.model.transformer import SparseTransformer
 from circuits.views import Plotted, html_table
@@ -89,6 +90,7 @@ class StackHeadReport(Plotted):
         )
 
 
+@of_ours
 def stack_head_report(model: SparseTransformer, rows: Int[Tensor, "batch pos"]) -> StackHeadReport:
     """Where every head looks on whole rows, and how far it copies. Raises ValueError for a model without an encoder."""
     _check(model)
@@ -113,6 +115,7 @@ def has_encoder(model: Any) -> bool:
     return isinstance(model, SparseTransformer) and model.encoder is not None
 
 
+@of_ours
 def group_weights(model: SparseTransformer) -> dict[tuple[Stack, Kind], HeadWeights]:
     """The weights of the three kinds of heads. Keys and values of cross-attention read the encoder's output.
 

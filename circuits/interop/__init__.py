@@ -1,5 +1,7 @@
 """Models and formats that others made: one file for each."""
 
 from circuits.interop.lens import LensSubject
+from circuits.interop.openai import load_openai, save_openai
+from circuits.interop.openai_circuits import load_openai_circuit
 
-__all__ = ["LensSubject"]
+__all__ = ["LensSubject", "load_openai", "load_openai_circuit", "save_openai"]

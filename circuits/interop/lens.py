@@ -6,7 +6,7 @@
 Its sites are those that its hooks reach. The weights are dense, so that circuits in it are made of nodes alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,11 +38,14 @@ class LensSubject:
     Raises ValueError for anything but a TransformerBridge in eval mode, and for one that no hook reaches.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Bridge, *, sites: Sequence[SiteName] | None = None) -> None:
+        """sites: names of those whose coordinates are nodes; others are left as they are. None: all that it has."""
         _check(bridge)
+        _check_sites(sites)
         self.bridge = bridge
         self.tokenizer: Any = bridge.tokenizer
-        self._widths = _measured(bridge)
+        found = _measured(bridge)
+        self._widths = {site: n for site, n in found.items() if sites is None or site.name in sites}
         if not self._widths:
             raise ValueError(
                 f"bridge: none of the hook points {list(HOOKS.values())} is met when it runs; expected a decoder "
@@ -102,6 +105,14 @@ def _check(bridge: Any) -> None:
         raise ValueError(
             "bridge: it is in training mode, where dropout makes every run another function; call bridge.eval()."
         )
+
+
+def _check_sites(sites: Any) -> None:
+    if sites is None:
+        return
+    unknown = [name for name in sites if name not in HOOKS]
+    if isinstance(sites, str) or unknown or not sites:
+        raise ValueError(f"sites: got {sites!r}; expected some of {list(HOOKS)}, or None for all.")
 
 
 def _measured(bridge: Any) -> dict[Site, int]:

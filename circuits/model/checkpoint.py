@@ -22,6 +22,7 @@ from circuits.kernels import SparseWeight
 from circuits.model import compute
 from circuits.model.affine import AffineMap
 from circuits.model.config import ModelConfig
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 
 SCHEMA = "sparse-circuits/checkpoint/1"
@@ -50,6 +51,7 @@ class Checkpoint:
     "Tensors that are not weights, such as the optimiser's, by name."
 
 
+@of_ours
 def save_checkpoint(
     path: str | Path,
     model: SparseTransformer,

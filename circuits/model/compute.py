@@ -1,7 +1,7 @@
 """Sparse compute inside the model: while it is on, weights run on kernels that cost what their nonzeros cost."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
+from circuits.model.kinds import of_ours
 from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 
@@ -18,6 +19,7 @@ SMALL_PASS = 2**24
 """Activations of a pass (tokens times coordinates of all sites) up to which a second thread gains next to nothing."""
 
 
+@of_ours
 @contextmanager
 def sparse_compute(
     model: SparseTransformer, weight_gradient: Literal["exact", "support"] = "exact"
@@ -83,6 +85,11 @@ def frozen(model: SparseTransformer) -> Iterator[None]:
                 parameter.requires_grad_(need)
 
 
+def resting(model: Subject) -> AbstractContextManager[None]:
+    """`frozen` for a model of ours; any other subject rests as it is."""
+    return frozen(model) if isinstance(model, SparseTransformer) else nullcontext()
+
+
 @contextmanager
 def threads_for(model: Subject, n_tokens: int) -> Iterator[int]:
     """One thread where passes over this many tokens are small, else as many as torch has; yields the number.
@@ -100,6 +107,7 @@ def threads_for(model: Subject, n_tokens: int) -> Iterator[int]:
         torch.set_num_threads(before)
 
 
+@of_ours
 def compact(model: SparseTransformer) -> SparseTransformer:
     """The same model, changed in place, for looking at and not for training: no dense copy of sparse matrices.
 

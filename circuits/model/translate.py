@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuits.model.kinds import of_ours
 from circuits.model.mixers.encdec import Past
 from circuits.model.tokens import check_tokens
 from circuits.model.transformer import SparseTransformer
@@ -30,6 +31,7 @@ class Said(NamedTuple):
     """Whether the end was said, or the room ran out first."""
 
 
+@of_ours
 def translate(
     model: SparseTransformer,
     source: Int[Tensor, "batch source"],

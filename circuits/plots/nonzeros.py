@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 from torch import Tensor
 
+from circuits.model.kinds import of_ours
 from circuits.model.sites import ALL_WEIGHTS, ROWS
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import plot
@@ -50,6 +51,7 @@ class _Row(NamedTuple):
         return "<br>".join(line for line in lines if line)
 
 
+@of_ours
 @plot.register
 def nonzeros_figure(model: SparseTransformer, *, title: str = "Weights") -> go.Figure:
     """Density of every weight matrix as a bar, layer by layer, and beside it the nonzeros of each head.

@@ -22,7 +22,9 @@ from circuits.circuit.nodes import Node
 from circuits.circuit.score import check_task
 from circuits.files import heeding_interrupts
 from circuits.kernels import keep_pages
-from circuits.model.compute import frozen, threads_for, with_gradients
+from circuits.model.compute import resting, threads_for, with_gradients
+from circuits.model.kinds import of_subjects
+from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
@@ -31,9 +33,10 @@ from tasks import Corpus, Task, load_corpus
 __all__ = ["PruneConfig", "prune"]
 
 
+@of_subjects
 @with_gradients
 def prune(
-    model: SparseTransformer,
+    model: Subject,
     task: Task,
     config: PruneConfig | None = None,
     *,
@@ -44,7 +47,9 @@ def prune(
 ) -> Circuit:
     """The smallest circuit found that solves `task` within `config.target_loss`; 1-minimal in nodes and edges.
 
-    corpus: the training text for the ablation means (default: mini-Python). search: this many runs with other
+    model: ours, or a wrapped one as a LensSubject, whose circuit is of nodes alone, at the sites that the subject was
+    given. corpus: the training text for the ablation means (default: mini-Python; of a wrapped model, clean prompts of
+    the task). search: this many runs with other
     learning rates and penalties, found by Optuna, in place of `config.starts`. without: nodes that the circuit may not
     have. Raises ValueError when the task does not fit the model, UnsolvedError (a ValueError) when the whole model
     misses the targets, and NoCircuitError (another) when everything but the nodes in `without` does.
@@ -53,7 +58,8 @@ def prune(
     keep_pages()
     config = config or PruneConfig()
     check_task(model, task)
-    corpus = corpus or load_corpus("mini")
+    if isinstance(model, SparseTransformer):
+        corpus = corpus or load_corpus("mini")
     if search is not None:
         from circuits.pruning.tune import tune
 
@@ -65,7 +71,7 @@ def prune(
     started = time.perf_counter()
     n_tokens = 2 * config.batch_size * task.n_ctx
     with (
-        frozen(model),
+        resting(model),
         threads_for(model, n_tokens),
         heeding_interrupts() as heed,
         _progress_bar(config, progress) as bar,

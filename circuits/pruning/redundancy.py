@@ -7,6 +7,7 @@ from typing import Literal
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.nodes import Node
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -55,6 +56,7 @@ class Rivals:
         return f"Distributed: {of}; of the other {n - len(self.core)} any single one can go, but not all of them."
 
 
+@of_ours
 def rivals(
     model: SparseTransformer,
     task: Task,

@@ -27,6 +27,7 @@ from circuits.circuit.score import (
     task_margins,
 )
 from circuits.model.sites import Site, WeightAt
+from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import learn_gates
@@ -40,18 +41,16 @@ class Search:
 
     def __init__(
         self,
-        model: SparseTransformer,
+        model: Subject,
         task: Task,
         config: PruneConfig,
-        corpus: Corpus,
+        corpus: Corpus | None,
         without: Collection[Node] = (),
     ) -> None:
-        """without: nodes that no circuit may have."""
+        """corpus: text for ablation values; None: the task's own prompts. without: nodes that no circuit may have."""
         self.model, self.task, self.config, self.without = model, task, config, frozenset(without)
         self.criterion = config.criterion(task)
-        generator = torch.Generator().manual_seed(config.seed)
-        text = corpus.windows(config.n_mean, model.config.n_ctx, split="train", generator=generator)
-        self.values = ablation_values(model, text, config.ablation)
+        self.values = self._values(corpus)
         self.pool = task.batch(16 * config.batch_size, split="train", seed=config.seed)
         self.reference = None if config.objective == "task" else task_margins(model, self.pool)
         self.judge = Evaluator(model, task, self.criterion, self.values)
@@ -59,6 +58,17 @@ class Search:
         if config.objective != "faithful":
             _check_solved(self.judge)
         self.history: list[dict[str, float]] = []
+
+    def _values(self, corpus: Corpus | None) -> dict[Site, Tensor]:
+        config = self.config
+        if corpus is None:
+            prompts = self.task.batch(config.n_mean, split="train", seed=config.seed).to(
+                self.model.like.device
+            )
+            return ablation_values(self.model, prompts.clean, config.ablation, lengths=prompts.lengths)
+        generator = torch.Generator().manual_seed(config.seed)
+        text = corpus.windows(config.n_mean, self.model.n_ctx, split="train", generator=generator)
+        return ablation_values(self.model, text, config.ablation)
 
     def best(self, show: Callable[..., None]) -> tuple[list[Node], list[Edge]]:
         """The smallest 1-minimal nodes and edges over all starts.
@@ -78,7 +88,7 @@ class Search:
         """Drop nodes, then edges, until no single one can go: large groups of the lowest rank first."""
         show(stage="discretise", nodes=len(ranked))
         nodes = self.minimal_nodes(thinned(ranked, self._solved_between), "between", show)
-        edges = edges_between(self.model, nodes)
+        edges = edges_between(self.model, nodes) if isinstance(self.model, SparseTransformer) else []
         if not self.config.prune_edges:
             return nodes, edges
         if len(edges) > self.config.edge_gates:
@@ -146,7 +156,7 @@ class Search:
 
         seed = config.seed + 1000 * start
         return learn_gates(
-            parts, forward, self.pool, self.reference, config, seed=seed, like=self.model.W_E, log=log
+            parts, forward, self.pool, self.reference, config, seed=seed, like=self.model.like, log=log
         )
 
     def _solved_between(self, nodes: list[Node]) -> Score | None:
@@ -178,14 +188,14 @@ class Search:
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
         here = self.judge.score(nodes, edges)
-        config = self.model.config
+        ours = self.model if isinstance(self.model, SparseTransformer) else None
         circuit = Circuit(
             nodes=tuple(nodes),
             edges=tuple(edges),
-            io_edges=tuple(io_edges(self.model, nodes, self.judge.batch, self.task.tokenizer)),
-            widths=config.widths,
-            n_layers=config.n_layers,
-            d_head=config.d_head,
+            io_edges=tuple(io_edges(ours, nodes, self.judge.batch, self.task.tokenizer)) if ours else (),
+            widths=self.model.widths,
+            n_layers=ours.config.n_layers if ours else 1 + max(site.layer for site in self.model.widths),
+            d_head=ours.config.d_head if ours else None,
             criterion=self.criterion,
             model_hash=self.model.fingerprint(),
             values={site: value.cpu() for site, value in self.values.items()},

@@ -10,6 +10,7 @@ from scipy import stats
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node, is_pair
 from circuits.circuit.score import UnsolvedError
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -106,6 +107,7 @@ def stability(circuits: Mapping[str, Circuit]) -> Stability:
     )
 
 
+@of_ours
 def stability_card(
     model: SparseTransformer,
     task: Task,

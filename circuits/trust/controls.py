@@ -21,6 +21,7 @@ from circuits.circuit.masked import ordinary, run_masked
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import UNIT, Score, fitted_scale, loss_against, task_margins, two_way_loss
 from circuits.model.compute import frozen, with_gradients
+from circuits.model.kinds import of_ours
 from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
@@ -113,6 +114,7 @@ def _floors(bench: Bench) -> tuple[dict[str, Floor], Floor]:
     }, true
 
 
+@of_ours
 @with_gradients
 def gate_floor(
     model: SparseTransformer,

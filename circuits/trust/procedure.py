@@ -13,6 +13,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import TARGETS, check_task, task_score
 from circuits.model.compute import frozen, threads_for, with_gradients
+from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -46,6 +47,7 @@ CHECKS: tuple[Check, ...] = (
 """Every check, in the order in which a report is best read."""
 
 
+@of_ours
 @with_gradients
 def trust_report(
     model: SparseTransformer,

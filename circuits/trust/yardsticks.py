@@ -45,18 +45,18 @@ def cpr_and_cmd(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             "sizes of 0.1 to 100 %: do the circuit's nodes, the best first, carry the task? At least "
             f"{CARRIES:g} passes; the baseline is a random ranking. Not run "
             "where the whole model's margin is no greater than that of its empty self.",
-            value=_area(ours),
-            baseline=_area(chance),
-            verdict=judged(_area(ours), _area(ours) >= max(CARRIES, _area(chance))),
+            value=area(ours),
+            baseline=area(chance),
+            verdict=judged(area(ours), area(ours) >= max(CARRIES, area(chance))),
             details=details,
         ),
         Entry(
             name="CMD",
             meaning="Area between that share and 1: is the circuit the model; 0 is best, and the baseline is a "
             "random ranking.",
-            value=_area([abs(1 - f) for f in ours]),
-            baseline=_area([abs(1 - f) for f in chance]),
-            verdict=judged(_area(ours), None),
+            value=area([abs(1 - f) for f in ours]),
+            baseline=area([abs(1 - f) for f in chance]),
+            verdict=judged(area(ours), None),
             details=details,
         ),
     ]
@@ -159,7 +159,7 @@ def _curve(bench: Bench, ranking: list[Node]) -> list[float]:
     return [math.nan if share is None else share for share in shares]
 
 
-def _area(heights: list[float]) -> float:
+def area(heights: list[float]) -> float:
     """Trapezoids over the shares, from the smallest to all nodes."""
     steps = zip(SHARES[:-1], SHARES[1:], heights[:-1], heights[1:], strict=True)
     return sum((b - a) * (f + g) / 2 for a, b, f, g in steps)

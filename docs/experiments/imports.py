@@ -17,7 +17,19 @@ PACKAGES = ("circuits", "tasks")
 LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"files", "kernels", "model", "settings", "statistics", "views"}),
     frozenset({"circuit"}),
-    frozenset({"training", "pruning", "trust", "bridges", "heads", "composition", "decompile", "handmade"}),
+    frozenset(
+        {
+            "training",
+            "pruning",
+            "trust",
+            "bridges",
+            "heads",
+            "composition",
+            "decompile",
+            "handmade",
+            "ranking",
+        }
+    ),
     frozenset({"plots"}),
     frozenset({"explorer", "interop", "sweep", "zoo", "bench"}),
     frozenset({"commands"}),
