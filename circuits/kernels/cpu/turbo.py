@@ -1,0 +1,266 @@
+"""One token's attention to packed keys and values on the CPU: whole numbers from the bytes to the sums.
+
+A key is `scale * (low + step * code)`, channel by channel, so the query takes the step in once for a tile
+(`q1 * step`, 16 bits), and the inner loop is a product of 16 bits with 4 or 2. Values are summed code by code in 16
+bits, and their step comes last. A tile whose weights SAS all sets to zero is not read.
+"""
+
+import functools
+import math
+from typing import Any, no_type_check
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numba import carray
+from torch import Tensor
+
+from circuits.kernels.cpu.team import claim, compiled, pointer, run, task
+from circuits.kernels.quantised import LIMIT, POLY, Stored, int8_scale, tiled, to_int8
+
+C3, C2, C1, C0 = (np.float32(c) for c in POLY)
+STEPS = np.float32(LIMIT)
+ROUND = np.float32(3 * 2**22)
+"""Adding and subtracting it rounds a float32 to a whole number, halves to even."""
+BLOCK = 16
+"""Rows of bytes whose weighted codes fit in 16 bits: 16 * 2 * 119 * 15 < 2^16."""
+
+
+def turbo_decode(
+    q: Float[Tensor, "batch 1 head d_head"], stored: Stored, sink: Float[Tensor, " head"] | None, n_r: int
+) -> Float[Tensor, "batch 1 head d_head"]:
+    """See `circuits.kernels.turbo_decode`."""
+    batch, _, n_heads, d_head = q.shape
+    tiles = tiled(q, 1)
+    q_scale = int8_scale(tiles)[:, 0].contiguous()
+    q1 = to_int8(tiles[:, 0, 0], q_scale[..., None]).contiguous()
+    z = torch.empty(batch, n_heads, d_head)
+    table = (-torch.arange(1 - n_r, dtype=torch.float32)).exp()
+    start = torch.full((n_heads,), -math.inf) if sink is None else sink.float().contiguous()
+    # By head: where its bytes begin and how many bits a code has, of keys and of values.
+    layout = torch.tensor(
+        [*zip(stored.keys.starts, stored.keys.bits, stored.values.starts, stored.values.bits, strict=True)]
+    )
+    buffers = _buffers(stored)
+    words = (q1, q_scale, table, start, layout, *buffers, z)
+    n_tiles = stored.keys.codes.shape[1]
+    sizes = (n_heads, n_tiles, stored.n_recent, *(p.codes.shape[2] for p in (stored.keys, stored.values)))
+    work = _decode_task(d_head, stored.keys.tile)
+    run(work, batch * n_heads, *(t.data_ptr() for t in words), *sizes, -n_r)
+    return z[:, None]
+
+
+def _buffers(stored: Stored) -> tuple[Tensor, ...]:
+    recent = (stored.recent_keys, stored.recent_values, stored.key_scale, stored.value_scale)
+    return tuple(b.contiguous() for b in (*stored.keys.buffers, *stored.values.buffers, *recent))
+
+
+@functools.cache
+def _decode_task(d: int, tile: int) -> Any:
+    """Task: one head of one row a chunk."""
+    dot, gather = _dots(d), _gathers(d)
+    dot_bytes, gather_bytes = _plain(d)
+    weigh = _weigher(tile)
+
+    @task
+    @no_type_check
+    def decode(words_at):
+        a = carray(words_at, 26, np.int64)
+        n_heads, n_tiles, n_recent, k_bytes, v_bytes, n_r = a[20], a[21], a[22], a[23], a[24], a[25]
+        n = a[1]
+        batch = n // n_heads
+        q1, q_scale = carray(pointer(a[2]), (n, d), np.int8), carray(pointer(a[3]), n, np.float32)
+        table, sink = carray(pointer(a[4]), n_r + 1, np.float32), carray(pointer(a[5]), n_heads, np.float32)
+        layout = carray(pointer(a[6]), (n_heads, 4), np.int64)
+        k_codes = carray(pointer(a[7]), (batch, n_tiles, k_bytes), np.uint8)
+        k_step = carray(pointer(a[8]), (batch, n_tiles, n_heads, d), np.uint8)
+        k_low = carray(pointer(a[9]), (batch, n_tiles, n_heads, d), np.int8)
+        k_scale = carray(pointer(a[10]), (batch, n_tiles, n_heads), np.float32)
+        v_codes = carray(pointer(a[11]), (batch, n_tiles, v_bytes), np.uint8)
+        v_step = carray(pointer(a[12]), (batch, n_tiles, n_heads, d), np.uint8)
+        v_low = carray(pointer(a[13]), (batch, n_tiles, n_heads, d), np.int8)
+        v_scale = carray(pointer(a[14]), (batch, n_tiles, n_heads), np.float32)
+        recent_k = carray(pointer(a[15]), (n, tile, d), np.int8)
+        recent_v = carray(pointer(a[16]), (n, tile, d), np.int8)
+        recent_k_scale = carray(pointer(a[17]), n, np.float32)
+        recent_v_scale = carray(pointer(a[18]), n, np.float32)
+        out = carray(pointer(a[19]), (n, d), np.float32)
+        folded, scores = np.empty(d, np.int16), np.empty(tile, np.float32)
+        p, total = np.empty(tile, np.uint8), np.empty(d, np.int32)
+        state = np.empty(3, np.float32)  # largest score, sum of weights, step of this tile's weights
+        while True:
+            at = claim(words_at)
+            if at >= n:
+                return
+            row, head = at // n_heads, at % n_heads
+            z = out[at]
+            z[:] = 0
+            state[0] = sink[head]
+            state[1] = table[0] * C0 if sink[head] > -np.inf else np.float32(0)
+            unit = q_scale[at] / np.float32(math.sqrt(d))
+            for t in range(n_tiles):
+                base = np.int32(0)
+                for c in range(d):
+                    folded[c] = q1[at, c] * k_step[row, t, head, c]
+                    base += np.int32(q1[at, c]) * np.int32(k_low[row, t, head, c])
+                dot(k_codes[row, t, layout[head, 0] :], layout[head, 1], folded, scores, tile)
+                by = unit * k_scale[row, t, head]
+                for j in range(tile):
+                    scores[j] = (scores[j] + np.float32(base)) * by
+                faded, sum_p = weigh(scores, p, tile, table, n_r, state)
+                if faded != 1:
+                    for c in range(d):
+                        z[c] *= faded
+                if sum_p:
+                    gather(v_codes[row, t, layout[head, 2] :], layout[head, 3], p, total, tile)
+                    by = state[2] * v_scale[row, t, head]
+                    for c in range(d):
+                        whole = total[c] * np.int32(v_step[row, t, head, c]) + sum_p * np.int32(v_low[row, t, head, c])
+                        z[c] += by * np.float32(whole)
+            if n_recent:
+                dot_bytes(recent_k[at], q1[at], scores, n_recent)
+                by = unit * recent_k_scale[at]
+                for j in range(n_recent):
+                    scores[j] *= by
+                faded, sum_p = weigh(scores, p, n_recent, table, n_r, state)
+                gather_bytes(recent_v[at], p, total, n_recent)
+                by = state[2] * recent_v_scale[at]
+                for c in range(d):
+                    z[c] = z[c] * faded + by * np.float32(total[c])
+            for c in range(d):
+                z[c] /= state[1]
+
+    return decode
+
+
+@functools.cache
+def _weigher(tile: int) -> Any:
+    @compiled
+    @no_type_check
+    def exponential(x, table, n_r):
+        y = -x
+        if y > n_r:
+            return np.float32(0)
+        whole = int(y)
+        f = np.float32(y - np.float32(whole))
+        return np.float32(table[whole] * (((C3 * f + C2) * f + C1) * f + C0))
+
+    @compiled
+    @no_type_check
+    def weigh(scores, p, n, table, n_r, state):
+        """Scores become weights, then whole numbers p; returns what older sums fade by, and the sum of p."""
+        largest = scores[0]
+        for j in range(1, n):
+            largest = max(largest, scores[j])
+        m = max(state[0], largest)
+        faded = np.float32(1)
+        if m != state[0]:
+            faded = exponential(state[0] - m, table, n_r) if state[0] > -np.inf else np.float32(0)
+        total, most = np.float32(0), np.float32(0)
+        for j in range(n):
+            w = exponential(scores[j] - m, table, n_r)
+            scores[j] = w
+            total += w
+            most = max(most, w)
+        state[0], state[1], state[2] = m, faded * state[1] + total, most / STEPS
+        sum_p = np.int32(0)
+        if most > 0:
+            for j in range(n):
+                w = np.uint8((scores[j] / state[2] + ROUND) - ROUND)
+                p[j] = w
+                sum_p += np.int32(w)
+        else:
+            p[:n] = 0
+        return faded, sum_p
+
+    return weigh
+
+
+@functools.cache
+def _dots(d: int) -> Any:
+    """Products of a folded query with the codes of a tile."""
+
+    @compiled
+    @no_type_check
+    def dot(codes, bits, q, scores, tile):
+        rows = tile * bits // 8
+        if bits == 4:
+            for r in range(rows):
+                s0, s1 = np.int32(0), np.int32(0)
+                line = codes[r * d : r * d + d]
+                for c in range(d):
+                    s0 += np.int32(q[c]) * np.int32(line[c] & np.uint8(15))
+                    s1 += np.int32(q[c]) * np.int32(line[c] >> np.uint8(4))
+                scores[r], scores[r + rows] = s0, s1
+        else:
+            for r in range(rows):
+                s0, s1, s2, s3 = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
+                line = codes[r * d : r * d + d]
+                for c in range(d):
+                    s0 += np.int32(q[c]) * np.int32(line[c] & np.uint8(3))
+                    s1 += np.int32(q[c]) * np.int32((line[c] >> np.uint8(2)) & np.uint8(3))
+                    s2 += np.int32(q[c]) * np.int32((line[c] >> np.uint8(4)) & np.uint8(3))
+                    s3 += np.int32(q[c]) * np.int32(line[c] >> np.uint8(6))
+                scores[r], scores[r + rows], scores[r + 2 * rows], scores[r + 3 * rows] = s0, s1, s2, s3
+
+    return dot
+
+
+@functools.cache
+def _gathers(d: int) -> Any:
+    """Codes of a tile, summed with the weights of their tokens."""
+
+    @compiled
+    @no_type_check
+    def gather(codes, bits, p, total, tile):
+        rows = tile * bits // 8
+        total[:] = 0
+        short = np.empty(d, np.uint16)
+        for first in range(0, rows, BLOCK):
+            short[:] = 0
+            for r in range(first, min(first + BLOCK, rows)):
+                line = codes[r * d : r * d + d]
+                if bits == 4:
+                    p0, p1 = np.uint16(p[r]), np.uint16(p[r + rows])
+                    for c in range(d):
+                        x = line[c]
+                        short[c] += np.uint16(p0 * np.uint16(x & np.uint8(15)) + p1 * np.uint16(x >> np.uint8(4)))
+                else:
+                    p0, p1 = np.uint16(p[r]), np.uint16(p[r + rows])
+                    p2, p3 = np.uint16(p[r + 2 * rows]), np.uint16(p[r + 3 * rows])
+                    for c in range(d):
+                        x = line[c]
+                        short[c] += np.uint16(
+                            p0 * np.uint16(x & np.uint8(3))
+                            + p1 * np.uint16((x >> np.uint8(2)) & np.uint8(3))
+                            + p2 * np.uint16((x >> np.uint8(4)) & np.uint8(3))
+                            + p3 * np.uint16(x >> np.uint8(6))
+                        )
+            for c in range(d):
+                total[c] += np.int32(short[c])
+
+    return gather
+
+
+@functools.cache
+def _plain(d: int) -> Any:
+    """The same two on int8 itself."""
+
+    @compiled
+    @no_type_check
+    def dot(keys, q, scores, n):
+        for j in range(n):
+            s = np.int32(0)
+            for c in range(d):
+                s += np.int32(q[c]) * np.int32(keys[j, c])
+            scores[j] = s
+
+    @compiled
+    @no_type_check
+    def gather(values, p, total, n):
+        total[:] = 0
+        for j in range(n):
+            for c in range(d):
+                total[c] += np.int32(p[j]) * np.int32(values[j, c])
+
+    return dot, gather
