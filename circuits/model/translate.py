@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuits.model.mixers.encdec import Past
+from circuits.model.mixers.past import Past
 from circuits.model.tokens import check_tokens
 from circuits.model.transformer import SparseTransformer
 
