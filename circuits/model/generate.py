@@ -6,7 +6,7 @@ values as they are, "turbo" packed in 4 and 2 bits; None remembers nothing and r
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,16 +15,13 @@ from torch import Tensor
 from circuits.model.mixers.past import Past, TurboPast
 from circuits.model.mixers.turbo import TurboConfig
 
-Cache = Literal["fp32", "turbo"]
-"""What a cache of keys and values holds."""
-
 
 def generate(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
     n_new: int,
     *,
-    kv_cache: Cache | None = "fp32",
+    kv_cache: str | None = "fp32",
     temperature: float = 0.0,
     top_k: int | None = None,
     stop: Collection[int] = (),
@@ -33,7 +30,7 @@ def generate(
 ) -> list[list[int]]:
     """What comes after each text [batch, pos], all of one length: up to `n_new` tokens, the stop token included.
 
-    model: a SparseTransformer with one stack. temperature: 0 takes the likeliest token; above, one is drawn from
+    model: a SparseTransformer with one stack. kv_cache: "fp32", "turbo" or None. temperature: 0 takes the likeliest token; above, one is drawn from
     `softmax(logits / temperature)`, of the `top_k` likeliest where given. stop: a text ends with the first of these.
     turbo: how a "turbo" cache stores and computes. The same seed draws the same tokens. Raises ValueError for an
     encoder-decoder, texts that would grow longer than n_ctx, or settings out of range.
@@ -77,7 +74,7 @@ def remembering(model: Any, past: Past | None) -> Iterator[None]:
         model.given.past = before
 
 
-def _past(kv_cache: Cache | None, turbo: TurboConfig | None) -> Past | None:
+def _past(kv_cache: str | None, turbo: TurboConfig | None) -> Past | None:
     if kv_cache is None:
         return None
     return Past() if kv_cache == "fp32" else TurboPast(turbo or TurboConfig())
