@@ -12,7 +12,7 @@ from typing import Any, no_type_check
 import numpy as np
 import torch
 from jaxtyping import Float
-from numba import carray
+from numba import carray, njit
 from torch import Tensor
 
 from circuits.kernels.cpu.team import claim, compiled, pointer, run, task
@@ -22,6 +22,7 @@ C3, C2, C1, C0 = (np.float32(c) for c in POLY)
 STEPS = np.float32(LIMIT)
 ROUND = np.float32(3 * 2**22)
 """Adding and subtracting it rounds a float32 to a whole number, halves to even."""
+ordered_as_fits = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz"})
 BLOCK = 16
 """Rows of bytes whose weighted codes fit in 16 bits: 16 * 2 * 119 * 15 < 2^16."""
 
@@ -35,19 +36,32 @@ def turbo_decode(
     q_scale = int8_scale(tiles)[:, 0].contiguous()
     q1 = to_int8(tiles[:, 0, 0], q_scale[..., None]).contiguous()
     z = torch.empty(batch, n_heads, d_head)
-    table = (-torch.arange(1 - n_r, dtype=torch.float32)).exp()
     start = torch.full((n_heads,), -math.inf) if sink is None else sink.float().contiguous()
-    # By head: where its bytes begin and how many bits a code has, of keys and of values.
-    layout = torch.tensor(
-        [*zip(stored.keys.starts, stored.keys.bits, stored.values.starts, stored.values.bits, strict=True)]
-    )
+    layout = _layout(stored.keys.bits, stored.values.bits, stored.keys.tile * d_head / 8)
     buffers = _buffers(stored)
-    words = (q1, q_scale, table, start, layout, *buffers, z)
+    words = (q1, q_scale, _table(n_r), start, layout, *buffers, z)
     n_tiles = stored.keys.codes.shape[1]
     sizes = (n_heads, n_tiles, stored.n_recent, *(p.codes.shape[2] for p in (stored.keys, stored.values)))
     work = _decode_task(d_head, stored.keys.tile)
     run(work, batch * n_heads, *(t.data_ptr() for t in words), *sizes, -n_r)
     return z[:, None]
+
+
+@functools.cache
+def _table(n_r: int) -> Tensor:
+    """e^0, e^-1, ... e^n_r."""
+    return (-torch.arange(1 - n_r, dtype=torch.float32)).exp()
+
+
+@functools.cache
+def _layout(key_bits: tuple[int, ...], value_bits: tuple[int, ...], bytes_per_bit: float) -> Tensor:
+    """By head: where its bytes begin in a tile and how many bits a code has, of keys and of values."""
+    return torch.tensor(
+        [
+            (int(sum(key_bits[:h]) * bytes_per_bit), key_bits[h], int(sum(value_bits[:h]) * bytes_per_bit), value_bits[h])
+            for h in range(len(key_bits))
+        ]
+    )
 
 
 def _buffers(stored: Stored) -> tuple[Tensor, ...]:
@@ -85,6 +99,7 @@ def _decode_task(d: int, tile: int) -> Any:
         recent_k_scale = carray(pointer(a[17]), n, np.float32)
         recent_v_scale = carray(pointer(a[18]), n, np.float32)
         out = carray(pointer(a[19]), (n, d), np.float32)
+        lowest = np.float32(n_r)
         folded, scores = np.empty(d, np.int16), np.empty(tile, np.float32)
         p, total = np.empty(tile, np.uint8), np.empty(d, np.int32)
         state = np.empty(3, np.float32)  # largest score, sum of weights, step of this tile's weights
@@ -102,12 +117,12 @@ def _decode_task(d: int, tile: int) -> Any:
                 base = np.int32(0)
                 for c in range(d):
                     folded[c] = q1[at, c] * k_step[row, t, head, c]
-                    base += np.int32(q1[at, c]) * np.int32(k_low[row, t, head, c])
+                    base = np.int32(base + np.int32(q1[at, c]) * np.int32(k_low[row, t, head, c]))
                 dot(k_codes[row, t, layout[head, 0] :], layout[head, 1], folded, scores, tile)
                 by = unit * k_scale[row, t, head]
                 for j in range(tile):
                     scores[j] = (scores[j] + np.float32(base)) * by
-                faded, sum_p = weigh(scores, p, tile, table, n_r, state)
+                faded, sum_p = weigh(scores, p, tile, table, lowest, state)
                 if faded != 1:
                     for c in range(d):
                         z[c] *= faded
@@ -115,14 +130,15 @@ def _decode_task(d: int, tile: int) -> Any:
                     gather(v_codes[row, t, layout[head, 2] :], layout[head, 3], p, total, tile)
                     by = state[2] * v_scale[row, t, head]
                     for c in range(d):
-                        whole = total[c] * np.int32(v_step[row, t, head, c]) + sum_p * np.int32(v_low[row, t, head, c])
+                        stepped = np.int32(total[c] * np.int32(v_step[row, t, head, c]))
+                        whole = np.int32(stepped + np.int32(sum_p * np.int32(v_low[row, t, head, c])))
                         z[c] += by * np.float32(whole)
             if n_recent:
                 dot_bytes(recent_k[at], q1[at], scores, n_recent)
                 by = unit * recent_k_scale[at]
                 for j in range(n_recent):
                     scores[j] *= by
-                faded, sum_p = weigh(scores, p, n_recent, table, n_r, state)
+                faded, sum_p = weigh(scores, p, n_recent, table, lowest, state)
                 gather_bytes(recent_v[at], p, total, n_recent)
                 by = state[2] * recent_v_scale[at]
                 for c in range(d):
@@ -138,37 +154,46 @@ def _weigher(tile: int) -> Any:
     @compiled
     @no_type_check
     def exponential(x, table, n_r):
-        y = -x
-        if y > n_r:
-            return np.float32(0)
-        whole = int(y)
+        y = min(-x, n_r)
+        whole = np.int32(y)
         f = np.float32(y - np.float32(whole))
-        return np.float32(table[whole] * (((C3 * f + C2) * f + C1) * f + C0))
+        value = np.float32(table[whole] * (((C3 * f + C2) * f + C1) * f + C0))
+        return value if -x <= n_r else np.float32(0)
+
+    @ordered_as_fits
+    @no_type_check
+    def largest_of(x, n):
+        largest = x[0]
+        for j in range(1, n):
+            largest = x[j] if x[j] > largest else largest
+        return largest
+
+    @ordered_as_fits
+    @no_type_check
+    def sum_of(x, n):
+        total = np.float32(0)
+        for j in range(n):
+            total += x[j]
+        return total
 
     @compiled
     @no_type_check
     def weigh(scores, p, n, table, n_r, state):
         """Scores become weights, then whole numbers p; returns what older sums fade by, and the sum of p."""
-        largest = scores[0]
-        for j in range(1, n):
-            largest = max(largest, scores[j])
-        m = max(state[0], largest)
+        m = max(state[0], largest_of(scores, n))
         faded = np.float32(1)
         if m != state[0]:
             faded = exponential(state[0] - m, table, n_r) if state[0] > -np.inf else np.float32(0)
-        total, most = np.float32(0), np.float32(0)
         for j in range(n):
-            w = exponential(scores[j] - m, table, n_r)
-            scores[j] = w
-            total += w
-            most = max(most, w)
-        state[0], state[1], state[2] = m, faded * state[1] + total, most / STEPS
+            scores[j] = exponential(scores[j] - m, table, n_r)
+        step = np.float32(largest_of(scores, n) / STEPS)
+        state[0], state[1], state[2] = m, faded * state[1] + sum_of(scores, n), step
         sum_p = np.int32(0)
-        if most > 0:
+        if step > 0:
             for j in range(n):
-                w = np.uint8((scores[j] / state[2] + ROUND) - ROUND)
-                p[j] = w
-                sum_p += np.int32(w)
+                p[j] = np.uint8(np.int32((scores[j] / step + ROUND) - ROUND))
+            for j in range(n):
+                sum_p = np.int32(sum_p + np.int32(p[j]))
         else:
             p[:n] = 0
         return faded, sum_p
@@ -189,18 +214,18 @@ def _dots(d: int) -> Any:
                 s0, s1 = np.int32(0), np.int32(0)
                 line = codes[r * d : r * d + d]
                 for c in range(d):
-                    s0 += np.int32(q[c]) * np.int32(line[c] & np.uint8(15))
-                    s1 += np.int32(q[c]) * np.int32(line[c] >> np.uint8(4))
+                    s0 = np.int32(s0 + np.int32(np.int32(q[c]) * np.int32(line[c] & np.uint8(15))))
+                    s1 = np.int32(s1 + np.int32(np.int32(q[c]) * np.int32(line[c] >> np.uint8(4))))
                 scores[r], scores[r + rows] = s0, s1
         else:
             for r in range(rows):
                 s0, s1, s2, s3 = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
                 line = codes[r * d : r * d + d]
                 for c in range(d):
-                    s0 += np.int32(q[c]) * np.int32(line[c] & np.uint8(3))
-                    s1 += np.int32(q[c]) * np.int32((line[c] >> np.uint8(2)) & np.uint8(3))
-                    s2 += np.int32(q[c]) * np.int32((line[c] >> np.uint8(4)) & np.uint8(3))
-                    s3 += np.int32(q[c]) * np.int32(line[c] >> np.uint8(6))
+                    s0 = np.int32(s0 + np.int32(np.int32(q[c]) * np.int32(line[c] & np.uint8(3))))
+                    s1 = np.int32(s1 + np.int32(np.int32(q[c]) * np.int32((line[c] >> np.uint8(2)) & np.uint8(3))))
+                    s2 = np.int32(s2 + np.int32(np.int32(q[c]) * np.int32((line[c] >> np.uint8(4)) & np.uint8(3))))
+                    s3 = np.int32(s3 + np.int32(np.int32(q[c]) * np.int32(line[c] >> np.uint8(6))))
                 scores[r], scores[r + rows], scores[r + 2 * rows], scores[r + 3 * rows] = s0, s1, s2, s3
 
     return dot
@@ -237,7 +262,7 @@ def _gathers(d: int) -> Any:
                             + p3 * np.uint16(x >> np.uint8(6))
                         )
             for c in range(d):
-                total[c] += np.int32(short[c])
+                total[c] = np.int32(total[c] + np.int32(short[c]))
 
     return gather
 
@@ -252,7 +277,7 @@ def _plain(d: int) -> Any:
         for j in range(n):
             s = np.int32(0)
             for c in range(d):
-                s += np.int32(q[c]) * np.int32(keys[j, c])
+                s = np.int32(s + np.int32(np.int32(q[c]) * np.int32(keys[j, c])))
             scores[j] = s
 
     @compiled
@@ -261,6 +286,6 @@ def _plain(d: int) -> Any:
         total[:] = 0
         for j in range(n):
             for c in range(d):
-                total[c] += np.int32(p[j]) * np.int32(values[j, c])
+                total[c] = np.int32(total[c] + np.int32(np.int32(p[j]) * np.int32(values[j, c])))
 
     return dot, gather

@@ -8,7 +8,7 @@ import triton.language as tl
 from circuits.kernels.quantised import LIMIT, POLY
 
 STEPS = tl.constexpr(float(LIMIT))
-C3, C2, C1, C0 = (tl.constexpr(c) for c in POLY)
+C3, C2, C1, C0 = tl.constexpr(POLY[0]), tl.constexpr(POLY[1]), tl.constexpr(POLY[2]), tl.constexpr(POLY[3])
 ROUND = tl.constexpr(float(3 * 2**22))  # adding and subtracting it rounds a float32, halves to even
 
 
@@ -78,7 +78,7 @@ def turbo_fwd_kernel(
         ks, vs = tl.load(k_scale + scales + j * n_heads), tl.load(v_scale + scales + j * n_heads)
         m, total, z = _tile(q1, k1, v1, real, open, by * ks, vs, m, total, z, table, N_R)
     spots = (b * n + query.to(tl.int64))[:, None] * width + h * d + c[None, :]
-    tl.store(out + spots, z / total[:, None], mask=real[:, None] & (c < d)[None, :])
+    tl.store(out + spots, z / tl.where(total > 0, total, 1.0)[:, None], mask=real[:, None] & (c < d)[None, :])
 
 
 @triton.jit
@@ -132,4 +132,4 @@ def turbo_decode_kernel(
         open = (cols < n_recent)[None, :] & (rows >= 0)[:, None]
         m, total, z = _tile(q1, k1, v1, real, open, by * ks, vs, m, total, z, table, N_R)
     spots = out + at * d + c[None, :] + 0 * rows[:, None]
-    tl.store(spots, z / total[:, None], mask=real[:, None] & (c < d)[None, :])
+    tl.store(spots, z / tl.where(total > 0, total, 1.0)[:, None], mask=real[:, None] & (c < d)[None, :])
