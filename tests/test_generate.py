@@ -19,7 +19,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no sink": {"sink": False, "bigram": False},
     "dense": {"topk_fraction": None},
-    "post": {"norm": "layer", "norm_position": "post", "positions": "sinusoid", "tied": True, "embed_scale": True},
+    "post": {
+        "norm": "layer",
+        "norm_position": "post",
+        "positions": "sinusoid",
+        "tied": True,
+        "embed_scale": True,
+    },
     **{kind: {"attention": "compose", "compose": kind} for kind in ("static", "gate", "qw", "kw", "full")},
 }
 variants = pytest.mark.parametrize("variant", VARIANTS)
@@ -45,7 +51,9 @@ def test_the_cache_changes_nothing(variant: str) -> None:
     with torch.no_grad():
         whole = model(tokens)
         for n in (7, *range(8, 21)):
-            torch.testing.assert_close(next_logits(model, tokens[:, :n], past), whole[:, n - 1], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                next_logits(model, tokens[:, :n], past), whole[:, n - 1], atol=2e-5, rtol=1e-4
+            )
     for options in ({}, {"temperature": 0.7, "top_k": 4, "seed": 5}):
         cached, plain = (model.generate(tokens, 12, kv_cache=c, **options) for c in ("fp32", None))
         assert cached == plain
@@ -55,11 +63,16 @@ def test_the_cache_changes_nothing(variant: str) -> None:
 @variants
 def test_a_packed_cache_is_near(variant: str) -> None:
     """Beyond two flushes of the INT8 buffer, in 4 bits: log-probabilities stay near those of the exact model."""
-    model, tokens, past = made(variant, scale=0.25), text(40), TurboPast(TurboConfig(quant="int8+kv4", tile=8))
+    model, tokens, past = (
+        made(variant, scale=0.25),
+        text(40),
+        TurboPast(TurboConfig(quant="int8+kv4", tile=8)),
+    )
     with torch.no_grad():
         whole = model(tokens).log_softmax(-1)
         gaps = [
-            (next_logits(model, tokens[:, :n], past).log_softmax(-1) - whole[:, n - 1]).norm() / whole[:, n - 1].norm()
+            (next_logits(model, tokens[:, :n], past).log_softmax(-1) - whole[:, n - 1]).norm()
+            / whole[:, n - 1].norm()
             for n in range(11, 41)
         ]
     assert 0 < torch.stack(gaps).mean() < 0.25
@@ -79,7 +92,9 @@ def test_a_hook_on_the_pattern_sees_the_packed_cache_and_changes_nothing() -> No
     outputs = []
     for hooked in (False, True):
         past = TurboPast(TurboConfig(tile=8))
-        hooks = [("blocks.1.attn.hook_pattern", lambda p, hook: seen.append(tuple(p.shape)))] if hooked else []
+        hooks = (
+            [("blocks.1.attn.hook_pattern", lambda p, hook: seen.append(tuple(p.shape)))] if hooked else []
+        )
         with torch.no_grad(), model.hooks(fwd_hooks=hooks):
             outputs.append([next_logits(model, tokens[:, :n], past) for n in range(13, 25)])
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-4, rtol=1e-3)
@@ -105,7 +120,9 @@ def test_top_k_and_temperature() -> None:
     for token, share in zip(logits.topk(3).indices.tolist(), p.tolist(), strict=True):
         assert drawn.count(token) / 400 == pytest.approx(share, abs=0.09)
     assert model.generate(tokens, 1, temperature=1.0, top_k=1) == model.generate(tokens, 1)
-    assert model.generate(tokens, 1, temperature=2.0, seed=1) != model.generate(tokens, 1, temperature=2.0, seed=2)
+    assert model.generate(tokens, 1, temperature=2.0, seed=1) != model.generate(
+        tokens, 1, temperature=2.0, seed=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +177,9 @@ def test_rows_of_a_packed_cache_move() -> None:
             next_logits(model, tokens[:, :21], past)
         expected = next_logits(model, tokens, pasts[0])[order]
         pasts[1].reorder(order)
-        torch.testing.assert_close(next_logits(model, tokens[order], pasts[1]), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            next_logits(model, tokens[order], pasts[1]), expected, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_config() -> None:

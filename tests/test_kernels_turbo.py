@@ -20,11 +20,14 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 needs_triton = pytest.mark.skipif(
-    not HAS_TRITON or not (INTERPRETED or torch.cuda.is_available()), reason="needs a GPU, or TRITON_INTERPRET=1"
+    not HAS_TRITON or not (INTERPRETED or torch.cuda.is_available()),
+    reason="needs a GPU, or TRITON_INTERPRET=1",
 )
 
 
-def qkv(std: float = 1.0, *, batch: int = 1, n: int = 256, heads: int = 4, d: int = 64, seed: int = 0) -> list[Tensor]:
+def qkv(
+    std: float = 1.0, *, batch: int = 1, n: int = 256, heads: int = 4, d: int = 64, seed: int = 0
+) -> list[Tensor]:
     """Logits of standard deviation `std`."""
     generator = torch.Generator().manual_seed(seed)
     q, k, v = torch.randn(3, batch, n, heads, d, generator=generator)
@@ -167,7 +170,9 @@ def test_decode_is_attention_to_what_is_stored() -> None:
 
 @needs_triton
 @pytest.mark.parametrize("with_sink", [False, True])
-@pytest.mark.parametrize("shape", [{"n": 37, "heads": 3, "d": 5, "batch": 2}, {"n": 130, "heads": 1, "d": 64}])
+@pytest.mark.parametrize(
+    "shape", [{"n": 37, "heads": 3, "d": 5, "batch": 2}, {"n": 130, "heads": 1, "d": 64}]
+)
 @pytest.mark.parametrize("tile", [4, 16, 64])
 def test_prefill_on_triton_is_the_definition(shape: dict[str, Any], with_sink: bool, tile: int) -> None:
     if tile == 4 and shape["n"] > 100:
@@ -228,13 +233,14 @@ def test_compiles_ahead_of_time_without_spills(
     from triton.compiler import ASTSource
 
     from circuits.kernels.triton import turbo_kernels
+    from circuits.kernels.triton.turbo import warps
 
     rows = 64 if "fwd" in name else 16
     constants = {"HAS_SINK": True, "N_R": 6, "TILE": 64, "M": rows, "N": 64, "D": d_head}
     signature = dict(argument.split(":") for argument in SIGNATURES[name].split())
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn=getattr(turbo_kernels, name), signature=signature, constexprs=constants)
-    options = {"enable_fp_fusion": True, "num_warps": 4}
+    options = {"enable_fp_fusion": True, "num_warps": warps(M=rows, N=64, D=d_head)}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     used = resources(compiled, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0, used

@@ -37,7 +37,9 @@ def sas(x: Float[Tensor, "*shape"], n_r: int = -6) -> Float[Tensor, "*shape"]:
     return torch.where(x < n_r, torch.zeros_like(x), value)
 
 
-def tiled(x: Float[Tensor, "batch pos head d_head"], tile: int) -> Float[Tensor, "batch tiles tile head d_head"]:
+def tiled(
+    x: Float[Tensor, "batch pos head d_head"], tile: int
+) -> Float[Tensor, "batch tiles tile head d_head"]:
     """Tokens by tiles; the last token fills the last tile up, which changes neither its largest nor its least."""
     missing = -x.shape[1] % tile
     if missing:
@@ -56,7 +58,9 @@ def to_int8(x: Float[Tensor, "*shape"], scale: Float[Tensor, "*#shape"]) -> Int8
     return steps.clamp(-LIMIT, LIMIT).to(torch.int8)
 
 
-def fake_int8(x: Float[Tensor, "batch pos head d_head"], tile: int = TILE) -> Float[Tensor, "batch pos head d_head"]:
+def fake_int8(
+    x: Float[Tensor, "batch pos head d_head"], tile: int = TILE
+) -> Float[Tensor, "batch pos head d_head"]:
     """What stage 1 leaves of x, as floats."""
     tiles = tiled(x, tile)
     scale = int8_scale(tiles)[:, :, None, :, None]

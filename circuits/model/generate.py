@@ -53,7 +53,9 @@ def generate(
     return rows
 
 
-def next_logits(model: Any, text: Int[Tensor, "batch pos"], past: Past | None) -> Float[Tensor, "batch d_vocab"]:
+def next_logits(
+    model: Any, text: Int[Tensor, "batch pos"], past: Past | None
+) -> Float[Tensor, "batch d_vocab"]:
     """Logits after a text. With a past, of which the text holds at least one token more, only the new ones are run."""
     known = 0 if past is None else past.n_tokens
     with remembering(model, past):
@@ -107,10 +109,14 @@ def _check(
         )
     model.check_tokens(tokens)
     if tokens.numel() == 0:
-        raise ValueError(f"tokens: got shape {tuple(tokens.shape)}; expected at least one text of at least one token.")
+        raise ValueError(
+            f"tokens: got shape {tuple(tokens.shape)}; expected at least one text of at least one token."
+        )
     room = model.config.n_ctx - tokens.shape[1]
     if not 1 <= n_new <= room:
-        raise ValueError(f"n_new: got {n_new}; expected 1 to {room}, what n_ctx leaves after {tokens.shape[1]} tokens.")
+        raise ValueError(
+            f"n_new: got {n_new}; expected 1 to {room}, what n_ctx leaves after {tokens.shape[1]} tokens."
+        )
     if kv_cache not in ("fp32", "turbo", None):
         raise ValueError(f"kv_cache: got {kv_cache!r}; expected 'fp32', 'turbo' or None.")
     if not 0 <= temperature < torch.inf:

@@ -22,7 +22,9 @@ C3, C2, C1, C0 = (np.float32(c) for c in POLY)
 STEPS = np.float32(LIMIT)
 ROUND = np.float32(3 * 2**22)
 """Adding and subtracting it rounds a float32 to a whole number, halves to even."""
-ordered_as_fits = functools.partial(njit, nogil=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz"})
+ordered_as_fits = functools.partial(
+    njit, nogil=True, error_model="numpy", fastmath={"reassoc", "nnan", "nsz"}
+)
 BLOCK = 16
 """Rows of bytes whose weighted codes fit in 16 bits: 16 * 2 * 119 * 15 < 2^16."""
 
@@ -58,7 +60,12 @@ def _layout(key_bits: tuple[int, ...], value_bits: tuple[int, ...], bytes_per_bi
     """By head: where its bytes begin in a tile and how many bits a code has, of keys and of values."""
     return torch.tensor(
         [
-            (int(sum(key_bits[:h]) * bytes_per_bit), key_bits[h], int(sum(value_bits[:h]) * bytes_per_bit), value_bits[h])
+            (
+                int(sum(key_bits[:h]) * bytes_per_bit),
+                key_bits[h],
+                int(sum(value_bits[:h]) * bytes_per_bit),
+                value_bits[h],
+            )
             for h in range(len(key_bits))
         ]
     )
@@ -71,82 +78,120 @@ def _buffers(stored: Stored) -> tuple[Tensor, ...]:
 
 @functools.cache
 def _decode_task(d: int, tile: int) -> Any:
-    """Task: one head of one row a chunk."""
-    dot, gather = _dots(d), _gathers(d)
-    dot_bytes, gather_bytes = _plain(d)
-    weigh = _weigher(tile)
+    """Task: one head of one row a chunk. Arguments: the tensors, then sizes, as `turbo_decode` lists them."""
+    side, packed, recent = _sides(d), _packed_tiles(d, tile), _recent_tokens(d)
 
     @task
     @no_type_check
     def decode(words_at):
         a = carray(words_at, 26, np.int64)
-        n_heads, n_tiles, n_recent, k_bytes, v_bytes, n_r = a[20], a[21], a[22], a[23], a[24], a[25]
-        n = a[1]
-        batch = n // n_heads
+        n, n_heads, n_tiles, n_recent, lowest = a[1], a[20], a[21], a[22], np.float32(a[25])
         q1, q_scale = carray(pointer(a[2]), (n, d), np.int8), carray(pointer(a[3]), n, np.float32)
-        table, sink = carray(pointer(a[4]), n_r + 1, np.float32), carray(pointer(a[5]), n_heads, np.float32)
+        table, sink = carray(pointer(a[4]), a[25] + 1, np.float32), carray(pointer(a[5]), n_heads, np.float32)
         layout = carray(pointer(a[6]), (n_heads, 4), np.int64)
-        k_codes = carray(pointer(a[7]), (batch, n_tiles, k_bytes), np.uint8)
-        k_step = carray(pointer(a[8]), (batch, n_tiles, n_heads, d), np.uint8)
-        k_low = carray(pointer(a[9]), (batch, n_tiles, n_heads, d), np.int8)
-        k_scale = carray(pointer(a[10]), (batch, n_tiles, n_heads), np.float32)
-        v_codes = carray(pointer(a[11]), (batch, n_tiles, v_bytes), np.uint8)
-        v_step = carray(pointer(a[12]), (batch, n_tiles, n_heads, d), np.uint8)
-        v_low = carray(pointer(a[13]), (batch, n_tiles, n_heads, d), np.int8)
-        v_scale = carray(pointer(a[14]), (batch, n_tiles, n_heads), np.float32)
-        recent_k = carray(pointer(a[15]), (n, tile, d), np.int8)
-        recent_v = carray(pointer(a[16]), (n, tile, d), np.int8)
-        recent_k_scale = carray(pointer(a[17]), n, np.float32)
-        recent_v_scale = carray(pointer(a[18]), n, np.float32)
+        keys = side(a[7:11], n // n_heads, n_tiles, n_heads, a[23])
+        values = side(a[11:15], n // n_heads, n_tiles, n_heads, a[24])
+        late = carray(pointer(a[15]), (n, tile, d), np.int8), carray(pointer(a[16]), (n, tile, d), np.int8)
+        scales = carray(pointer(a[17]), n, np.float32), carray(pointer(a[18]), n, np.float32)
         out = carray(pointer(a[19]), (n, d), np.float32)
-        lowest = np.float32(n_r)
-        folded, scores = np.empty(d, np.int16), np.empty(tile, np.float32)
-        p, total = np.empty(tile, np.uint8), np.empty(d, np.int32)
-        state = np.empty(3, np.float32)  # largest score, sum of weights, step of this tile's weights
+        scores, p, total = np.empty(tile, np.float32), np.empty(tile, np.uint8), np.empty(d, np.int32)
+        state = np.empty(3, np.float32)  # largest score, sum of weights, step of the last tile's weights
         while True:
             at = claim(words_at)
             if at >= n:
                 return
             row, head = at // n_heads, at % n_heads
-            z = out[at]
+            z, q = out[at], q1[at]
             z[:] = 0
-            state[0] = sink[head]
-            state[1] = table[0] * C0 if sink[head] > -np.inf else np.float32(0)
+            state[0], state[1] = sink[head], table[0] * C0 if sink[head] > -np.inf else np.float32(0)
             unit = q_scale[at] / np.float32(math.sqrt(d))
-            for t in range(n_tiles):
-                base = np.int32(0)
-                for c in range(d):
-                    folded[c] = q1[at, c] * k_step[row, t, head, c]
-                    base = np.int32(base + np.int32(q1[at, c]) * np.int32(k_low[row, t, head, c]))
-                dot(k_codes[row, t, layout[head, 0] :], layout[head, 1], folded, scores, tile)
-                by = unit * k_scale[row, t, head]
-                for j in range(tile):
-                    scores[j] = (scores[j] + np.float32(base)) * by
-                faded, sum_p = weigh(scores, p, tile, table, lowest, state)
-                if faded != 1:
-                    for c in range(d):
-                        z[c] *= faded
-                if sum_p:
-                    gather(v_codes[row, t, layout[head, 2] :], layout[head, 3], p, total, tile)
-                    by = state[2] * v_scale[row, t, head]
-                    for c in range(d):
-                        stepped = np.int32(total[c] * np.int32(v_step[row, t, head, c]))
-                        whole = np.int32(stepped + np.int32(sum_p * np.int32(v_low[row, t, head, c])))
-                        z[c] += by * np.float32(whole)
+            packed(q, unit, keys, values, row, head, layout[head], table, lowest, scores, p, total, state, z)
             if n_recent:
-                dot_bytes(recent_k[at], q1[at], scores, n_recent)
-                by = unit * recent_k_scale[at]
-                for j in range(n_recent):
-                    scores[j] *= by
-                faded, sum_p = weigh(scores, p, n_recent, table, lowest, state)
-                gather_bytes(recent_v[at], p, total, n_recent)
-                by = state[2] * recent_v_scale[at]
-                for c in range(d):
-                    z[c] = z[c] * faded + by * np.float32(total[c])
+                by = unit * scales[0][at], scales[1][at]
+                recent(q, late[0][at], late[1][at], by, n_recent, table, lowest, scores, p, total, state, z)
             for c in range(d):
                 z[c] /= state[1]
 
     return decode
+
+
+@functools.cache
+def _sides(d: int) -> Any:
+    @compiled
+    @no_type_check
+    def side(addresses, batch, n_tiles, n_heads, n_bytes):
+        """Codes, steps, lows and scales of the keys, or of the values, at four addresses."""
+        shape = (batch, n_tiles, n_heads, d)
+        return (
+            carray(pointer(addresses[0]), (batch, n_tiles, n_bytes), np.uint8),
+            carray(pointer(addresses[1]), shape, np.uint8),
+            carray(pointer(addresses[2]), shape, np.int8),
+            carray(pointer(addresses[3]), (batch, n_tiles, n_heads), np.float32),
+        )
+
+    return side
+
+
+@functools.cache
+def _packed_tiles(d: int, tile: int) -> Any:
+    dot, gather, weigh = _dots(d), _gathers(d), _weigher(tile)
+
+    @compiled
+    @no_type_check
+    def fold(q, step, low, folded):
+        """The query times the keys' steps; returns its product with their lows."""
+        base = np.int32(0)
+        for c in range(d):
+            folded[c] = np.int16(np.int16(q[c]) * np.int16(step[c]))
+        for c in range(d):
+            base = np.int32(base + np.int32(np.int32(q[c]) * np.int32(low[c])))
+        return base
+
+    @compiled
+    @no_type_check
+    def add(z, total, step, low, sum_p, by, faded):
+        for c in range(d):
+            whole = np.int32(np.int32(total[c] * np.int32(step[c])) + np.int32(sum_p * np.int32(low[c])))
+            z[c] = z[c] * faded + by * np.float32(whole)
+
+    @compiled
+    @no_type_check
+    def over(q, unit, keys, values, row, head, places, table, lowest, scores, p, total, state, z):
+        """z and the state after all packed tiles of one head."""
+        folded = np.empty(d, np.int16)
+        for t in range(keys[0].shape[1]):
+            base = np.float32(fold(q, keys[1][row, t, head], keys[2][row, t, head], folded))
+            dot(keys[0][row, t, places[0] :], places[1], folded, scores, tile)
+            by = unit * keys[3][row, t, head]
+            for j in range(tile):
+                scores[j] = (scores[j] + base) * by
+            faded, sum_p = weigh(scores, p, tile, table, lowest, state)
+            if sum_p:
+                gather(values[0][row, t, places[2] :], places[3], p, total, tile)
+                by = state[2] * values[3][row, t, head]
+                add(z, total, values[1][row, t, head], values[2][row, t, head], sum_p, by, faded)
+
+    return over
+
+
+@functools.cache
+def _recent_tokens(d: int) -> Any:
+    (dot, gather), weigh = _plain(d), _weigher(0)
+
+    @compiled
+    @no_type_check
+    def over(q, keys, values, by, n, table, lowest, scores, p, total, state, z):
+        """z and the state after the tokens in INT8."""
+        dot(keys, q, scores, n)
+        for j in range(n):
+            scores[j] *= by[0]
+        faded, _ = weigh(scores, p, n, table, lowest, state)
+        gather(values, p, total, n)
+        unit = state[2] * by[1]
+        for c in range(d):
+            z[c] = z[c] * faded + unit * np.float32(total[c])
+
+    return over
 
 
 @functools.cache
@@ -223,8 +268,12 @@ def _dots(d: int) -> Any:
                 line = codes[r * d : r * d + d]
                 for c in range(d):
                     s0 = np.int32(s0 + np.int32(np.int32(q[c]) * np.int32(line[c] & np.uint8(3))))
-                    s1 = np.int32(s1 + np.int32(np.int32(q[c]) * np.int32((line[c] >> np.uint8(2)) & np.uint8(3))))
-                    s2 = np.int32(s2 + np.int32(np.int32(q[c]) * np.int32((line[c] >> np.uint8(4)) & np.uint8(3))))
+                    s1 = np.int32(
+                        s1 + np.int32(np.int32(q[c]) * np.int32((line[c] >> np.uint8(2)) & np.uint8(3)))
+                    )
+                    s2 = np.int32(
+                        s2 + np.int32(np.int32(q[c]) * np.int32((line[c] >> np.uint8(4)) & np.uint8(3)))
+                    )
                     s3 = np.int32(s3 + np.int32(np.int32(q[c]) * np.int32(line[c] >> np.uint8(6))))
                 scores[r], scores[r + rows], scores[r + 2 * rows], scores[r + 3 * rows] = s0, s1, s2, s3
 
@@ -249,7 +298,9 @@ def _gathers(d: int) -> Any:
                     p0, p1 = np.uint16(p[r]), np.uint16(p[r + rows])
                     for c in range(d):
                         x = line[c]
-                        short[c] += np.uint16(p0 * np.uint16(x & np.uint8(15)) + p1 * np.uint16(x >> np.uint8(4)))
+                        short[c] += np.uint16(
+                            p0 * np.uint16(x & np.uint8(15)) + p1 * np.uint16(x >> np.uint8(4))
+                        )
                 else:
                     p0, p1 = np.uint16(p[r]), np.uint16(p[r + rows])
                     p2, p3 = np.uint16(p[r + 2 * rows]), np.uint16(p[r + 3 * rows])

@@ -44,9 +44,25 @@ def turbo_decode(
     layout = torch.tensor(rows, dtype=torch.int32, device=q.device)
     out = torch.empty(q.shape, device=q.device)
     sizes = (keys.codes.shape[1], stored.n_recent, keys.codes.shape[2], values.codes.shape[2])
-    arguments = (q1, q_scale, *buffers, layout, *_table(sink, n_r, q), out, n_heads, *sizes, d, 1 / math.sqrt(d))
+    arguments = (
+        q1,
+        q_scale,
+        *buffers,
+        layout,
+        *_table(sink, n_r, q),
+        out,
+        n_heads,
+        *sizes,
+        d,
+        1 / math.sqrt(d),
+    )
     _launch(turbo_decode_kernel, (batch * n_heads,), arguments, sink, n_r, keys.tile, 16, d)
     return out.to(q.dtype)
+
+
+def warps(M: int, N: int, D: int) -> int:
+    """Warps of a program, so that tiles of keys and of values lie in registers: one for 512 entries of each."""
+    return max(4, min(16, N * D // 512))
 
 
 def _int8(x: Tensor, tile: int) -> tuple[Tensor, Tensor]:
@@ -64,6 +80,8 @@ def _table(sink: Tensor | None, n_r: int, like: Tensor) -> tuple[Tensor, Tensor]
 def _launch(
     kernel: Any, grid: Any, arguments: Any, sink: Tensor | None, n_r: int, tile: int, rows: int, d: int
 ) -> None:
-    options: dict[str, Any] = {} if interpreted() else {"enable_fp_fusion": True, "num_warps": 4}
     blocks = {"M": rows, "N": max(32, tile), "D": max(32, triton.next_power_of_2(d))}
+    options: dict[str, Any] = (
+        {} if interpreted() else {"enable_fp_fusion": True, "num_warps": warps(**blocks)}
+    )
     kernel[grid](*arguments, HAS_SINK=sink is not None, N_R=-n_r, TILE=tile, **blocks, **options)

@@ -116,10 +116,26 @@ def turbo_decode_kernel(
         tile = b * n_tiles + j
         line = tile * n_heads + h
         k1 = _levels(
-            k_codes + tile * k_bytes + k_start, k_step + line * d, k_low + line * d, k_bits, cols, c, d, inside, TILE
+            k_codes + tile * k_bytes + k_start,
+            k_step + line * d,
+            k_low + line * d,
+            k_bits,
+            cols,
+            c,
+            d,
+            inside,
+            TILE,
         )
         v1 = _levels(
-            v_codes + tile * v_bytes + v_start, v_step + line * d, v_low + line * d, v_bits, cols, c, d, inside, TILE
+            v_codes + tile * v_bytes + v_start,
+            v_step + line * d,
+            v_low + line * d,
+            v_bits,
+            cols,
+            c,
+            d,
+            inside,
+            TILE,
         )
         ks, vs = tl.load(k_scale + line), tl.load(v_scale + line)
         open = (cols < TILE)[None, :] & (rows >= 0)[:, None]

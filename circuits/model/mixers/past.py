@@ -101,7 +101,9 @@ def _side(x: Tensor, config: TurboConfig) -> tuple[Packed, Tensor, Tensor]:
     scale = int8_scale(tiles).float()
     shared = scale.amax(1)
     whole, scale = tiles[:, : n_whole // config.tile], scale[:, : n_whole // config.tile]
-    packed = pack(to_int8(whole, scale[:, :, None, :, None]), scale, bits_of_heads(x, config.n_low(x.shape[2])))
+    packed = pack(
+        to_int8(whole, scale[:, :, None, :, None]), scale, bits_of_heads(x, config.n_low(x.shape[2]))
+    )
     recent = x.new_zeros(x.shape[0], x.shape[2], config.tile, x.shape[3], dtype=torch.int8)
     late = x[:, n_whole:].transpose(1, 2)
     recent[:, :, : late.shape[2]] = to_int8(late, shared[..., None, None])

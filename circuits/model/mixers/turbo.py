@@ -76,7 +76,9 @@ class TurboConfig(Settings):
         int8 = rounded and self.quant != "none"
         return tiled_pattern(scores, sink, exponential=self.exponential, tile=self.tile, int8=int8)
 
-    def composed(self, pattern: Float[Tensor, "batch head query key"]) -> Float[Tensor, "batch head query key"]:
+    def composed(
+        self, pattern: Float[Tensor, "batch head query key"]
+    ) -> Float[Tensor, "batch head query key"]:
         """The pattern of composed heads as it multiplies values; entries may be negative."""
         return pattern if self.quant == "none" else _rounded(pattern, self.tile)
 
