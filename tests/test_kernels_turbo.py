@@ -213,10 +213,10 @@ def on_gpu(found: Stored) -> Stored:
 COMMON = "n_heads:i32 n_tiles:i32"
 SIGNATURES = {
     "turbo_fwd_kernel": "q:*i8 k:*i8 v:*i8 q_scale:*fp32 k_scale:*fp32 v_scale:*fp32 sink:*fp32 table:*fp32 out:*fp32 "
-    f"n:i32 {COMMON} d:i32 unit:fp32",
+    f"n:i32 {COMMON} unit:fp32",
     "turbo_decode_kernel": "q:*i8 q_scale:*fp32 k_codes:*u8 k_step:*u8 k_low:*i8 k_scale:*fp32 v_codes:*u8 v_step:*u8 "
     "v_low:*i8 v_scale:*fp32 recent_k:*i8 recent_v:*i8 recent_k_scale:*fp32 recent_v_scale:*fp32 layout:*i32 "
-    f"sink:*fp32 table:*fp32 out:*fp32 {COMMON} n_recent:i32 k_bytes:i32 v_bytes:i32 d:i32 unit:fp32",
+    f"sink:*fp32 table:*fp32 out:*fp32 {COMMON} n_recent:i32 k_bytes:i32 v_bytes:i32 unit:fp32",
 }
 
 
@@ -233,14 +233,18 @@ def test_compiles_ahead_of_time_without_spills(
     from triton.compiler import ASTSource
 
     from circuits.kernels.triton import turbo_kernels
-    from circuits.kernels.triton.turbo import warps
+    from circuits.kernels.triton.turbo import WARPS
 
     rows = 64 if "fwd" in name else 16
-    constants = {"HAS_SINK": True, "N_R": 6, "TILE": 64, "M": rows, "N": 64, "D": d_head}
+    constants = {"d": d_head, "HAS_SINK": True, "N_R": 6, "TILE": 64, "M": rows, "N": 64, "D": d_head}
     signature = dict(argument.split(":") for argument in SIGNATURES[name].split())
+    # Pointers lie on multiples of 16 bytes, as tensors do.
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(signature.values()) if kind[0] == "*"}
     signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=getattr(turbo_kernels, name), signature=signature, constexprs=constants)
-    options = {"enable_fp_fusion": True, "num_warps": warps(M=rows, N=64, D=d_head)}
+    source = ASTSource(
+        fn=getattr(turbo_kernels, name), signature=signature, constexprs=constants, attrs=aligned
+    )
+    options = {"enable_fp_fusion": True, "num_warps": WARPS, "num_stages": 1}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     used = resources(compiled, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0, used

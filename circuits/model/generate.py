@@ -30,7 +30,8 @@ def generate(
 ) -> list[list[int]]:
     """What comes after each text [batch, pos], all of one length: up to `n_new` tokens, the stop token included.
 
-    model: a SparseTransformer with one stack. kv_cache: "fp32", "turbo" or None. temperature: 0 takes the likeliest token; above, one is drawn from
+    model: a SparseTransformer with one stack. kv_cache: "fp32", "turbo" or None. temperature: 0 takes the likeliest
+    token; above, one is drawn from
     `softmax(logits / temperature)`, of the `top_k` likeliest where given. stop: a text ends with the first of these.
     turbo: how a "turbo" cache stores and computes. The same seed draws the same tokens. Raises ValueError for an
     encoder-decoder, texts that would grow longer than n_ctx, or settings out of range.

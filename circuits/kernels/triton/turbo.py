@@ -1,6 +1,5 @@
 """Attention in few bits on NVIDIA GPUs: the functions that the dispatcher calls."""
 
-import math
 from typing import Any
 
 import torch
@@ -11,6 +10,9 @@ from torch import Tensor
 from circuits.kernels.quantised import Stored, int8_scale, tiled, to_int8
 from circuits.kernels.triton import interpreted
 from circuits.kernels.triton.turbo_kernels import turbo_decode_kernel, turbo_fwd_kernel
+
+WARPS = 8
+"""Of a program: tiles of keys and of values lie in its registers."""
 
 
 def turbo_attention(
@@ -26,7 +28,7 @@ def turbo_attention(
     (q1, qs), (k1, ks), (v1, vs) = (_int8(x, tile) for x in (q, k, v))
     out, n_tiles = torch.empty(q.shape, device=q.device), qs.shape[1]
     if q.numel():
-        arguments = (q1, k1, v1, qs, ks, vs, *_table(sink, n_r, q), out, n, n_heads, n_tiles, d, d**-0.5)
+        arguments = (q1, k1, v1, qs, ks, vs, *_table(sink, n_r, q), out, n, n_heads, n_tiles, d**-0.5)
         _launch(turbo_fwd_kernel, (n_tiles, batch * n_heads), arguments, sink, n_r, tile, max(16, tile), d)
     return out.to(q.dtype)
 
@@ -60,11 +62,6 @@ def turbo_decode(
     return out.to(q.dtype)
 
 
-def warps(M: int, N: int, D: int) -> int:
-    """Warps of a program, so that tiles of keys and of values lie in registers: one for 512 entries of each."""
-    return max(4, min(16, N * D // 512))
-
-
 def _int8(x: Tensor, tile: int) -> tuple[Tensor, Tensor]:
     tiles = tiled(x.float(), tile)
     scale = int8_scale(tiles)
@@ -80,8 +77,8 @@ def _table(sink: Tensor | None, n_r: int, like: Tensor) -> tuple[Tensor, Tensor]
 def _launch(
     kernel: Any, grid: Any, arguments: Any, sink: Tensor | None, n_r: int, tile: int, rows: int, d: int
 ) -> None:
-    blocks = {"M": rows, "N": max(32, tile), "D": max(32, triton.next_power_of_2(d))}
+    blocks = {"d": d, "M": rows, "N": max(32, tile), "D": max(32, triton.next_power_of_2(d))}
     options: dict[str, Any] = (
-        {} if interpreted() else {"enable_fp_fusion": True, "num_warps": warps(**blocks)}
+        {} if interpreted() else {"enable_fp_fusion": True, "num_warps": WARPS, "num_stages": 1}
     )
     kernel[grid](*arguments, HAS_SINK=sink is not None, N_R=-n_r, TILE=tile, **blocks, **options)

@@ -54,8 +54,8 @@ def _begin(sink, h, table, HAS_SINK: tl.constexpr, M: tl.constexpr, D: tl.conste
 @triton.jit
 @no_type_check
 def turbo_fwd_kernel(
-    q, k, v, q_scale, k_scale, v_scale, sink, table, out, n, n_heads, n_tiles, d, unit,
-    HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    q, k, v, q_scale, k_scale, v_scale, sink, table, out, n, n_heads, n_tiles, unit,
+    d: tl.constexpr, HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head against all tiles of keys up to it; q, k, v int8 [batch, pos, head, d]."""
     i, at = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -83,13 +83,18 @@ def turbo_fwd_kernel(
 
 @triton.jit
 @no_type_check
-def _levels(codes, step, low, bits, cols, c, d, inside, TILE: tl.constexpr):
-    """`low + step * code` of a tile of a head, int8 [token, channel]."""
+def _levels(codes, first, step, low, line, bits, cols, c, d: tl.constexpr, inside, TILE: tl.constexpr):
+    """`low + step * code` of a tile of a head, int8 [token, channel]; codes: its first byte, from the buffer's."""
     rows = TILE * bits // 8
-    packed = tl.load(codes + (cols % rows)[:, None] * d + c[None, :], mask=inside, other=0).to(tl.int32)
+    if d % 16 == 0:  # so that whole words are loaded
+        first = tl.multiple_of(first, 16)
+        line = tl.multiple_of(line, 16)
+    packed = tl.load(codes + first + (cols % rows)[:, None] * d + c[None, :], mask=inside, other=0).to(
+        tl.int32
+    )
     code = (packed >> ((cols // rows) * bits)[:, None]) & ((1 << bits) - 1)
-    steps = tl.load(step + c, mask=c < d, other=0).to(tl.int32)
-    least = tl.load(low + c, mask=c < d, other=0).to(tl.int32)
+    steps = tl.load(step + line + c, mask=c < d, other=0).to(tl.int32)
+    least = tl.load(low + line + c, mask=c < d, other=0).to(tl.int32)
     return (least[None, :] + steps[None, :] * code).to(tl.int8)
 
 
@@ -98,8 +103,8 @@ def _levels(codes, step, low, bits, cols, c, d, inside, TILE: tl.constexpr):
 def turbo_decode_kernel(
     q, q_scale, k_codes, k_step, k_low, k_scale, v_codes, v_step, v_low, v_scale,
     recent_k, recent_v, recent_k_scale, recent_v_scale, layout, sink, table, out,
-    n_heads, n_tiles, n_recent, k_bytes, v_bytes, d, unit,
-    HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    n_heads, n_tiles, n_recent, k_bytes, v_bytes, unit,
+    d: tl.constexpr, HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One head's query against packed tiles and the recent tokens. layout: first byte and bits, of keys and values."""
     at = tl.program_id(0).to(tl.int64)
@@ -116,26 +121,10 @@ def turbo_decode_kernel(
         tile = b * n_tiles + j
         line = tile * n_heads + h
         k1 = _levels(
-            k_codes + tile * k_bytes + k_start,
-            k_step + line * d,
-            k_low + line * d,
-            k_bits,
-            cols,
-            c,
-            d,
-            inside,
-            TILE,
+            k_codes, tile * k_bytes + k_start, k_step, k_low, line * d, k_bits, cols, c, d, inside, TILE
         )
         v1 = _levels(
-            v_codes + tile * v_bytes + v_start,
-            v_step + line * d,
-            v_low + line * d,
-            v_bits,
-            cols,
-            c,
-            d,
-            inside,
-            TILE,
+            v_codes, tile * v_bytes + v_start, v_step, v_low, line * d, v_bits, cols, c, d, inside, TILE
         )
         ks, vs = tl.load(k_scale + line), tl.load(v_scale + line)
         open = (cols < TILE)[None, :] & (rows >= 0)[:, None]

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from circuits.kernels.naive_turbo import Exponential, tiled_pattern
-from circuits.kernels.quantised import bits_of_heads, fake_int8, fake_stored, sas
+from circuits.kernels.quantised import LIMIT, bits_of_heads, fake_int8, fake_stored, sas
 from circuits.settings import Count, Settings, Within, require
 
 Quant = Literal["none", "int8", "int8+kv4", "int8+kv42"]
@@ -92,7 +93,8 @@ def approximated(model: Any, config: TurboConfig) -> Iterator[None]:
     """
     if not hasattr(model, "given"):
         raise ValueError(
-            f"model: got a {type(model).__name__}; expected a SparseTransformer, whose attention can be told how to compute."
+            f"model: got a {type(model).__name__}; expected a SparseTransformer, whose attention can be "
+            "told how to compute."
         )
     with model.turn:
         before = model.given.turbo
@@ -105,10 +107,9 @@ def approximated(model: Any, config: TurboConfig) -> Iterator[None]:
 
 def _rounded(pattern: Tensor, tile: int) -> Tensor:
     n_query, n_key = pattern.shape[-2:]
-    by_key = pattern.flatten(0, 1)[..., None, None]  # [batch head, query, key, 1, 1]
-    blocks = torch.nn.functional.pad(by_key[..., 0, 0], (0, -n_key % tile, 0, -n_query % tile))
+    blocks = F.pad(pattern.flatten(0, 1), (0, -n_key % tile, 0, -n_query % tile))
     blocks = blocks.unflatten(-1, (-1, tile)).unflatten(1, (-1, tile))
-    step = blocks.abs().amax((2, 4), keepdim=True) / 119
+    step = blocks.abs().amax((2, 4), keepdim=True) / LIMIT
     rounded = (blocks / step.masked_fill(step == 0, 1.0)).round() * step
     return rounded.flatten(3, 4).flatten(1, 2)[:, :n_query, :n_key].unflatten(0, pattern.shape[:2])
 
