@@ -233,7 +233,7 @@ def test_compiles_ahead_of_time_without_spills(
     from triton.compiler import ASTSource
 
     from circuits.kernels.triton import turbo_kernels
-    from circuits.kernels.triton.turbo import WARPS
+    from circuits.kernels.triton.turbo import warps
 
     rows = 64 if "fwd" in name else 16
     constants = {"d": d_head, "HAS_SINK": True, "N_R": 6, "TILE": 64, "M": rows, "N": 64, "D": d_head}
@@ -244,7 +244,7 @@ def test_compiles_ahead_of_time_without_spills(
     source = ASTSource(
         fn=getattr(turbo_kernels, name), signature=signature, constexprs=constants, attrs=aligned
     )
-    options = {"enable_fp_fusion": True, "num_warps": WARPS, "num_stages": 1}
+    options = {"enable_fp_fusion": True, "num_warps": warps(rows, d_head), "num_stages": 1}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     used = resources(compiled, tmp_path)
     assert used["STACK"] == used["LOCAL"] == 0, used

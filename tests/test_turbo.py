@@ -40,7 +40,7 @@ def e(x: float) -> float:
 
 
 def steps(tile: Tensor) -> tuple[Tensor, float]:
-    scale = float(tile.abs().max()) / 119
+    scale = float(tile.abs().max()) / 119 or 1.0
     return (tile / scale).round(), scale
 
 
@@ -98,7 +98,7 @@ def test_each_approximation_is_another_and_near(variant: str) -> None:
     exact = logits_of(model, tokens, None)
     seen = [logits_of(model, tokens, TurboConfig(quant=quant, tile=8)) for quant in QUANTS]
     for i, one in enumerate(seen):
-        assert 0 < float((one - exact).norm() / exact.norm()) < 0.3
+        assert 0 < float((one - exact).norm() / exact.norm()) < (0.15, 0.15, 0.4, 0.9)[i]
         assert not any(torch.equal(one, other) for other in seen[:i])
     assert float((seen[0] - exact).norm()) < float((seen[3] - exact).norm())
 
@@ -171,43 +171,47 @@ def test_an_encoder_decoder() -> None:
 
 def test_gradients_are_refused() -> None:
     model, tokens = made(), text(20)
+    masks = {site: torch.ones(width, requires_grad=True) for site, width in model.widths.items()}
+    values = {site: torch.zeros(width) for site, width in model.widths.items()}
     with approximated(model, TurboConfig()):
         with pytest.raises(
             ValueError, match=r"gradients are asked of attention in few bits.*Train and prune the exact"
         ):
             model(tokens, return_type="loss")
+        model.requires_grad_(False)
         with pytest.raises(ValueError, match="gradients are asked of attention"):
-            masks = {site: torch.ones(width, requires_grad=True) for site, width in model.widths.items()}
-            masked.run_masked(
-                model, tokens, masks, {site: torch.zeros(w) for site, w in model.widths.items()}
-            )
+            masked.run_masked(model, tokens, masks, values)
     assert model.given.turbo is None
+    model.requires_grad_(True)
     model(tokens, return_type="loss").backward()
 
 
 def test_what_reads_weights_refuses() -> None:
     model, tokens = made(), text(20)
-    with (
-        approximated(model, TurboConfig()),
-        pytest.raises(ValueError, match=r"few_bits=True; .*expected few_bits=False"),
-    ):
+    message = r"few_bits=True; .*expected few_bits=False"
+    with approximated(model, TurboConfig()), pytest.raises(ValueError, match=message):
         head_report(model, tokens)
 
 
-def test_restored_after_an_error() -> None:
-    model = made()
-    with pytest.raises(ZeroDivisionError), approximated(model, TurboConfig()):
+def fail_inside(model: SparseTransformer) -> None:
+    with approximated(model, TurboConfig()):
         with approximated(model, EXACT):
             assert model.given.turbo == EXACT
         assert model.given.turbo == TurboConfig()
         raise ZeroDivisionError
+
+
+def test_restored_after_an_error() -> None:
+    model = made()
+    with pytest.raises(ZeroDivisionError):
+        fail_inside(model)
     assert model.given.turbo is None
+
+
+def test_another_model_is_refused() -> None:
     other: Any = torch.nn.Linear(2, 2)
-    with (
-        pytest.raises(ValueError, match="model: got a Linear; expected a SparseTransformer"),
-        approximated(other, EXACT),
-    ):
-        pass
+    with pytest.raises(ValueError, match="model: got a Linear; expected a SparseTransformer"):
+        approximated(other, EXACT).__enter__()
 
 
 def test_a_packed_cache_inside_is_refused() -> None:

@@ -11,8 +11,10 @@ from circuits.kernels.quantised import Stored, int8_scale, tiled, to_int8
 from circuits.kernels.triton import interpreted
 from circuits.kernels.triton.turbo_kernels import turbo_decode_kernel, turbo_fwd_kernel
 
-WARPS = 8
-"""Of a program: tiles of keys and of values lie in its registers."""
+
+def warps(rows: int, d_head: int) -> int:
+    """Of a program: its tiles of keys and of values lie in registers, of which few warps have more each."""
+    return 4 if rows == 16 and d_head <= 64 else 8
 
 
 def turbo_attention(
@@ -79,6 +81,6 @@ def _launch(
 ) -> None:
     blocks = {"d": d, "M": rows, "N": max(32, tile), "D": max(32, triton.next_power_of_2(d))}
     options: dict[str, Any] = (
-        {} if interpreted() else {"enable_fp_fusion": True, "num_warps": WARPS, "num_stages": 1}
+        {} if interpreted() else {"enable_fp_fusion": True, "num_warps": warps(rows, d), "num_stages": 1}
     )
     kernel[grid](*arguments, HAS_SINK=sink is not None, N_R=-n_r, TILE=tile, **blocks, **options)
