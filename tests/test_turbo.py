@@ -98,7 +98,7 @@ def test_each_approximation_is_another_and_near(variant: str) -> None:
     exact = logits_of(model, tokens, None)
     seen = [logits_of(model, tokens, TurboConfig(quant=quant, tile=8)) for quant in QUANTS]
     for i, one in enumerate(seen):
-        assert 0 < float((one - exact).norm() / exact.norm()) < (0.15, 0.15, 0.4, 0.9)[i]
+        assert 0 < float((one - exact).norm() / exact.norm()) < (0.25, 0.25, 0.4, 0.9)[i]
         assert not any(torch.equal(one, other) for other in seen[:i])
     assert float((seen[0] - exact).norm()) < float((seen[3] - exact).norm())
 

@@ -57,6 +57,11 @@ APPROXIMATIONS: dict[str, TurboConfig] = {
 """What is tried, in the order of what it leaves out."""
 THRESHOLDS = (-3, -4, -5, -6, -7, -8, -10)
 STDS = (1.0, 2.0, 3.0, 4.0)
+PRUNING = {
+    "quotes": PruneConfig(objective="task", starts=1),
+    "brackets": PruneConfig(objective="task", starts=1, steps=100, n_eval=128, prune_edges=False),
+}
+"""How circuits are found; that for brackets in a hurry, its edges not pruned."""
 CACHED = 4096
 ROUNDS = 60
 
@@ -211,8 +216,7 @@ def _circuit(name: str) -> Circuit:
     if path.exists():
         return Circuit.load(path)
     training = load_pretrained()
-    config = PruneConfig(objective="task", starts=1, steps=100, n_eval=128, prune_edges=False)
-    circuit = prune(training.model, load_task(name), config, corpus=training.corpus, progress=False)
+    circuit = prune(training.model, load_task(name), PRUNING[name], corpus=training.corpus, progress=False)
     circuit.save(path)
     return circuit
 

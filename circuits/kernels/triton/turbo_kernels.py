@@ -55,7 +55,8 @@ def _begin(sink, h, table, HAS_SINK: tl.constexpr, M: tl.constexpr, D: tl.conste
 @no_type_check
 def turbo_fwd_kernel(
     q, k, v, q_scale, k_scale, v_scale, sink, table, out, n, n_heads, n_tiles, unit,
-    d: tl.constexpr, HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    d: tl.constexpr,
+    HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head against all tiles of keys up to it; q, k, v int8 [batch, pos, head, d]."""
     i, at = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -104,7 +105,8 @@ def turbo_decode_kernel(
     q, q_scale, k_codes, k_step, k_low, k_scale, v_codes, v_step, v_low, v_scale,
     recent_k, recent_v, recent_k_scale, recent_v_scale, layout, sink, table, out,
     n_heads, n_tiles, n_recent, k_bytes, v_bytes, unit,
-    d: tl.constexpr, HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    d: tl.constexpr,
+    HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One head's query against packed tiles and the recent tokens. layout: first byte and bits, of keys and values."""
     at = tl.program_id(0).to(tl.int64)
