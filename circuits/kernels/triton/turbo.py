@@ -57,8 +57,7 @@ def turbo_decode(
         out,
         n_heads,
         *sizes,
-        d,
-        1 / math.sqrt(d),
+        d**-0.5,
     )
     _launch(turbo_decode_kernel, (batch * n_heads,), arguments, sink, n_r, keys.tile, 16, d)
     return out.to(q.dtype)
