@@ -282,7 +282,7 @@ def test_greedy_with_and_without_cache(model: SparseTransformer) -> None:
 
 
 def test_cached_steps_equal_one_pass(model: SparseTransformer) -> None:
-    from circuits.model.mixers.encdec import Past
+    from circuits.model.mixers.past import Past
 
     tokens = rows()
     whole = model(tokens)[:, 5:]

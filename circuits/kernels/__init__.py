@@ -12,6 +12,7 @@ from circuits.kernels.dispatch import DENSE_FROM, transformed
 from circuits.kernels.products import chosen_impl, sddmm, sparse_linear, spmm, spmm_t, trained_linear
 from circuits.kernels.selection import abs_topk, slice_topk_mask, topk_mask, topk_threshold
 from circuits.kernels.sparse_weight import SparseWeight
+from circuits.kernels.turbo import turbo_attention, turbo_decode
 
 __all__ = [
     "DENSE_FROM",
@@ -31,4 +32,6 @@ __all__ = [
     "topk_threshold",
     "trained_linear",
     "transformed",
+    "turbo_attention",
+    "turbo_decode",
 ]

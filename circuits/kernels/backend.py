@@ -18,6 +18,8 @@ OPS: dict[str, tuple[str, ...]] = {
     "causal_attention": ("causal_attention",),
     "token_major": ("token_major",),
     "replace_features": ("replace_features",),
+    "turbo_attention": ("turbo_attention",),
+    "turbo_decode": ("turbo_decode",),
 }
 """The table of operations: under each public name, the functions that the module of a backend needs to run it.
 

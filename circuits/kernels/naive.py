@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuits.kernels.naive_turbo import turbo_attention as turbo_attention
+from circuits.kernels.naive_turbo import turbo_decode as turbo_decode
 from circuits.kernels.sparse_weight import SparseWeight, from_sorted
 
 

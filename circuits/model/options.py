@@ -29,6 +29,7 @@ WHY: dict[str, str] = {
     "norm_position": "After each sublayer the residual stream is normed anew: products of weights of two layers, and "
     "sums of what sublayers wrote, leave out a factor in between that differs from token to token.",
     "norm": "LayerNorm subtracts a mean over channels and multiplies by a gain, which products of weights leave out.",
+    "few_bits": "Inside approximated() attention rounds what it multiplies, and weights say nothing of that.",
     "arch": "It reads one stack of layers over one text; an encoder-decoder has two, tied by cross-attention.",
 }
 """Why the values of an option are not all alike to whoever reads weights, for those who refuse one."""
@@ -70,6 +71,8 @@ class Says:
     "Whether W_U is the embedding transposed."
     embed_scale: tuple[bool, ...] | None = (False,)
     "Whether embeddings are scaled."
+    few_bits: tuple[bool, ...] | None = (False,)
+    "Whether attention computes in few bits for the moment (`approximated`): no option of the model, but of its passes."
 
     def holds(self, model: Any) -> bool:
         """Whether `check` would pass."""
@@ -99,10 +102,13 @@ class Says:
             allowed, got = getattr(self, option.name, None), getattr(config, option.name)
             if allowed is not None and got not in allowed:
                 return option.name, got, allowed
+        few_bits = getattr(model, "given", None) is not None and model.given.turbo is not None
+        if self.few_bits is not None and few_bits not in self.few_bits:
+            return "few_bits", few_bits, self.few_bits
         return None
 
 
-ONE_STACK = Says(compose=None, act=None, norm=None, norm_position=None, embed_scale=None)
+ONE_STACK = Says(compose=None, act=None, norm=None, norm_position=None, embed_scale=None, few_bits=None)
 """Of an analysis that runs the model's own forward pass, but looks at one stack of layers over one text."""
 
 

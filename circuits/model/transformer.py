@@ -28,11 +28,13 @@ from circuits.model.affine import AffineMap
 from circuits.model.cache import acts_at
 from circuits.model.config import ModelConfig
 from circuits.model.encdec import Encoder, TiedUnembed, hold_positions, next_token_loss, norm_of
+from circuits.model.generate import generate
 from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear, Matrix, Unembed
 from circuits.model.lens import LensModel, lens_config
 from circuits.model.mixers import MIXERS, Attention
-from circuits.model.mixers.encdec import CrossAttention, DecoderAttention, EncoderAttention, Given
+from circuits.model.mixers.encdec import CrossAttention, DecoderAttention, EncoderAttention
+from circuits.model.mixers.past import Given
 from circuits.model.mlp import MLP
 from circuits.model.sites import ALL_WEIGHTS, OF_SOURCE, WEIGHTS, Site, Stack, WeightAt, WeightRow, prefix
 from circuits.model.subject import bits_of
@@ -151,7 +153,7 @@ class SparseTransformer(LensModel):
         config, lens, given = self.config, self.cfg, self.given
         for layer in range(config.n_layers):
             if config.arch == "decoder":
-                yield Block(config, lens, layer, MIXERS[config.attention])
+                yield Block(config, lens, layer, partial(MIXERS[config.attention], given=given))
             elif stack == "encoder":
                 yield Block(config, lens, layer, partial(EncoderAttention, given=given))
             else:
@@ -172,7 +174,7 @@ class SparseTransformer(LensModel):
         """
         if return_type not in RETURN_TYPES:
             raise ValueError(f"return_type: got {return_type!r}; expected one of {RETURN_TYPES}.")
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         if return_type in ("loss", "both") and tokens.shape[1] < self.config.n_source + 2:
             raise ValueError(
                 f"tokens: got sequences of {tokens.shape[1]} token for a loss; expected at least "
@@ -225,6 +227,10 @@ class SparseTransformer(LensModel):
         if self.bigram is not None:
             logits = logits + self.hook_bigram(F.embedding(tokens, self.bigram))
         return logits
+
+    def generate(self, tokens: Int[Tensor, "batch pos"], n_new: int, **options: Any) -> list[list[int]]:
+        """What comes after each text: `circuits.model.generate.generate`, with its options and errors."""
+        return generate(self, tokens, n_new, **options)
 
     # What each procedure needs to know of the parameters.
 
@@ -378,7 +384,8 @@ class SparseTransformer(LensModel):
             digest.update(bits_of(self.weight_named(name) + 0.0))
         return digest.hexdigest()[:16]
 
-    def _check_tokens(self, tokens: Any) -> None:
+    def check_tokens(self, tokens: Any) -> None:
+        """Raise ValueError for tokens that are not [batch, pos], too long, or out of range."""
         check_tokens(tokens)
         if tokens.shape[1] > self.config.n_ctx:
             raise ValueError(

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.model.kinds import of_ours
-from circuits.model.mixers.encdec import Past
+from circuits.model.mixers.past import Past
 from circuits.model.tokens import check_tokens
 from circuits.model.transformer import SparseTransformer
 

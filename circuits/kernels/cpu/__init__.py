@@ -15,6 +15,10 @@ def _some_floats(x: Tensor) -> str:
     return _floats(x) or ("" if x.numel() else "takes at least one entry")
 
 
+def _singles(x: Tensor) -> str:
+    return "" if x.device.type == "cpu" and x.dtype == torch.float32 else "takes float32 on the CPU"
+
+
 def _feature_major(x: Tensor, mask: Tensor | None = None, value: Tensor | None = None) -> str:
     if misfit := _some_floats(x):
         return misfit
@@ -48,6 +52,7 @@ CPU = Backend(
         "causal_attention": _some_floats,
         "token_major": _some_floats,
         "replace_features": _feature_major,
+        "turbo_decode": _singles,
     },
 )
-"""What it runs: everything."""
+"""What it runs: all but attention of whole texts in few bits."""

@@ -11,6 +11,7 @@ from circuits.kernels.cpu.selection import (
     topk_mask,
     topk_threshold,
 )
+from circuits.kernels.cpu.turbo import turbo_decode
 
 __all__ = [
     "abs_topk_backward",
@@ -25,4 +26,5 @@ __all__ = [
     "token_major",
     "topk_mask",
     "topk_threshold",
+    "turbo_decode",
 ]

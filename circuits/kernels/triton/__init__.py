@@ -42,6 +42,8 @@ TRITON = Backend(
         "topk_threshold": _floats,
         "slice_topk_mask": _floats,
         "abs_topk": _floats,
+        "turbo_attention": _floats,
+        "turbo_decode": _floats,
     },
 )
-"""What it runs: products and selections."""
+"""What it runs: products, selections, and attention in few bits."""

@@ -22,6 +22,8 @@ from circuits.kernels.triton.kernels import (
     topk_mask_fwd_kernel,
     topk_ties_fwd_kernel,
 )
+from circuits.kernels.triton.turbo import turbo_attention as turbo_attention
+from circuits.kernels.triton.turbo import turbo_decode as turbo_decode
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from transformer_lens.config import TransformerLensConfig
 from circuits.model.config import ModelConfig
 from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear, Matrix
+from circuits.model.mixers.past import Given
 from circuits.model.sites import Site
 
 
@@ -22,8 +23,11 @@ class Attention(nn.Module, ABC):
     A subclass owns what it needs for that: parameters, hooks, patterns, and the matrices that training projects.
     """
 
-    def __init__(self, config: ModelConfig, lens: TransformerLensConfig, layer: int) -> None:
+    def __init__(
+        self, config: ModelConfig, lens: TransformerLensConfig, layer: int, given: Given | None = None
+    ) -> None:
         super().__init__()
+        self.given = Given() if given is None else given
         self.cfg = lens
         self.n_heads, self.d_head = config.n_heads, config.d_head
         d_attn = config.n_heads * config.d_head

@@ -23,6 +23,7 @@ from transformer_lens.config import TransformerLensConfig
 from circuits.model.config import ComposeKind, ModelConfig
 from circuits.model.hooks import HookPoint
 from circuits.model.layers import Matrix
+from circuits.model.mixers.past import Given
 from circuits.model.mixers.softmax import SoftmaxAttention
 
 BRANCHES = ("static", "query.mix", "query.gate", "key.mix", "key.gate")
@@ -77,12 +78,15 @@ class Compose(nn.Module):
     def forward(
         self, a: Float[Tensor, "batch head query key"], x: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch head query key"]:
-        """`a` with its heads mixed. Scores are composed unmasked; a pattern keeps its zeros."""
+        """`a` with its heads mixed. Scores are composed unmasked; a pattern keeps its zeros.
+
+        x: of all keys; queries are the last of them.
+        """
         mixed = a
         if self.static is not None:
             mixed = mixed + torch.einsum("bnij,nm->bmij", a, self.hook_static(self.static))
         if self.query is not None:
-            mixed = mixed + torch.einsum("bnij,binm->bmij", a, self.query(x))
+            mixed = mixed + torch.einsum("bnij,binm->bmij", a, self.query(x[:, -a.shape[2] :]))
         if self.key is not None:
             mixed = mixed + torch.einsum("bnij,bjnm->bmij", a, self.key(x))
         return self.hook_out(mixed)
@@ -91,8 +95,10 @@ class Compose(nn.Module):
 class ComposedAttention(SoftmaxAttention):
     """Softmax attention whose heads are composed before and after the softmax; plain where the kind is "none"."""
 
-    def __init__(self, config: ModelConfig, lens: TransformerLensConfig, layer: int) -> None:
-        super().__init__(config, lens, layer)
+    def __init__(
+        self, config: ModelConfig, lens: TransformerLensConfig, layer: int, given: Given | None = None
+    ) -> None:
+        super().__init__(config, lens, layer, given)
         self.compose_pre, self.compose_post = (_compose(config), _compose(config))
 
     @property

@@ -1,11 +1,10 @@
 """Attention of an encoder-decoder: both ways with padding left out, towards the source, and step by step.
 
 What an encoder may attend to depends on the source, and what a decoder remembers on the steps before. Both are set by
-the model for one pass, on all its attention layers (`Given`).
+the model for one pass, on all its attention layers (`Given`, in `past.py`).
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,45 +14,13 @@ from transformer_lens.config import TransformerLensConfig
 from circuits.model.config import ModelConfig
 from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK
-from circuits.model.mixers.softmax import SoftmaxAttention, sink_softmax
+from circuits.model.mixers.past import Given
+from circuits.model.mixers.softmax import SoftmaxAttention
 from circuits.model.sites import Site
-
-
-@dataclass
-class Given:
-    """What attention is told beside its input, for the pass that goes on. One object for all layers of a model."""
-
-    real: Bool[Tensor, "batch source"] | None = None
-    "True at the source's tokens, False at its padding."
-    past: "Past | None" = None
-    "Keys and values so far; None: every pass begins anew."
-
-
-class Past:
-    """Keys and values that attention layers keep from step to step, by layer: the cache of generation."""
-
-    def __init__(self) -> None:
-        self.kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def grown(self, layer: nn.Module, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values [batch, key, head, d_head] of a layer, these new ones last."""
-        if layer in self.kept:
-            before = self.kept[layer]
-            k, v = torch.cat([before[0], k], dim=1), torch.cat([before[1], v], dim=1)
-        self.kept[layer] = k, v
-        return k, v
-
-    def reorder(self, rows: Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        self.kept = {layer: (k[rows], v[rows]) for layer, (k, v) in self.kept.items()}
 
 
 class _Patterned(SoftmaxAttention):
     """Attention whose pattern is always written out."""
-
-    def __init__(self, config: ModelConfig, lens: TransformerLensConfig, layer: int, given: Given) -> None:
-        super().__init__(config, lens, layer)
-        self.given = given
 
     def through(
         self,
@@ -63,11 +30,13 @@ class _Patterned(SoftmaxAttention):
         open: Bool[Tensor, "#batch 1 #query key"],
     ) -> Float[Tensor, "batch query head d_head"]:
         """`softmax(q k / sqrt(d_head)) v` over the open keys; a query without any takes nothing."""
+        turbo = self.given.turbo
+        if turbo is not None:
+            q, k, v = turbo.query(q), turbo.stored(k), turbo.stored(v)
         scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(self.d_head)
         closed = ~open & open.any(-1, keepdim=True)  # a row of nothing but -inf has no gradient
         scores = self.hook_attn_scores(scores.masked_fill(closed, -torch.inf))
-        pattern = sink_softmax(scores, self.sink)
-        pattern = self.hook_pattern(pattern.masked_fill(~open, 0.0))
+        pattern = self.hook_pattern(self.weigh(scores, turbo).masked_fill(~open, 0.0))
         return torch.einsum("bhqk,bkhd->bqhd", pattern, v)
 
 
@@ -98,7 +67,7 @@ class DecoderAttention(_Patterned):
         """z at the new positions, the last of those so far."""
         if self.given.past is None:
             return super().mix(q, k, v, x)
-        k, v = self.given.past.grown(self, k, v)
+        k, v = self.given.past.grown(self, k, v)[:2]
         later = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool, device=q.device)
         return self.through(q, k, v, ~later.triu(1 + k.shape[1] - q.shape[1])[None, None])
 
@@ -128,11 +97,13 @@ class CrossAttention(_Patterned):
         """Keys and values of the source; made once where there is a past."""
         past = self.given.past
         if past is not None and self in past.kept:
-            return past.kept[self]
+            return past.kept[self][0], past.kept[self][1]
         y = self.hook_memory(self.topk_memory(memory))
         k = self.hook_k(self.topk_k(self.k(y)).unflatten(-1, heads))
         v = self.hook_v(self.topk_v(self.v(y)).unflatten(-1, heads))
-        return (k, v) if past is None else past.grown(self, k, v)
+        if past is not None:
+            past.grown(self, k, v)
+        return k, v
 
 
 def _open(given: Given, k: Tensor) -> Bool[Tensor, "batch 1 1 key"]:
