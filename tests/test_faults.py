@@ -17,9 +17,7 @@ from circuits.circuit.score import score_against, score_margins
 from circuits.files import (
     UnwritableError,
     check_writable,
-    heeding_interrupts,
     json_text,
-    unbroken,
     write_file,
     write_json,
 )
@@ -29,6 +27,7 @@ from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.signals import heeding_interrupts, unbroken
 from circuits.statistics import interval, share_of, spearman
 from circuits.training import TrainConfig, Training, TrainingDiverged, TrainingInterrupted, train
 from circuits.training.steps import run_to_end, whole_steps

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import check_task
-from circuits.files import heeding_interrupts
+from circuits.signals import heeding_interrupts
 from circuits.kernels import keep_pages
 from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.transformer import SparseTransformer

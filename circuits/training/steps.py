@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from circuits.files import UnwritableError, unbroken
+from circuits.files import UnwritableError
+from circuits.signals import unbroken
 
 Entry = dict[str, int | float]
 """One line of a run's history."""
