@@ -171,7 +171,7 @@ _FIRST = re.compile(r"(^|\.)blocks\.0\.")
 
 
 def _expected(config: ModelConfig) -> dict[str, tuple[list[int], bool]]:
-    """Shape of every weight, and whether it is the matrix of an affine map; built for one layer, since all are alike."""
+    """Shape of every weight, and whether it is an affine map's matrix; built for one layer, since all are alike."""
     model = _empty_model(replace(config, n_layers=1), None)
     found = {}
     for name in model.weight_names():

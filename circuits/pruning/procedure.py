@@ -20,12 +20,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import check_task
-from circuits.signals import heeding_interrupts
 from circuits.kernels import keep_pages
 from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
+from circuits.signals import heeding_interrupts
 from tasks import Corpus, Task, load_corpus
 
 __all__ = ["PruneConfig", "prune"]
