@@ -182,7 +182,7 @@ def read_json(path: str | Path, *, name: str, expected: str) -> dict[str, Any]:
     with reading(path, expected, name=name, kind=" as JSON"):
         data = parsed(_text_of(Path(path)))
         if not isinstance(data, dict):
-            raise UnreadableError(f"{path} holds a JSON {type(data).__name__}; expected {expected}.")
+            raise UnreadableError(f"{name}: {path} holds a JSON {type(data).__name__}; expected {expected}.")
     return data
 
 

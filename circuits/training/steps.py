@@ -236,10 +236,9 @@ def stored_seconds(data: Any) -> float:
 
 def restore_generator(generator: torch.Generator, tensors: Mapping[str, Tensor]) -> None:
     """Put back a generator's state. Raises UnreadableError for tensors that have none."""
-    state = tensors.get("generator")
-    demand(state is not None, "extra: no generator", "its state")
+    demand("generator" in tensors, "extra: no generator", "its state")
     try:
-        generator.set_state(state)
+        generator.set_state(tensors["generator"])
     except (RuntimeError, TypeError) as error:
         raise UnreadableError(f"extra: the generator's state is none ({error}).") from None
 
