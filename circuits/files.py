@@ -257,7 +257,7 @@ def once(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]
         kept = read_json(
             path, name="path", expected="a result that was kept earlier; delete the file to run again"
         )
-        if kept.get("settings") == settings:
+        if kept.get("settings") == settings and isinstance(kept.get("result"), dict):
             return kept["result"]
     started = time.perf_counter()
     result = run()
