@@ -24,7 +24,7 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.encdec import next_token_loss
 from circuits.model.transformer import SparseTransformer
-from circuits.reading import UnreadableError, reading
+from circuits.reading import UnreadableError, demand, reading
 from circuits.training.config import TrainConfig
 from circuits.training.numbered import Numbered, newest_good
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
@@ -281,6 +281,11 @@ class _Run:
             step = stored_count(saved.meta["step"], "step", self.config.steps)
             history = stored_history(saved.meta.get("history"))
             seconds = stored_seconds(saved.meta.get("seconds"))
+            demand(
+                all(bool(weight.isfinite().all()) for weight in saved.model.parameters()),
+                f"weights: {said_of(saved.model)}",
+                "finite numbers",
+            )
             self.model.load_state_dict(saved.model.state_dict())
             restore_optimizer("adam", self.optimizer, saved.extra)
             restore_generator(self.generator, saved.extra)

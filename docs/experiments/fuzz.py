@@ -142,7 +142,7 @@ def all_targets(folder: Path) -> list[Target]:
     circuits = [Circuit.load(CIRCUITS / f"{name}.json") for name in ("mean", "position", "resample")]
     sealed = [circuit.save(folder / f"{i}.json") for i, circuit in enumerate(circuits)]
     kept = write_json(folder / "kept.json", {"settings": {"a": 1}, "result": {"loss": 0.5, "seconds": 1.0}})
-    tensors = [
+    tensors: list[tuple[str, Path, Callable[[Path], Any]]] = [
         ("checkpoint", finished, both_ways),
         ("finished run", finished, Training.load),
         ("trained model", finished, load_trained),
@@ -150,7 +150,7 @@ def all_targets(folder: Path) -> list[Target]:
         ("older checkpoint", CIRCUITS / "model.safetensors", both_ways),
         ("bridges", bridges, partial(load_bridges, dense=model, sparse=model)),
     ]
-    texts = [
+    texts: list[tuple[str, Path, Callable[[Path], Any]]] = [
         *(("circuit", path, _shown_circuit) for path in (*sealed, CIRCUITS / "mean.json")),
         ("kept result", kept, partial(once, settings={"a": 1}, run=_nothing)),
         *_configs(folder),

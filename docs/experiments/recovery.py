@@ -34,9 +34,9 @@ FOLDER = Path("out/recovery")
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 CONFIG: dict[str, Any] = {
     "model": {"n_layers": 1, "d_model": 64, "n_heads": 4, "d_head": 8, "d_mlp": 128, "n_ctx": 40},
-    **{"steps": 1500, "batch_size": 16, "density": 0.05, "n_val": 16},
+    **{"steps": 200, "batch_size": 8, "density": 0.05, "n_val": 16},
 }
-KEPT_EVERY = 25
+KEPT_EVERY = 5
 Cases = Annotated[int, typer.Option(help="Hostile files.")]
 Each = Annotated[int, typer.Option(help="Runs killed by each signal.")]
 Seed = Annotated[int, typer.Option(help="Decides moments and files.")]
@@ -69,7 +69,7 @@ def kills(each: Each = 10, seed: Seed = 0) -> None:
             settings = {"config": CONFIG, "signal": sign.name, "seed": f"{seed}/{i}"}
             kept = FOLDER / f"{sign.name}-{seed}-{i}.json"
             runs.append(once(kept, settings, partial(killed, sign, f"{seed}/{i}", whole["seconds_loop"])))
-            print(sign.name, i, runs[-1])
+            print(sign.name, i, runs[-1], flush=True)
     for run in runs:
         run["identical"] = run["model"] == whole["model"]
     numbers = {
