@@ -8,20 +8,21 @@ Each part writes its own keys of docs/results/recovery.json and leaves those of 
 """
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
+from circuits.__main__ import app as circuits_app
 from circuits.files import once, read_json, write_json, write_results
 from circuits.model.checkpoint import load_checkpoint
 from docs.experiments.fuzz import fuzz as run_fuzz
@@ -34,9 +35,9 @@ FOLDER = Path("out/recovery")
 SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 CONFIG: dict[str, Any] = {
     "model": {"n_layers": 1, "d_model": 64, "n_heads": 4, "d_head": 8, "d_mlp": 128, "n_ctx": 40},
-    **{"steps": 200, "batch_size": 8, "density": 0.05, "n_val": 16},
+    **{"steps": 100, "batch_size": 8, "density": 0.05, "n_val": 16},
 }
-KEPT_EVERY = 5
+KEPT_EVERY = 4
 Cases = Annotated[int, typer.Option(help="Hostile files.")]
 Each = Annotated[int, typer.Option(help="Runs killed by each signal.")]
 Seed = Annotated[int, typer.Option(help="Decides moments and files.")]
@@ -68,8 +69,10 @@ def kills(each: Each = 10, seed: Seed = 0) -> None:
         for i in range(each):
             settings = {"config": CONFIG, "signal": sign.name, "seed": f"{seed}/{i}"}
             kept = FOLDER / f"{sign.name}-{seed}-{i}.json"
-            runs.append(once(kept, settings, partial(killed, sign, f"{seed}/{i}", whole["seconds_loop"])))
+            runs.append(once(kept, settings, partial(killed, sign, f"{seed}/{i}")))
             print(sign.name, i, runs[-1], flush=True)
+    undone = [run for run in runs if run["was_done"]]
+    assert not undone, "a signal comes before the end of a run"
     for run in runs:
         run["identical"] = run["model"] == whole["model"]
     numbers = {
@@ -89,58 +92,67 @@ def kills(each: Each = 10, seed: Seed = 0) -> None:
 
 
 def untouched() -> dict[str, Any]:
-    """A run that nobody stops: the weights it reaches, and how long its loop takes."""
+    """A run that nobody stops: the weights it reaches."""
     out = FOLDER / "whole" / "m.safetensors"
     process = started_run(out, resume=False)
-    begun = wait_for_start(process, out)
-    assert process.wait() == 0, "a run that nobody stops ends well"
-    return {"model": load_checkpoint(out).model.fingerprint(), "seconds_loop": time.perf_counter() - begun}
+    process.join()
+    assert process.exitcode == 0, "a run that nobody stops ends well"
+    return {"model": load_checkpoint(out).model.fingerprint()}
 
 
-def killed(sign: signal.Signals, seed: str, seconds: float) -> dict[str, Any]:
-    """A run that a signal ends at a random moment of its loop, and the weights that `--resume` reaches."""
+def killed(sign: signal.Signals, seed: str) -> dict[str, Any]:
+    """A run that a signal ends at a random moment, and the weights that `--resume` reaches.
+
+    The moment: some time after a random one of its checkpoints, before the next or while that is written.
+    """
     folder = FOLDER / f"{sign.name}-{seed.replace('/', '-')}"
     out, rng = folder / "m.safetensors", random.Random(f"{sign.name}/{seed}")
-    for _ in range(5):
-        shutil.rmtree(folder, ignore_errors=True)
-        process = started_run(out, resume=False)
-        begun = wait_for_start(process, out)
-        time.sleep(max(0.0, begun + rng.uniform(0.0, 0.9) * seconds - time.perf_counter()))
-        process.send_signal(sign)
-        status = process.wait()
-        if not out.exists():  # else it was done before the signal
-            break
-    left = sorted(path.name for path in folder.glob("m.checkpoints/step-*.safetensors"))
-    step = int(left[-1][5:14]) if left else 0
-    assert started_run(out, resume=True).wait() == 0, "a resumed run ends well"
+    target, kept = rng.randrange(0, CONFIG["steps"] - 2 * KEPT_EVERY), folder / "m.checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    process = started_run(out, resume=False)
+    while not kept.exists() or last_step(kept) < target - target % KEPT_EVERY:
+        assert process.is_alive(), "a run that nobody stops goes on"
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.1))
+    assert process.pid is not None
+    os.kill(process.pid, sign)
+    process.join()
+    step, was_done = last_step(kept), out.exists()
+    again = started_run(out, resume=True)
+    again.join()
+    assert again.exitcode == 0, "a resumed run ends well"
     model = load_checkpoint(out).model.fingerprint()
-    return {"signal": sign.name, "status": status, "step": step, "model": model}
+    return {
+        "signal": sign.name,
+        "status": process.exitcode,
+        "step": step,
+        "was_done": was_done,
+        "model": model,
+    }
 
 
-def started_run(out: Path, *, resume: bool) -> "subprocess.Popen[bytes]":
-    """`circuits train` in a process of its own."""
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    return max((int(path.name[5:14]) for path in folder.glob("step-*.safetensors")), default=0)
+
+
+def started_run(out: Path, *, resume: bool) -> Any:
+    """`circuits train` in a process of its own, with all modules loaded already."""
     config = write_json(out.parent / "config.json", CONFIG)
-    command = [sys.executable, "-m", "circuits", "train", "--config", str(config), "--out", str(out)]
-    command += ["--keep-steps", str(KEPT_EVERY), "--json", *(["--resume"] if resume else [])]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=(out.parent / "stderr.txt").open("wb"),
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-        preexec_fn=_heeds_ctrl_c,
-    )
+    arguments = ["train", "--config", str(config), "--out", str(out)]
+    arguments += ["--keep-steps", str(KEPT_EVERY), "--json", *(["--resume"] if resume else [])]
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(arguments, out.parent))
+    process.start()
+    return process
 
 
-def _heeds_ctrl_c() -> None:
-    """Shells start what runs in the background with Ctrl-C ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def wait_for_start(process: "subprocess.Popen[bytes]", out: Path) -> float:
-    """When the loop began, as far as a folder for its checkpoints tells."""
-    while not out.with_suffix(".checkpoints").exists() and process.poll() is None:
-        time.sleep(0.01)
-    return time.perf_counter()
+def _command(arguments: list[str], folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in the background
+    with (folder / "said.txt").open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    torch.set_num_threads(1)
+    circuits_app(arguments)
 
 
 @app.command()
