@@ -64,31 +64,34 @@ def kills(each: Each = 10, seed: Seed = 0) -> None:
     """Kill training at random moments, resume it, and compare the weights with those of an untouched run."""
     started = time.perf_counter()
     whole = once(FOLDER / "whole.json", {"config": CONFIG}, untouched)
-    runs = []
-    for sign in SIGNALS:
-        for i in range(each):
+    runs: list[dict[str, Any]] = []
+    for i in range(each):
+        for sign in SIGNALS:
             settings = {"config": CONFIG, "signal": sign.name, "seed": f"{seed}/{i}"}
             kept = FOLDER / f"{sign.name}-{seed}-{i}.json"
             runs.append(once(kept, settings, partial(killed, sign, f"{seed}/{i}")))
             print(sign.name, i, runs[-1], flush=True)
-    undone = [run for run in runs if run["was_done"]]
-    assert not undone, "a signal comes before the end of a run"
-    for run in runs:
-        run["identical"] = run["model"] == whole["model"]
-    numbers = {
+        seconds = time.perf_counter() - started
+        record(kill_numbers(runs, whole["model"]), seconds=seconds if i == each - 1 else 0.0, seed=seed)
+
+
+def kill_numbers(runs: list[dict[str, Any]], whole: str) -> dict[str, Any]:
+    """The results' numbers of some killed runs; whole: the fingerprint of the untouched one."""
+    assert not any(run["was_done"] for run in runs), "a signal comes before the end of a run"
+    by_signal = {sign.name: [run for run in runs if run["signal"] == sign.name] for sign in SIGNALS}
+    return {
         "kills": len(runs),
-        "identical": sum(run["identical"] for run in runs),
+        "identical": sum(run["model"] == whole for run in runs),
         "kills_by_signal": {
-            sign.name: {
-                "runs": each,
-                "identical": sum(run["identical"] for run in runs if run["signal"] == sign.name),
-                "at_steps": [run["step"] for run in runs if run["signal"] == sign.name],
+            name: {
+                "runs": len(own),
+                "identical": sum(run["model"] == whole for run in own),
+                "at_steps": [run["step"] for run in own],
             }
-            for sign in SIGNALS
+            for name, own in by_signal.items()
         },
         "kill_steps_total": CONFIG["steps"],
     }
-    record(numbers, seconds=time.perf_counter() - started, seed=seed)
 
 
 def untouched() -> dict[str, Any]:
