@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types resolve check notebooks clean
+.PHONY: help setup demo test lint types resolve check notebooks lock release clean
 
 help: ## List the commands
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,12 @@ types: setup ## Check the types of the package
 
 resolve: setup ## Check that the pinned versions install from the plain package index, on every supported Python
 	.ci/resolve $(BIN)
+
+lock: setup ## Write .ci/lock.txt: the pinned versions with the hashes of their files
+	.ci/lock $(BIN)
+
+release: ## Build the wheel, and run the demo from it in a fresh environment
+	.ci/release $(PYTHON)
 
 check: resolve test lint types notebooks ## Everything that CI runs
 

@@ -3,7 +3,7 @@
 import typer
 
 from circuits.commands.bridges import bridge, steer
-from circuits.commands.extract import demo, prune, show, train
+from circuits.commands.extract import Resumable, demo, prune, show, train
 from circuits.commands.timing import bench
 from circuits.commands.trust import trust, verify
 
@@ -27,7 +27,7 @@ A first session:
 """,
 )
 for command in (demo, train, prune, show, trust, verify, bridge, steer, bench):
-    app.command()(command)
+    app.command(cls=Resumable if command is train else None)(command)
 
 
 def main() -> None:

@@ -1,16 +1,24 @@
 """Files: written in one step and read with clear errors; results that say how they came about."""
 
+import glob
+import hashlib
 import json
 import math
 import os
-import signal
+import socket
+import stat
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from circuits.reading import UnreadableError, parsed, reading
+from circuits.signals import unbroken
+
+PARTIAL = ".partial"
+"""How the names of files end that are being written."""
 
 
 class UnwritableError(OSError, ValueError):
@@ -47,7 +55,8 @@ def check_writable(path: str | Path, *, name: str = "out") -> Path:
 def write_file(path: str | Path, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a file in one step (see `whole_file`), which Ctrl-C waits for; returns the path.
 
-    Where that fails the file is kept in a temporary folder: raises UnwritableError, which says where.
+    Where that fails, what was there before is still there, and the new file is kept in a temporary folder where that
+    has room: raises UnwritableError, which says so.
     """
     path = Path(path)
     with unbroken():
@@ -55,90 +64,92 @@ def write_file(path: str | Path, write: Callable[[Path], Any]) -> Path:
             with whole_file(path) as partial:
                 write(partial)
         except Exception as error:
+            kept = _kept_elsewhere(path.name, write)
             # What the writer was given may be at fault, and not the place: then it fails there, too, and says so.
-            kept = Path(tempfile.mkdtemp(prefix="circuits-")) / path.name
-            try:
-                write(kept)
-            except Exception:
-                kept.unlink(missing_ok=True)
-                kept.parent.rmdir()
-                raise error from None
-            raise UnwritableError(
-                f"path: {path} cannot be written ({error}); it is kept in {kept}.", kept
-            ) from None
+            if kept is None and not isinstance(error, OSError):
+                raise
+            where = "is not kept" if kept is None else f"is kept in {kept}"
+            raise UnwritableError(f"path: {path} cannot be written ({error}); it {where}.", kept) from None
     return path
 
 
-@contextmanager
-def unbroken() -> Iterator[None]:
-    """Inside, Ctrl-C waits; it goes to the handler there was before when the block has ended."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield
-        return
-    waiting: list[Any] = []
-    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+def _kept_elsewhere(name: str, write: Callable[[Path], Any]) -> Path | None:
+    """Where `write` could fill a file after all; None where it could nowhere."""
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if waiting:
-            before(*waiting[0])
-
-
-@contextmanager
-def heeding_interrupts() -> Iterator[Callable[[], None]]:
-    """Yields what to call now and then: it raises KeyboardInterrupt if Ctrl-C came where Python swallows it.
-
-    A KeyboardInterrupt raised inside a finaliser (`__del__`) is printed and forgotten; any other acts as ever.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield lambda: None
-        return
-    came: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        try:
-            before(number, frame)
-        except KeyboardInterrupt:
-            came.append(number)
-            raise
-
-    def heed() -> None:
-        if came:
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
+        kept = Path(tempfile.mkdtemp(prefix="circuits-")) / name
+    except OSError:
+        return None
     try:
-        yield heed
-        heed()
-    finally:
-        signal.signal(signal.SIGINT, before)
+        write(kept)
+    except Exception:
+        kept.unlink(missing_ok=True)
+        kept.parent.rmdir()
+        return None
+    return kept
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A place to write to beside `path`, which becomes `path` when the block ends well, and goes when it does not.
 
-    A reader never sees half a file, and a failed write leaves the one that was there.
+    A reader never sees half a file, a failed write leaves the one that was there, and of two writers each writes its
+    own: the last one's is there in the end. When the block has ended, the file is on the disk, and not only promised.
     """
-    with _partial(Path(path)) as partial:
+    path = Path(path)
+    with _partial(path) as partial:
+        mode = stat.S_IMODE((path if path.exists() else partial).stat().st_mode)
         yield partial
         with partial.open("rb+") as written:
+            os.fchmod(written.fileno(), mode)  # some libraries write a file that nobody else may read
             os.fsync(written.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
 
 
 @contextmanager
 def _partial(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.time_ns()}.partial")
+    clean_up(path)
+    partial = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{time.time_ns()}{PARTIAL}")
     try:
+        partial.touch(exist_ok=False)
         yield partial
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def clean_up(path: Path) -> None:
+    """Remove what writers of `path` left that are no more: killed, or cut off with the power."""
+    with suppress(OSError):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{_host()}.*{PARTIAL}"):
+            pid = left.name.removesuffix(PARTIAL).split(".")[-2]
+            if pid.isdecimal() and not _is_alive(int(pid)):
+                left.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    """This machine: the processes of another are not to be judged by their numbers."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the name of a new file survive a power cut as well as its content."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -167,14 +178,19 @@ def _plain(data: Any) -> Any:
 
 
 def read_json(path: str | Path, *, name: str, expected: str) -> dict[str, Any]:
-    """One JSON object from a file. Raises ValueError on anything else, for the argument called `name`."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: {path} cannot be read as JSON ({error}); expected {expected}.") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{name}: {path} holds a JSON {type(data).__name__}; expected {expected}.")
+    """One JSON object from a file. Raises UnreadableError (a ValueError) on anything else, for the argument `name`."""
+    with reading(path, expected, name=name, kind=" as JSON"):
+        data = parsed(_text_of(Path(path)))
+        if not isinstance(data, dict):
+            raise UnreadableError(f"{name}: {path} holds a JSON {type(data).__name__}; expected {expected}.")
     return data
+
+
+def _text_of(path: Path) -> str:
+    """The text of a regular file: a pipe or a device would not end."""
+    if path.exists() and not path.is_file():
+        raise UnreadableError("it is no regular file")
+    return path.read_text(encoding="utf-8")
 
 
 def write_results(
@@ -241,7 +257,7 @@ def once(path: Path, settings: dict[str, Any], run: Callable[[], dict[str, Any]]
         kept = read_json(
             path, name="path", expected="a result that was kept earlier; delete the file to run again"
         )
-        if kept.get("settings") == settings:
+        if kept.get("settings") == settings and isinstance(kept.get("result"), dict):
             return kept["result"]
     started = time.perf_counter()
     result = run()

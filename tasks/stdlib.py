@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ import torch
 from tasks.base import Corpus
 from tasks.tokenizer import BPE
 
+T = TypeVar("T")
 D_VOCAB = 2048
 REQUIRED = ("]]",)
 """Tokens that tasks on bracket depth choose between, too rare here to be learnt."""
@@ -58,11 +60,11 @@ def python_corpus(seed: int = 0, *, files: dict[str, str] | None = None, d_vocab
     chosen = stdlib_files() if files is None else files
     train, val = _split_texts(chosen)
     tokenizer = _load_bpe(chosen, train, d_vocab)
-    streams = _cached(
-        _cache_path(chosen, d_vocab, "npz"), lambda path: _write_streams(path, tokenizer, train, val)
+    tokens = _cached(
+        _cache_path(chosen, d_vocab, "npz"),
+        lambda path: _write_streams(path, tokenizer, train, val),
+        lambda path: _read_streams(path, tokenizer.d_vocab),
     )
-    with np.load(streams) as arrays:
-        tokens = {split: torch.from_numpy(arrays[split].astype(np.int64)) for split in ("train", "val")}
     return Corpus(name="python", tokenizer=tokenizer, train=tokens["train"], val=tokens["val"])
 
 
@@ -88,7 +90,13 @@ def _load_bpe(files: dict[str, str], train: Sequence[str], d_vocab: int) -> BPE:
     def write(path: Path) -> None:
         path.write_text(BPE.train(train, name=name, d_vocab=d_vocab, required=REQUIRED).model, "utf-8")
 
-    return BPE(name=name, model=_cached(_cache_path(files, d_vocab, "json"), write).read_text("utf-8"))
+    def read(path: Path) -> BPE:
+        bpe = BPE(name=name, model=path.read_text("utf-8"))
+        if bpe.d_vocab != d_vocab:  # which parses it: what was cut short is no JSON
+            raise ValueError(f"{path} has {bpe.d_vocab} tokens; expected {d_vocab}.")
+        return bpe
+
+    return _cached(_cache_path(files, d_vocab, "json"), write, read)
 
 
 def _write_streams(path: Path, tokenizer: BPE, train: list[str], val: list[str]) -> None:
@@ -102,6 +110,18 @@ def _write_streams(path: Path, tokenizer: BPE, train: list[str], val: list[str])
         np.savez(handle, train=arrays["train"], val=arrays["val"])
 
 
+def _read_streams(path: Path, d_vocab: int) -> dict[str, torch.Tensor]:
+    """Token ids by split. Raises ValueError, or what NumPy raises, for a file that was cut short or damaged."""
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
+        ids = {split: arrays[split] for split in ("train", "val")}
+    for split, own in ids.items():
+        if own.ndim != 1 or own.dtype.kind not in "ui" or not len(own) or int(own.max()) >= d_vocab:
+            raise ValueError(
+                f"{path} holds other things than tokens in {split}; expected ids below {d_vocab}."
+            )
+    return {split: torch.from_numpy(own.astype(np.int64)) for split, own in ids.items()}
+
+
 def _cache_path(files: dict[str, str], d_vocab: int, suffix: str) -> Path:
     digest = hashlib.blake2b(digest_size=8)
     for path, text in files.items():
@@ -109,12 +129,18 @@ def _cache_path(files: dict[str, str], d_vocab: int, suffix: str) -> Path:
     return cache_dir() / f"python-{platform.python_version()}-{digest.hexdigest()}-{d_vocab}.{suffix}"
 
 
-def _cached(path: Path, write: Callable[[Path], None]) -> Path:
-    """`path`, written first if it is missing: under another name, so that no reader ever sees half a file."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            partial = Path(folder) / path.name
-            write(partial)
-            partial.replace(path)
-    return path
+def _cached(path: Path, write: Callable[[Path], None], read: Callable[[Path], T]) -> T:
+    """What `read` makes of `path`, which is written first if it is missing, and anew where it cannot be read.
+
+    It is written under another name, so that no reader ever sees half a file.
+    """
+    if path.exists():
+        # Whatever a damaged file raises: text may be made again from its source, and the cache is ours alone.
+        with contextlib.suppress(Exception):
+            return read(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        partial = Path(folder) / path.name
+        write(partial)
+        partial.replace(path)
+    return read(path)

@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_checkpoint_that_was_there(tmp_path, monkeypat
         partial.write_bytes(b"half")
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("circuits.model.checkpoint.save_file", fails)
+    monkeypatch.setattr("circuits.model.stored.save_file", fails)
     with pytest.raises(OSError, match="the disk is full"):
         save_checkpoint(path, sparse_model())
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("m.safetensors", before)]

@@ -272,3 +272,17 @@ def test_errors_of_counting(mini: Corpus) -> None:
         bigram_log_probs(mini, alpha=0.0)
     with pytest.raises(ValueError, match="a trigram needs streams of at least 3 tokens, got 3 and 2"):
         trigram_probs(np.arange(3), np.arange(2), 5)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[::-1]]
+)
+def test_a_damaged_cache_is_made_anew(some_files: dict[str, str], cache: Path, suffix: str, damage) -> None:
+    first = python_corpus(files=some_files, d_vocab=300)
+    (kept,) = (path for path in cache.iterdir() if path.suffix == suffix)
+    whole = kept.read_bytes()
+    kept.write_bytes(damage(whole))
+    again = python_corpus(files=some_files, d_vocab=300)
+    assert torch.equal(again.train, first.train)
+    assert kept.stat().st_size == len(whole)

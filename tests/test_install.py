@@ -150,3 +150,20 @@ def test_a_file_called_tasks_that_comes_first_is_named(tmp_path: Path, name: str
         )  # fmt: skip
         assert (f"ImportError: tasks: found {other}; expected {ROOT}" in done.stderr) == fails, done.stderr
         assert bool(done.returncode) == fails
+
+
+def test_the_lock_has_a_hash_for_every_file_and_the_versions_that_are_pinned():
+    """`.ci/lock` writes it; a pin that was changed since then is found here."""
+    lock = (ROOT / ".ci" / "lock.txt").read_text().replace("\\\n", " ")
+    lines = [line for line in lock.splitlines() if line and not line.startswith("#")]
+    pinned = pins(CONSTRAINTS, "3.13")
+    for line in lines:
+        requirement = Requirement(line.partition(" --hash")[0])
+        assert "--hash=sha256:" in line, requirement
+        (version,) = requirement.specifier
+        # What CUDA builds and other systems bring along is not pinned.
+        name = canonicalize_name(requirement.name)
+        assert version.version == pinned.get(name, version.version), requirement
+    locked = {canonicalize_name(Requirement(line.partition(" --hash")[0]).name) for line in lines}
+    asked = {canonicalize_name(requirement.name) for requirement in requirements(PROJECT, "3.13")}
+    assert asked <= locked

@@ -25,6 +25,7 @@ from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.transformer import SparseTransformer
+from circuits.reading import UnreadableError, reading
 from circuits.training.config import TrainConfig, with_new_names
 from circuits.training.loop import Updates, check_budgets, new_model, said_of
 from circuits.training.steps import (
@@ -33,8 +34,11 @@ from circuits.training.steps import (
     NotFiniteError,
     TrainingDiverged,
     optimizer_tensors,
+    restore_generator,
     restore_optimizer,
     run_to_end,
+    stored_count,
+    stored_history,
 )
 from tasks import Corpus
 
@@ -234,19 +238,21 @@ class _Fit:
         """Take up a fit that `save` left. Raises ValueError when it was of other arguments."""
         saved = load_checkpoint(path)
         if _in_new_names(saved.meta.get("fit")) != self._identity():
-            raise ValueError(
+            raise UnreadableError(
                 f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
                 f"Ctrl-C left of the same call ({self._identity()})."
             )
-        if self.updates is not None:  # else it is the same already, and maybe compact
-            self.sparse.model.load_state_dict(saved.model.state_dict())
-        self.generator.set_state(saved.extra["generator"])
-        self.maps.load_state_dict(
-            {k.removeprefix("maps."): value for k, value in saved.extra.items() if k.startswith("maps.")}
-        )
-        for name, optimizer in self._optimizers().items():
-            restore_optimizer(name, optimizer, saved.extra)
-        self.step, self.history = saved.meta["step"], saved.meta["history"]
+        maps = {k.removeprefix("maps."): value for k, value in saved.extra.items() if k.startswith("maps.")}
+        with reading(path, "a fit that was interrupted", name="resume"):
+            step = stored_count(saved.meta.get("step"), "step", self.n_steps)
+            history = stored_history(saved.meta.get("history"))
+            if self.updates is not None:  # else it is the same already, and maybe compact
+                self.sparse.model.load_state_dict(saved.model.state_dict())
+            restore_generator(self.generator, saved.extra)
+            self.maps.load_state_dict(maps)
+            for name, optimizer in self._optimizers().items():
+                restore_optimizer(name, optimizer, saved.extra)
+        self.step, self.history = step, history
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         beside = {} if self.updates is None else {"adam_sparse": self.updates.optimizer}

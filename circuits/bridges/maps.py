@@ -7,15 +7,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from circuits.bridges.sides import Model, Role, Side
-from circuits.files import json_text, write_file
-from circuits.model.checkpoint import opened
+from circuits.model.config import Share
 from circuits.model.kinds import of_ours
 from circuits.model.layers import AbsTopK, Linear
+from circuits.model.stored import FLOATS, check_tensor, opened, save_stored
 from circuits.model.transformer import SparseTransformer
+from circuits.reading import demand
+from circuits.settings import checked
 from circuits.views import Plotted
 
 SCHEMA = "sparse-circuits/bridges/1"
@@ -155,28 +156,66 @@ class BridgeSet(Plotted):
             "history": self.history,
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.maps.state_dict().items()}
-        metadata = {"sparse-circuits": json_text(header)}
-        return write_file(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+        return save_stored(path, tensors, header)
 
 
 def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:
-    """Read what `BridgeSet.save` wrote. Raises ValueError for another file, or for other models than its own."""
+    """Read what `BridgeSet.save` wrote.
+
+    Raises UnreadableError (a ValueError) for another file, or for other models than its own.
+    """
     sides = {"dense": Side(dense, "dense"), "sparse": Side(sparse, "sparse")}
     with opened(path, SCHEMA, "bridges", "BridgeSet.save") as (file, header):
         for role, side in sides.items():
             check_model(side, header["fingerprints"][role], path)
-        pairs = tuple(Pair(*pair) for pair in header["pairs"])
-        maps = new_maps(sides["dense"], sides["sparse"], pairs, header["topk_fraction"], seed=0)
+        pairs = _stored_pairs(header["pairs"], sides)
+        topk_fraction = checked("topk_fraction", header["topk_fraction"], Share | None)
+        _check_maps(file, sides, len(pairs))
+        maps = new_maps(sides["dense"], sides["sparse"], pairs, topk_fraction, seed=0)
         maps.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return BridgeSet(
             dense=dense,
             sparse=sparse,
             pairs=pairs,
             maps=maps.requires_grad_(False),
-            topk_fraction=header["topk_fraction"],
-            metrics=header["metrics"],
-            history=header["history"],
+            topk_fraction=topk_fraction,
+            metrics=_object(header["metrics"], "metrics"),
+            history=[_object(entry, "history") for entry in header["history"]],
         )
+
+
+def _object(data: Any, name: str) -> dict[str, Any]:
+    demand(isinstance(data, dict), f"{name}: got {data!r}", "a JSON object")
+    return dict(data)
+
+
+def _stored_pairs(data: Any, sides: dict[str, Side]) -> tuple[Pair, ...]:
+    """The pairs of a file, each of a location that its model has."""
+    demand(isinstance(data, list), f"pairs: got {data!r}", "a list")
+    for pair in data:
+        right = isinstance(pair, list) and len(pair) == 2
+        right = right and all(
+            place in side.locations for place, side in zip(pair, sides.values(), strict=True)
+        )
+        demand(right, f"pairs: got {pair!r}", "a location of each model")
+    pairs = tuple(Pair(*pair) for pair in data)
+    demand(len(set(pairs)) == len(pairs), f"pairs: got {data!r}", "each pair once")
+    return pairs
+
+
+def _check_maps(file: Any, sides: dict[str, Side], n: int) -> None:
+    """Raise UnreadableError unless the file holds the tensors of `n` maps between these models, and nothing else."""
+    d_dense, d_sparse = sides["dense"].d_model, sides["sparse"].d_model
+    shapes = {"encoder": (d_dense, d_sparse), "decoder": (d_sparse, d_dense)}
+    for i in range(n):
+        for name, (d_in, d_out) in shapes.items():
+            check_tensor(file, f"{i}.{name}.weight", [d_in, d_out], FLOATS)
+            check_tensor(file, f"{i}.{name}.bias", [d_out], FLOATS)
+    demand(
+        len(file.keys()) == 4 * n,
+        f"path: it holds {len(file.keys())} tensors",
+        f"{4 * n}, four for each pair",
+    )
 
 
 @of_ours

@@ -6,6 +6,7 @@ sent to somebody else, and evaluated again to the same number.
 """
 
 import base64
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -32,8 +33,10 @@ from circuits.circuit.nodes import (
     node_masks,
     residual_links,
 )
-from circuits.files import read_json, write_json
+from circuits.circuit.stored import check_layout
+from circuits.files import json_text, read_json, write_json
 from circuits.model.sites import Site, WeightAt, all_sites, prefix
+from circuits.reading import reading, sealed, unsealed
 from circuits.views import Decompiled, Explored, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
@@ -221,6 +224,7 @@ class Circuit(Plotted, Decompiled, Explored):
                 f"schema: got {found!r}; expected {SCHEMA!r}. Save the circuit again with this "
                 "version of sparse-circuits (Circuit.save)."
             )
+        check_layout(data)
         try:
             circuit = cls(
                 nodes=tuple(Node.parse(text) for text in data["nodes"]),
@@ -253,20 +257,15 @@ class Circuit(Plotted, Decompiled, Explored):
         return circuit
 
     def save(self, path: str | Path) -> Path:
-        """Write JSON in one step (a reader never sees half a file); returns the path."""
-        return write_json(path, self.to_json())
+        """Write JSON with its checksum, in one step (a reader never sees half a file); returns the path."""
+        return write_json(path, sealed(json.loads(json_text(self.to_json()))))
 
     @classmethod
     def load(cls, path: str | Path) -> "Circuit":
-        """Read a circuit that `save` wrote. Raises ValueError on anything else."""
+        """Read a circuit that `save` wrote. Raises UnreadableError (a ValueError) on anything else."""
         expected = "a file that Circuit.save wrote"
-        try:
-            return cls.from_json(read_json(path, name="path", expected=expected))
-        except ValueError as error:
-            said = str(error)
-            raise ValueError(
-                said if str(path) in said else f"path: {path} is not {expected}. {said}"
-            ) from None
+        with reading(path, expected, kind=" as a circuit"):
+            return cls.from_json(unsealed(read_json(path, name="path", expected=expected)))
 
     def __repr__(self) -> str:
         return (
@@ -359,5 +358,5 @@ def _pack(value: Tensor) -> Any:
 
 def _unpack(packed: Any) -> Tensor:
     packed = {"data": packed, "shape": [-1]} if isinstance(packed, str) else packed
-    data = np.frombuffer(base64.b64decode(packed["data"]), dtype=packed.get("dtype", "<f4"))
+    data = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype=packed.get("dtype", "<f4"))
     return torch.from_numpy(data.copy()).view(*packed["shape"])

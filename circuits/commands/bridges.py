@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from circuits.commands.shared import AsJson, Seed, answer, clear_errors, read_json
+from circuits.commands.shared import AsJson, Seed, answer, check_apart, clear_errors, configured
 
 
 def bridge(
@@ -29,8 +29,9 @@ def bridge(
         from circuits.bridges import BridgeConfig
         from circuits.commands.bridge_files import bridge_files
 
-        changes = read_json(config) if config else {}
-        settings = BridgeConfig.from_json({"seed": seed, **changes})
+        settings = configured(BridgeConfig.from_json, {"seed": seed}, config)
+        for path in (out, out.with_suffix(".html")):
+            check_apart(path, dense, *([sparse] if sparse else []))
         report = bridge_files(dense, sparse, out, config=settings, steps=steps, resume=resume)
     answer(report, as_json, title="Bridges")
 
@@ -53,6 +54,8 @@ def steer(
     with clear_errors():
         from circuits.commands.bridge_files import steer_files
 
+        for path in (out, out.with_suffix(".html")):
+            check_apart(path, bridges, dense, sparse)
         report = steer_files(
             bridges, dense, sparse, out, task=task, location=location, channels=channel or (), seed=seed
         )

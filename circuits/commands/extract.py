@@ -8,9 +8,35 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
-from circuits.commands.shared import AsJson, Seed, answer, clear_errors, console, load_model, read_json
+from circuits.commands.shared import (
+    AsJson,
+    Seed,
+    answer,
+    check_apart,
+    clear_errors,
+    configured,
+    console,
+    load_model,
+)
 from circuits.files import check_writable
+
+NEWEST = "@newest"
+"""What --resume stands for where no file follows it."""
+
+
+class Resumable(TyperCommand):
+    """A command whose --resume may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with `NEWEST` after a --resume that stands alone."""
+        following = [*args[1:], "--"]
+        told = [
+            [word, NEWEST] if word == "--resume" and after.startswith("--") else [word]
+            for word, after in zip(args, following, strict=False)
+        ]
+        return list(super().parse_args(ctx, [word for words in told for word in words]))
 
 
 def demo(
@@ -52,15 +78,26 @@ def train(
     recipe: Annotated[str, typer.Option(help="toy, paper or dense.")] = "toy",
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrainConfig.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Checkpoint of an interrupted run of the same config.")
+        Path | None,
+        typer.Option(
+            help="Go on with an interrupted run of the same config: its checkpoint, or (--resume alone) the newest "
+            "that belongs to --out; where there is none, from the start."
+        ),
     ] = None,
+    keep_minutes: Annotated[float, typer.Option(help="Minutes between numbered checkpoints.")] = 1.0,
+    keep_steps: Annotated[int | None, typer.Option(help="Keep one every so many steps as well.")] = None,
+    keep_last: Annotated[int, typer.Option(help="How many numbered checkpoints stay.")] = 3,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a weight-sparse transformer and save it. Ctrl-C leaves a checkpoint that --resume takes up."""
+    """Train a weight-sparse transformer and save it; --resume takes up what was interrupted, or killed.
+
+    Ctrl-C, SIGTERM and SIGHUP leave a checkpoint. While it runs, numbered ones lie in the folder OUT.checkpoints.
+    """
     with clear_errors():
         from circuits.training.config import TrainConfig, with_new_names
         from circuits.training.loop import train as run
+        from circuits.training.numbered import Keep, Numbered
 
         presets: dict[str, Callable[..., TrainConfig]] = {
             "toy": TrainConfig.python if corpus == "python" else TrainConfig.toy,
@@ -71,12 +108,17 @@ def train(
             raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
         chosen = {"steps": steps, "minutes": minutes, "density": density}
         changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-        if config is not None:
-            changes |= with_new_names(read_json(config))
-        settings = TrainConfig.from_json({**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes})
+        chosen = {**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes}
+        settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
         check_writable(out)
-        result = run(settings, checkpoint=out.with_suffix(".interrupted.safetensors"), resume=resume)
+        stopped = out.with_suffix(".interrupted.safetensors")
+        keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
+        numbered = Numbered(out.with_suffix(".checkpoints"), keep)
+        left = [path for path in (*numbered.files(), stopped) if path.exists()]
+        from_where = left if resume == Path(NEWEST) else resume
+        result = run(settings, checkpoint=stopped, resume=from_where, numbered=numbered)
         result.save(out)
+        numbered.clear()
     report = {
         "model": str(out),
         "val_loss": result.val_loss,
@@ -113,9 +155,9 @@ def prune(
         from tasks import load_task
 
         found, corpus = load_model(model)
-        changes = read_json(config) if config else {}
         chosen = {"objective": objective, "target_loss": target_loss, "seed": seed}
-        settings = PruneConfig.from_json({**chosen, **changes})
+        settings = configured(PruneConfig.from_json, chosen, config)
+        check_apart(out, model)
         check_writable(out)
         circuit = run(found, load_task(task), settings, corpus=corpus)
         circuit.save(out)
@@ -138,6 +180,7 @@ def show(
         from circuits.circuit.circuit import Circuit
         from circuits.plots import demo_page, pruning_figure
 
+        check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
         model = _model_of(found, circuit.parent)
         if not _explore(page, found, model):

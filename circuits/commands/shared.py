@@ -1,10 +1,11 @@
 """What the commands share: their common options, clear errors, one way to answer."""
 
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -12,6 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from circuits import files
+from circuits.reading import reading
+
+C = TypeVar("C")
+Names = Callable[[dict[str, Any]], dict[str, Any]]
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
@@ -34,14 +39,31 @@ def load_model(path: Path) -> tuple[Any, Any]:
     return load_trained(path)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A configuration file: one JSON object. Raises ValueError on anything else."""
-    return files.read_json(path, name="config", expected="a file with one JSON object")
+def configured(make: Callable[[Any], C], chosen: dict[str, Any], path: Path | None, old: Names = dict) -> C:
+    """Settings of some values, and over them those of a configuration file, which holds one JSON object.
+
+    make: the settings' `from_json`. old: what turns the names of older files into today's. Raises UnreadableError (a
+    ValueError) for a file of another kind, or one with keys or values that do not fit.
+    """
+    if path is None:
+        return make(chosen)
+    with reading(path, "a file with one JSON object of settings", name="config"):
+        data = files.read_json(path, name="config", expected="a file with one JSON object")
+        return make({**chosen, **old(data)})
+
+
+def check_apart(out: Path, *inputs: Path, name: str = "out") -> None:
+    """Raise ValueError where a command would write over a file that it reads."""
+    for given in inputs:
+        if out.resolve() == given.resolve():
+            raise ValueError(
+                f"{name}: {out} is the file that is read; expected another. Choose one with --{name}."
+            )
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Bad input: one clear line, status 2. Ctrl-C: the place to resume from, status 130."""
+    """Bad input: one clear line, status 2. Ctrl-C: the place to resume from, status 130; SIGTERM: 143."""
     try:
         yield
     except ValueError as error:
@@ -50,7 +72,7 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
     except KeyboardInterrupt as stop:
         console(stderr=True).print(str(stop) or "Interrupted.", highlight=False, soft_wrap=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from None
 
 
 def answer(report: dict[str, Any], as_json: bool, *, title: str) -> None:

@@ -7,7 +7,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from circuits.commands.shared import AsJson, Seed, answer, clear_errors, console, load_model, read_json
+from circuits.commands.shared import (
+    AsJson,
+    Seed,
+    answer,
+    check_apart,
+    clear_errors,
+    configured,
+    console,
+    load_model,
+)
 from circuits.files import check_writable
 
 
@@ -37,8 +46,9 @@ def trust(
         found = Circuit.load(circuit)
         path = model or find_checkpoint(circuit.parent, found.model_hash)
         loaded, corpus = load_model(path)
-        changes = read_json(config) if config else {}
-        settings = TrustConfig.from_json({"seed": seed, "prune_seeds": prune_seeds, **changes})
+        chosen = {"seed": seed, "prune_seeds": prune_seeds}
+        settings = configured(TrustConfig.from_json, chosen, config)
+        check_apart(page, circuit, path, name="page")
         check_writable(page, name="page")
         report = trust_report(loaded, found, config=settings, corpus=corpus)
         trust_page(page, report)

@@ -4,39 +4,30 @@ A weight matrix with many zeros is stored as its nonzeros (values, and their fla
 each); anything else is stored whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
 """
 
-import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from circuits.files import json_text, write_file
 from circuits.kernels import SparseWeight
 from circuits.model import compute
 from circuits.model.affine import AffineMap
 from circuits.model.config import ModelConfig
 from circuits.model.kinds import of_ours
+from circuits.model.stored import FLOATS, check_tensor, opened, save_stored, stored_size
 from circuits.model.transformer import SparseTransformer
+from circuits.reading import UnreadableError, demand
 
 SCHEMA = "sparse-circuits/checkpoint/1"
-_DAMAGE = (
-    SafetensorError,
-    OSError,
-    json.JSONDecodeError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-)
-"""What reading a file raises that was cut short, edited, or written by another program."""
-_VALUES, _POSITIONS = ".nonzero_values", ".nonzero_positions"
+_VALUES, _POSITIONS, _EXTRA = ".nonzero_values", ".nonzero_positions", "extra."
+FREE, MOST = 2**24, 1024
+"""A model may take this many bytes whole, or else this many times those of its file: beyond, load it compact."""
+_LEAST = 6
+"""Tensors that each layer stores, at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,47 +63,126 @@ def save_checkpoint(
         else:
             tensors[name] = value.clone()
     for name, value in (extra or {}).items():
-        tensors["extra." + name] = value.detach().cpu().contiguous()
+        tensors[_EXTRA + name] = value.detach().cpu().contiguous()
     header = {"schema": SCHEMA, "config": model.config.to_json(), "shapes": shapes, "meta": meta or {}}
-    metadata = {"sparse-circuits": json_text(header)}
-    return write_file(path, lambda partial: save_file(tensors, partial, metadata=metadata))
+    return save_stored(path, tensors, header)
 
 
 def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:
-    """Read what `save_checkpoint` wrote: the same bits. Raises ValueError on any other file.
+    """Read what `save_checkpoint` wrote: the same bits. Raises UnreadableError (a ValueError) on any other file.
 
     tokenizer: attached to the model; checkpoints hold weights, not vocabularies. compact: for looking at and not for
     training; a matrix that runs on its nonzeros is never made dense (see `circuits.model.compute.compact`).
+    A file is refused before anything is built from it where what it stores is not what its config asks for, or
+    where it claims a model a thousand times its own size (see `MOST`).
     """
     reading = opened(path, SCHEMA, "a checkpoint", "save_checkpoint or `circuits train`")
     # Tensors made in inference mode would be of no use outside it.
     with torch.inference_mode(False), reading as (file, header):
-        model = _empty_model(ModelConfig.from_json(header["config"]), tokenizer)
+        config, shapes, meta = _parts(header)
+        names = set(file.keys())
+        extra = {name for name in names if name.startswith(_EXTRA)}
+        _check_layout(file, names - extra, config, shapes, _Budget(Path(path).stat().st_size, compact))
+        model = _empty_model(config, tokenizer)
         for name in model.weight_names():
-            _fill(model, name, file, header["shapes"].get(name), compact)
-        extra = {k[6:]: file.get_tensor(k) for k in file.keys() if k.startswith("extra.")}  # noqa: SIM118
-        meta = dict(header["meta"])
-    return Checkpoint(model=compute.compact(model) if compact else model, meta=meta, extra=extra)
+            _fill(model, name, file, shapes.get(name), compact)
+        tensors = {name.removeprefix(_EXTRA): file.get_tensor(name) for name in sorted(extra)}
+    return Checkpoint(model=compute.compact(model) if compact else model, meta=meta, extra=tensors)
 
 
-@contextmanager
-def opened(path: str | Path, schema: str, kind: str, writer: str) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """A safetensors file of ours and the JSON in its header. Raises ValueError for any other, and a damaged one.
+def _parts(header: dict[str, Any]) -> tuple[ModelConfig, dict[str, list[int]], dict[str, Any]]:
+    """Config, shapes of sparse weights, and the rest, from a file's JSON."""
+    missing = {"config", "shapes", "meta"} - header.keys()
+    demand(not missing, f"header: no {sorted(missing)}", "a config, shapes and meta")
+    for name in ("shapes", "meta"):
+        demand(isinstance(header[name], dict), f"{name}: got {header[name]!r}", "a JSON object")
+    config = ModelConfig.from_json(header["config"])
+    demand(config.d_vocab is not None, "config.d_vocab: got None", "the number of tokens")
+    return config, header["shapes"], header["meta"]
 
-    kind, writer: what is expected to be in the file and who writes it, in words.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("sparse-circuits", "{}"))
-            if not isinstance(header, dict) or header.get("schema") != schema:
-                found = header.get("schema") if isinstance(header, dict) else header
-                raise ValueError(f"path: {path} has schema {found!r}; expected {schema!r}.")
-            yield file, header
-    except _DAMAGE as error:
-        raise ValueError(
-            f"path: {path} cannot be read as {kind} ({type(error).__name__}: {error}); expected a file that {writer} "
-            "wrote."
-        ) from None
+
+@dataclass
+class _Budget:
+    """Memory that loading may take."""
+
+    size: int
+    compact: bool
+    bytes: int = 0
+
+    def spend(self, more: int) -> None:
+        """Take so many bytes more. Raises UnreadableError beyond what the file may ask for."""
+        self.bytes += more
+        demand(
+            self.bytes <= max(FREE, MOST * self.size),
+            f"path: a file of {self.size} bytes claims a model of {self.bytes}",
+            f"at most {MOST} times as many. Is it damaged? Load an honest one with compact=True",
+        )
+
+
+def _check_layout(
+    file: Any, names: set[str], config: ModelConfig, shapes: dict[str, list[int]], budget: _Budget
+) -> None:
+    """Raise UnreadableError unless the tensors stored are those of the config: names, types, shapes, entries."""
+    layers = config.n_layers * (1 if config.arch == "decoder" else 2)
+    demand(
+        _LEAST * layers <= len(names),
+        f"config: got {config.n_layers} layers",
+        "as many as it has tensors for",
+    )
+    if config.positions != "learned":  # a table that no file stores
+        budget.spend(16 * config.n_ctx * config.d_model)
+    expected = _expected(config)
+    stray = sorted(set(shapes) - set(expected))
+    demand(not stray, f"shapes: got {stray}", "weights of the model")
+    stored = {name for name in expected if name not in shapes}
+    stored |= {name + part for name in shapes for part in (_VALUES, _POSITIONS)}
+    demand(
+        names == stored, f"path: it has, or lacks, {sorted(names ^ stored)[:4]}", "one tensor for each weight"
+    )
+    kinds = set()
+    for name, (shape, is_matrix) in expected.items():
+        kinds.add(_check_weight(file, name, shape, shapes.get(name), is_matrix, budget))
+    demand(len(kinds) == 1, f"path: its weights are of types {sorted(kinds)}", "one type")
+
+
+def _check_weight(
+    file: Any, name: str, shape: list[int], said: list[int] | None, is_matrix: bool, budget: _Budget
+) -> str:
+    """One weight's place in the file; returns its type."""
+    kind = str(file.get_slice(name if said is None else name + _VALUES).get_dtype())
+    entries = math.prod(shape)
+    if said is None:
+        check_tensor(file, name, shape, FLOATS)
+        budget.spend(8 * entries)
+        return kind
+    demand(said == shape, f"path: its {name} has shape {said}", f"{shape}, as its own config says")
+    n = stored_size(file, name + _VALUES)
+    check_tensor(file, name + _VALUES, [n], FLOATS)
+    check_tensor(file, name + _POSITIONS, [n], {"U32"})
+    demand(
+        n <= entries < 2**32, f"path: its {name} has {n} nonzeros of {entries} entries", "no more than 2**32"
+    )
+    holds_nonzeros = (
+        budget.compact and is_matrix and compute.runs_on_nonzeros(torch.empty(0), n / max(1, entries))
+    )
+    budget.spend(24 * n + 8 * sum(shape) if holds_nonzeros else 8 * entries)
+    return kind
+
+
+_FIRST = re.compile(r"(^|\.)blocks\.0\.")
+
+
+def _expected(config: ModelConfig) -> dict[str, tuple[list[int], bool]]:
+    """Shape of every weight, and whether it is an affine map's matrix; built for one layer, since all are alike."""
+    model = _empty_model(replace(config, n_layers=1), None)
+    found = {}
+    for name in model.weight_names():
+        path, _, own = name.rpartition(".")
+        module = model.get_submodule(path)
+        kind = list(getattr(module, own).shape), isinstance(module, AffineMap) and own == module.MATRIX
+        for layer in range(config.n_layers if _FIRST.search(name) else 1):
+            found[_FIRST.sub(rf"\g<1>blocks.{layer}.", name)] = kind
+    return found
 
 
 def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
@@ -124,8 +194,8 @@ def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             seen[path.name] = load_checkpoint(path).model.fingerprint()
-        except ValueError:
-            continue  # another program's file, or bridges
+        except UnreadableError:
+            continue  # another program's file, bridges, a folder, a damaged one
         if seen[path.name] == model_hash:
             return path
     looked = ", ".join(f"{name} ({found})" for name, found in seen.items()) or "none at all"
@@ -142,27 +212,32 @@ def _empty_model(config: ModelConfig, tokenizer: Any) -> SparseTransformer:
 
 
 def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | None, compact: bool) -> None:
-    """Read one weight into the model. shape: given for a weight that is stored as nonzeros."""
+    """Read one weight, whose layout has been checked. shape: given for a weight that is stored as nonzeros."""
     path, _, own = name.rpartition(".")
     module = model.get_submodule(path)
-    expected = list(getattr(module, own).shape)
-    stored = file.get_slice(name).get_shape() if shape is None else shape
-    if stored != expected:
-        raise ValueError(f"path: its {name} has shape {stored}; expected {expected}, as its own config says.")
     if shape is None:
-        weight = file.get_tensor(name)
-    else:
-        values = file.get_tensor(name + _VALUES)
-        positions = file.get_tensor(name + _POSITIONS).to(torch.int64)
-        if compact and isinstance(module, AffineMap) and own == module.MATRIX:
-            rows, columns = positions // shape[1], positions % shape[1]
-            sparse = SparseWeight.from_entries(rows, columns, values, (shape[0], shape[1]))
-            if compute.runs_on_nonzeros(values, sparse.density):
-                module.hold_nonzeros(sparse)
-                return
-        # As one row of nonzeros: positions outside the matrix, or given twice, are refused.
-        row = torch.zeros_like(positions)
-        entries = SparseWeight.from_entries(row, positions, values, (1, math.prod(shape)))
-        weight = values.new_zeros(shape)
-        weight.view(-1)[entries.column.long()] = entries.values
+        setattr(module, own, nn.Parameter(file.get_tensor(name)))
+        return
+    values, positions = file.get_tensor(name + _VALUES), _positions(file, name, math.prod(shape))
+    if compact and isinstance(module, AffineMap) and own == module.MATRIX:
+        rows, columns = positions // shape[1], positions % shape[1]
+        sparse = SparseWeight.from_entries(rows, columns, values, (shape[0], shape[1]))
+        if compute.runs_on_nonzeros(values, sparse.density):
+            module.hold_nonzeros(sparse)
+            return
+    weight = values.new_zeros(shape)
+    weight.view(-1)[positions] = values
     setattr(module, own, nn.Parameter(weight))
+
+
+def _positions(file: Any, name: str, entries: int) -> Tensor:
+    """Where the nonzeros of a weight are. Raises UnreadableError unless they rise, and stay inside."""
+    positions: Tensor = file.get_tensor(name + _POSITIONS).to(torch.int64)
+    rising = bool((positions.diff() > 0).all())
+    inside = positions.numel() == 0 or int(positions[-1]) < entries
+    demand(
+        rising and inside,
+        f"path: the positions of its {name} fall, repeat or leave it",
+        f"0 to {entries - 1}, rising",
+    )
+    return positions

@@ -20,13 +20,16 @@ Share = Annotated[
 ]
 
 
+Layers = Annotated[int, Within("a whole number from 1 to 1,024", least=1, most=1024)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Settings):
     """Shape and options of a `SparseTransformer`; JSON in and out."""
 
     d_vocab: Count | None = None
     "Number of tokens; None: `train` fills in the vocabulary of its corpus."
-    n_layers: Count = 2
+    n_layers: Layers = 2
     "Blocks of attention and MLP."
     d_model: Count = 128
     "Width of the residual stream."

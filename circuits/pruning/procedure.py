@@ -20,7 +20,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import check_task
-from circuits.files import heeding_interrupts
 from circuits.kernels import keep_pages
 from circuits.model.compute import resting, threads_for, with_gradients
 from circuits.model.kinds import of_subjects
@@ -28,6 +27,7 @@ from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
+from circuits.signals import heeding_interrupts
 from tasks import Corpus, Task, load_corpus
 
 __all__ = ["PruneConfig", "prune"]

@@ -7,6 +7,9 @@ and multiplied by sqrt(final / current), so that it rises to its quoted value as
 
 import math
 import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -21,7 +24,9 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.encdec import next_token_loss
 from circuits.model.transformer import SparseTransformer
+from circuits.reading import UnreadableError, demand, reading
 from circuits.training.config import TrainConfig
+from circuits.training.numbered import Numbered, newest_good
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
 from circuits.training.saved import with_corpus
 from circuits.training.steps import (
@@ -29,11 +34,18 @@ from circuits.training.steps import (
     LastGood,
     NotFiniteError,
     optimizer_tensors,
+    restore_generator,
     restore_optimizer,
     run_to_end,
+    stored_count,
+    stored_history,
+    stored_seconds,
 )
 from circuits.views import Plotted
 from tasks import Corpus, bigram_log_probs, load_corpus
+
+EXPLODED = 100
+"""A loss this many times that of guessing (log of the vocabulary) has exploded: nothing will come of the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +75,21 @@ class Training(Plotted):
 
     @classmethod
     def load(cls, path: str | Path) -> "Training":
-        """The inverse of `save`. Raises ValueError for a file of another kind or an interrupted run."""
+        """The inverse of `save`. Raises UnreadableError for a file of another kind or an interrupted run."""
         saved = load_checkpoint(path)
         if not {"train", "history", "seconds"} <= saved.meta.keys() or saved.extra:
-            raise ValueError(f"path: {path} is no finished run; expected a file that Training.save wrote.")
-        model, corpus = with_corpus(saved)
-        return cls(
-            model=model,
-            config=TrainConfig.from_json(saved.meta["train"]),
-            corpus=corpus,
-            history=saved.meta["history"],
-            seconds=saved.meta["seconds"],
-        )
+            raise UnreadableError(
+                f"path: {path} is no finished run; expected a file that Training.save wrote."
+            )
+        with reading(path, "a file that Training.save wrote"):
+            model, corpus = with_corpus(saved)
+            return cls(
+                model=model,
+                config=TrainConfig.from_json(saved.meta["train"]),
+                corpus=corpus,
+                history=stored_history(saved.meta["history"]),
+                seconds=stored_seconds(saved.meta["seconds"]),
+            )
 
 
 @with_gradients
@@ -83,30 +98,38 @@ def train(
     *,
     corpus: Corpus | None = None,
     checkpoint: str | Path | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Sequence[Path] | None = None,
     progress: bool = True,
+    numbered: Numbered | None = None,
 ) -> Training:
     """Train a model; the same config gives the same bits (unless `minutes` is set).
 
-    corpus: text of your own in place of the one that `config.corpus` names. checkpoint: where Ctrl-C leaves
-    the run (default out/interrupted.safetensors): at the end of a step it raises TrainingInterrupted, while a
-    second Ctrl-C stops at once and leaves nothing. resume: a file that an interrupted run of the same config
-    left; it goes on to the very bits it would have reached. Raises ValueError for a config that cannot be
-    met, a checkpoint that cannot be written, or a file of another kind to resume, before anything is computed or
-    written; and TrainingDiverged (a ValueError) at a loss that is not finite.
+    corpus: text of your own in place of the one that `config.corpus` names. checkpoint: where Ctrl-C, SIGTERM or
+    SIGHUP leaves the run (default out/interrupted.safetensors): at the end of a step it raises TrainingInterrupted,
+    while a second one stops at once and leaves nothing. numbered: where the run is kept besides every so often, since
+    SIGKILL and power cuts do not ask. resume: a file that an interrupted run of the same config left, or several: the
+    newest that is whole is taken, of none the run starts anew. It goes on to the very bits it would have reached.
+    Raises ValueError for a config that cannot be met, a checkpoint that cannot be written, or (UnreadableError) a file
+    of another kind to resume, before anything is computed or written; and TrainingDiverged (a ValueError) at a loss
+    that is not finite, or beyond `EXPLODED`.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
     corpus = corpus or load_corpus(config.corpus, 0)
     config = with_vocabulary(config, corpus)
     check_budgets(config)
-    run = _Run(config, corpus)
-    if resume is not None:
-        run.restore(resume)
-    if checkpoint is not None:
-        check_writable(checkpoint, name="checkpoint")
-    stopped = checkpoint or Path("out") / "interrupted.safetensors"
-    run_to_end(run, name="train", describe=_described, checkpoint=stopped, shown=progress)
+    with numbered.held() if numbered is not None else nullcontext():
+        run = _Run(config, corpus)
+        if isinstance(resume, str | Path):
+            run.restore(resume)
+        elif resume is not None:
+            newest_good(list(resume), run.restore, warnings.warn)
+        if checkpoint is not None:
+            check_writable(checkpoint, name="checkpoint")
+        stopped = checkpoint or Path("out") / "interrupted.safetensors"
+        run_to_end(
+            run, name="train", describe=_described, checkpoint=stopped, shown=progress, numbered=numbered
+        )
     run.model.eval()
     return Training(model=run.model, config=config, corpus=corpus, history=run.history, seconds=run.seconds)
 
@@ -211,9 +234,11 @@ class _Run:
             self.history.append(entry)
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
-        if not math.isfinite(value):
+        most = EXPLODED * max(1.0, math.log(self.model.d_vocab))
+        if not value <= most:  # nor is NaN
+            limit = "a finite number" if not math.isfinite(value) else f"at most {most:.0f} nats"
             raise NotFiniteError(
-                f"lr: the {what} is {value} at step {step} ({said_of(self.model)}); expected a finite number. Lower "
+                f"lr: the {what} is {value} at step {step} ({said_of(self.model)}); expected {limit}. Lower "
                 f"lr, which is {self.config.lr:g}.",
                 self.rescue,
             )
@@ -237,25 +262,34 @@ class _Run:
         return save_checkpoint(path, self.model, meta=meta, extra=extra)
 
     def restore(self, path: str | Path) -> None:
-        """Take up a run that `save` left. Raises ValueError when it was of another config."""
+        """Take up a run that `save` left. Raises UnreadableError when it was of another config, or is none."""
         saved = load_checkpoint(path)
         if "train" not in saved.meta:
-            raise ValueError(f"resume: {path} holds a model alone; expected a run that was interrupted.")
-        if TrainConfig.from_json(saved.meta["train"]) != self.config:
-            raise ValueError(
+            raise UnreadableError(f"resume: {path} holds a model alone; expected a run that was interrupted.")
+        with reading(path, "a run that was interrupted", name="resume"):
+            theirs = TrainConfig.from_json(saved.meta["train"])
+        if theirs != self.config:
+            raise UnreadableError(
                 f"resume: {path} belongs to another config; expected the one it was started with "
                 f"({saved.meta['train']})."
             )
         if "generator" not in saved.extra or "step" not in saved.meta:
-            raise ValueError(f"resume: {path} holds a finished model; expected a run that was interrupted.")
-        self.model.load_state_dict(saved.model.state_dict())
-        restore_optimizer("adam", self.optimizer, saved.extra)
-        self.generator.set_state(saved.extra["generator"])
-        self.history, self.step, self.seconds = (
-            saved.meta["history"],
-            saved.meta["step"],
-            saved.meta["seconds"],
-        )
+            raise UnreadableError(
+                f"resume: {path} holds a finished model; expected a run that was interrupted."
+            )
+        with reading(path, "a run that was interrupted", name="resume"):
+            step = stored_count(saved.meta["step"], "step", self.config.steps)
+            history = stored_history(saved.meta.get("history"))
+            seconds = stored_seconds(saved.meta.get("seconds"))
+            demand(
+                all(bool(weight.isfinite().all()) for weight in saved.model.parameters()),
+                f"weights: {said_of(saved.model)}",
+                "finite numbers",
+            )
+            self.model.load_state_dict(saved.model.state_dict())
+            restore_optimizer("adam", self.optimizer, saved.extra)
+            restore_generator(self.generator, saved.extra)
+        self.history, self.step, self.seconds = history, step, seconds
 
 
 def learning_rate(config: TrainConfig, progress: float, density: float) -> float:

@@ -6,14 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from circuits.files import UnwritableError, unbroken
+from circuits.files import UnwritableError
+from circuits.reading import UnreadableError, demand
+from circuits.signals import handled, passed_on, unbroken
+from circuits.training.numbered import Numbered
 
 Entry = dict[str, int | float]
 """One line of a run's history."""
@@ -25,6 +28,8 @@ class Run(Protocol):
 
     history: list[Entry]
     "What has been measured; not empty after the first step."
+    step: int
+    "Steps done."
 
     def progress(self) -> float:
         """Fraction done; 1 at the end."""
@@ -37,23 +42,27 @@ class Run(Protocol):
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C during training; `path` is the checkpoint to resume from."""
+    """Ctrl-C or its like during training; `path` is the checkpoint to resume from, `number` the signal's."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, number: int = signal.SIGINT) -> None:
         super().__init__(f"Training interrupted; resume from {path}")
-        self.path = path
+        self.path, self.number = path, number
 
 
 class TrainingDiverged(ValueError):
-    """A loss that is not finite; `path` is a checkpoint with the weights as they were before the bad step."""
+    """A loss that is not finite or exploded; `path` is a checkpoint with the weights as they were before the bad step.
 
-    def __init__(self, message: str, path: Path) -> None:
-        super().__init__(f"{message} The weights before it are in {path}.")
-        self.path = path
+    `resumable` is the last checkpoint from which the run could go on, if numbered ones were kept.
+    """
+
+    def __init__(self, message: str, path: Path, resumable: Path | None = None) -> None:
+        last = "" if resumable is None else f" The last checkpoint to go on from is {resumable}."
+        super().__init__(f"{message} The weights before it are in {path}.{last}")
+        self.path, self.resumable = path, resumable
 
 
 class NotFiniteError(ValueError):
-    """A step whose loss is not finite; `rescue` writes the weights as they were before, and returns the path."""
+    """A step whose loss is not finite or exploded; `rescue` writes the weights from before it, and returns the path."""
 
     def __init__(self, message: str, rescue: Callable[[str | Path], Path]) -> None:
         super().__init__(message)
@@ -77,23 +86,33 @@ class LastGood:
 
 
 def run_to_end(
-    run: Run, *, name: str, describe: Callable[[Entry], str], checkpoint: str | Path, shown: bool
+    run: Run,
+    *,
+    name: str,
+    describe: Callable[[Entry], str],
+    checkpoint: str | Path,
+    shown: bool,
+    numbered: Numbered | None = None,
 ) -> None:
     """Step until the run is done, with a bar that ends in what `describe` says of the last entry of its history.
 
-    Ctrl-C takes effect at the end of the step (see `whole_steps`): the run is saved to `checkpoint` and
-    TrainingInterrupted is raised. A second one stops at once, with a plain KeyboardInterrupt and no file, unless the
-    file is being written already. A loss that is not finite raises TrainingDiverged, with the weights in `checkpoint`.
+    Ctrl-C, SIGTERM and SIGHUP take effect at the end of the step (see `whole_steps`): the run is saved to `checkpoint`
+    and TrainingInterrupted is raised. A second one stops at once, with a plain KeyboardInterrupt and no file, unless
+    the file is being written already. A loss that is not finite raises TrainingDiverged, with the weights in
+    `checkpoint`. numbered: where the run is kept now and then besides, for what no process can be told of beforehand.
     """
     with progress_bar(name, shown=shown) as show, whole_steps() as asked_to_stop:
         while run.progress() < 1:
             try:
                 run.one_step()
             except NotFiniteError as bad:
-                raise TrainingDiverged(str(bad), _written(bad.rescue, checkpoint)) from None
+                last = None if numbered is None else numbered.newest()
+                raise TrainingDiverged(str(bad), _written(bad.rescue, checkpoint), last) from None
             show(run.progress(), describe(run.history[-1]))
-            if asked_to_stop():
-                raise TrainingInterrupted(_written(run.save, checkpoint))
+            if number := asked_to_stop():
+                raise TrainingInterrupted(_written(run.save, checkpoint), number)
+            if numbered is not None and run.progress() < 1:
+                numbered.keep_if_due(run.step, run.save)
 
 
 def _written(save: Callable[[str | Path], Path], path: str | Path) -> Path:
@@ -114,38 +133,34 @@ def _written(save: Callable[[str | Path], Path], path: str | Path) -> Path:
 
 
 @contextmanager
-def whole_steps() -> Iterator[Callable[[], bool]]:
-    """Inside, Ctrl-C waits to be asked for, so that what is kept is never half a step.
+def whole_steps() -> Iterator[Callable[[], int]]:
+    """Inside, Ctrl-C, SIGTERM and SIGHUP wait to be asked for, so that what is kept is never half a step.
 
-    Yields the function that says whether there was one. A second Ctrl-C goes to the handler there was before, which
-    as a rule raises KeyboardInterrupt on the spot; the step is then half done, and nothing is promised about it.
-    One that nobody asked for any more goes there when the block ends.
-    No handler is set off the main thread, which no Ctrl-C reaches, nor where the process ignores it or dies of it.
+    Yields the function that says which there was; 0: none. A second one goes to the handler there was before, which
+    as a rule raises KeyboardInterrupt on the spot, or ends the process; the step is then half done, and nothing is
+    promised about it. One that nobody asked for any more goes there when the block ends.
+    No handler is set off the main thread, which no signal reaches, nor where the process ignores it or dies of Ctrl-C.
     """
-    asked, heeded = threading.Event(), threading.Event()
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield asked.is_set
-        return
+    asked: list[tuple[int, FrameType | None]] = []
+    heeded = threading.Event()
 
-    def stop() -> bool:
-        if asked.is_set():
+    def stop() -> int:
+        if asked:
             heeded.set()
-        return asked.is_set()
+        return asked[0][0] if asked else 0
 
     def wait(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if asked:
             heeded.set()  # by the handler before: not to be given it twice
-            before(number, frame)
-        asked.set()
+            passed_on(before, number, frame)
+        asked.append((number, frame))
 
-    signal.signal(signal.SIGINT, wait)
     try:
-        yield stop
+        with handled(wait) as before:
+            yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
-        if asked.is_set() and not heeded.is_set():
-            before(signal.SIGINT, None)
+        if asked and not heeded.is_set():
+            passed_on(before, *asked[0])
 
 
 @contextmanager
@@ -173,11 +188,64 @@ def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave under the same name; tensors under other names are passed over."""
+    """Put back what `optimizer_tensors` gave under the same name; tensors under other names are passed over.
+
+    Raises UnreadableError for tensors of another optimiser.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for path, value in tensors.items():
         owner, _, rest = path.partition(".")
         if owner == name:
-            index, key = rest.split(".")
+            index, _, key = rest.partition(".")
+            right = index.isdecimal() and len(index) < 8 and int(index) < len(parameters) and key in _MOMENTS
+            demand(right, f"extra: got {path}", f"one of {list(_MOMENTS)} of {len(parameters)} parameters")
+            shape = torch.Size() if key == "step" else parameters[int(index)].shape
+            demand(
+                value.shape == shape and value.is_floating_point(),
+                f"extra: {path} is {value.dtype} of shape {tuple(value.shape)}",
+                f"floats of shape {tuple(shape)}",
+            )
             state.setdefault(int(index), {})[key] = value
+    halves = [index for index, own in state.items() if own.keys() != set(_MOMENTS)]
+    demand(not halves, f"extra: parameter {halves[:1]} lacks some of {name}", f"all of {list(_MOMENTS)}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def stored_history(data: Any) -> list[Entry]:
+    """The history of a file. Raises UnreadableError unless it is a list of entries with numbers."""
+    demand(isinstance(data, list), f"history: got {data!r}", "a list")
+    for entry in data:
+        right = isinstance(entry, dict) and all(map(_is_number, entry.values()))
+        demand(right, f"history: got {entry!r}", "an object of numbers")
+    return list(data)
+
+
+def stored_count(data: Any, name: str, most: int) -> int:
+    """A whole number of a file, from 0 to `most`. Raises UnreadableError for anything else."""
+    right = type(data) is int and 0 <= data <= most
+    demand(right, f"{name}: got {data!r}", f"a whole number from 0 to {most}")
+    return int(data)
+
+
+def stored_seconds(data: Any) -> float:
+    """Seconds of a file. Raises UnreadableError for anything but a number of at least 0."""
+    demand(_is_number(data) and data is not None and data >= 0, f"seconds: got {data!r}", "a number")
+    return float(data)
+
+
+def restore_generator(generator: torch.Generator, tensors: Mapping[str, Tensor]) -> None:
+    """Put back a generator's state. Raises UnreadableError for tensors that have none."""
+    demand("generator" in tensors, "extra: no generator", "its state")
+    try:
+        generator.set_state(tensors["generator"])
+    except (RuntimeError, TypeError) as error:
+        raise UnreadableError(f"extra: the generator's state is none ({error}).") from None
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of each parameter."""

@@ -15,7 +15,7 @@ import networkx as nx
 
 PACKAGES = ("circuits", "tasks")
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"files", "kernels", "model", "settings", "statistics", "views"}),
+    frozenset({"files", "kernels", "model", "reading", "settings", "signals", "statistics", "views"}),
     frozenset({"circuit"}),
     frozenset(
         {

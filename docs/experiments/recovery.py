@@ -1,0 +1,184 @@
+"""Recovery: runs that are killed and go on to the same bits, and every reader against hostile files.
+
+    python -m docs.experiments.recovery kills     # 10 runs killed by each signal at random moments, and resumed
+    python -m docs.experiments.recovery fuzz      # 20,000 hostile files
+    python -m docs.experiments.recovery all       # both
+
+Each part writes its own keys of docs/results/recovery.json and leaves those of others (`record`).
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from circuits.__main__ import app as circuits_app
+from circuits.files import once, read_json, write_json, write_results
+from circuits.model.checkpoint import load_checkpoint
+from docs.experiments.fuzz import fuzz as run_fuzz
+
+app = typer.Typer(help=__doc__)
+RESULTS = Path(__file__).parents[1] / "results" / "recovery.json"
+KEYS = ("kills", "identical", "fuzz_cases", "fuzz_bad", "sweep_runs", "sweep_results")
+"""Headlines; None where that part has not been run."""
+FOLDER = Path("out/recovery")
+SIGNALS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+CONFIG: dict[str, Any] = {
+    "model": {"n_layers": 1, "d_model": 64, "n_heads": 4, "d_head": 8, "d_mlp": 128, "n_ctx": 40},
+    **{"steps": 100, "batch_size": 8, "density": 0.05, "n_val": 16},
+}
+KEPT_EVERY = 4
+Cases = Annotated[int, typer.Option(help="Hostile files.")]
+Each = Annotated[int, typer.Option(help="Runs killed by each signal.")]
+Seed = Annotated[int, typer.Option(help="Decides moments and files.")]
+
+
+def record(
+    numbers: dict[str, Any], *, seconds: float, seed: int = 0, results: Path = RESULTS
+) -> dict[str, Any]:
+    """Write some keys of the results, keeping those that other parts wrote; returns the whole."""
+    kept: dict[str, Any] = dict.fromkeys(KEYS)
+    minutes = 0.0
+    if results.exists():
+        old = read_json(results, name="results", expected="results of an earlier run")
+        minutes = old.get("minutes", 0.0)
+        common = {"command", "seeds", "machine", "threads", "versions", "commit", "minutes", "date"}
+        kept |= {key: value for key, value in old.items() if key not in common}
+    command = "python -m docs.experiments.recovery all"
+    total = seconds + 60 * minutes
+    return write_results(results, command=command, seeds=[seed], seconds=total, numbers={**kept, **numbers})
+
+
+@app.command()
+def kills(each: Each = 10, seed: Seed = 0) -> None:
+    """Kill training at random moments, resume it, and compare the weights with those of an untouched run."""
+    started = time.perf_counter()
+    whole = once(FOLDER / "whole.json", {"config": CONFIG}, untouched)
+    runs: list[dict[str, Any]] = []
+    for i in range(each):
+        for sign in SIGNALS:
+            settings = {"config": CONFIG, "signal": sign.name, "seed": f"{seed}/{i}"}
+            kept = FOLDER / f"{sign.name}-{seed}-{i}.json"
+            runs.append(once(kept, settings, partial(killed, sign, f"{seed}/{i}")))
+            print(sign.name, i, runs[-1], flush=True)
+        seconds = time.perf_counter() - started
+        record(kill_numbers(runs, whole["model"]), seconds=seconds if i == each - 1 else 0.0, seed=seed)
+
+
+def kill_numbers(runs: list[dict[str, Any]], whole: str) -> dict[str, Any]:
+    """The results' numbers of some killed runs; whole: the fingerprint of the untouched one."""
+    assert not any(run["was_done"] for run in runs), "a signal comes before the end of a run"
+    by_signal = {sign.name: [run for run in runs if run["signal"] == sign.name] for sign in SIGNALS}
+    return {
+        "kills": len(runs),
+        "identical": sum(run["model"] == whole for run in runs),
+        "kills_by_signal": {
+            name: {
+                "runs": len(own),
+                "identical": sum(run["model"] == whole for run in own),
+                "at_steps": [run["step"] for run in own],
+            }
+            for name, own in by_signal.items()
+        },
+        "kill_steps_total": CONFIG["steps"],
+    }
+
+
+def untouched() -> dict[str, Any]:
+    """A run that nobody stops: the weights it reaches."""
+    out = FOLDER / "whole" / "m.safetensors"
+    process = started_run(out, resume=False)
+    process.join()
+    assert process.exitcode == 0, "a run that nobody stops ends well"
+    return {"model": load_checkpoint(out).model.fingerprint()}
+
+
+def killed(sign: signal.Signals, seed: str) -> dict[str, Any]:
+    """A run that a signal ends at a random moment, and the weights that `--resume` reaches.
+
+    The moment: some time after a random one of its checkpoints, before the next or while that is written.
+    """
+    folder = FOLDER / f"{sign.name}-{seed.replace('/', '-')}"
+    out, rng = folder / "m.safetensors", random.Random(f"{sign.name}/{seed}")
+    target, kept = rng.randrange(0, CONFIG["steps"] - 2 * KEPT_EVERY), folder / "m.checkpoints"
+    shutil.rmtree(folder, ignore_errors=True)
+    process = started_run(out, resume=False)
+    while not kept.exists() or last_step(kept) < target - target % KEPT_EVERY:
+        assert process.is_alive(), "a run that nobody stops goes on"
+        time.sleep(0.002)
+    time.sleep(rng.uniform(0, 0.1))
+    assert process.pid is not None
+    os.kill(process.pid, sign)
+    process.join()
+    step, was_done = last_step(kept), out.exists()
+    again = started_run(out, resume=True)
+    again.join()
+    assert again.exitcode == 0, "a resumed run ends well"
+    model = load_checkpoint(out).model.fingerprint()
+    return {
+        "signal": sign.name,
+        "status": process.exitcode,
+        "step": step,
+        "was_done": was_done,
+        "model": model,
+    }
+
+
+def last_step(folder: Path) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    return max((int(path.name[5:14]) for path in folder.glob("step-*.safetensors")), default=0)
+
+
+def started_run(out: Path, *, resume: bool) -> Any:
+    """`circuits train` in a process of its own, with all modules loaded already."""
+    config = write_json(out.parent / "config.json", CONFIG)
+    arguments = ["train", "--config", str(config), "--out", str(out)]
+    arguments += ["--keep-steps", str(KEPT_EVERY), "--json", *(["--resume"] if resume else [])]
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(arguments, out.parent))
+    process.start()
+    return process
+
+
+def _command(arguments: list[str], folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have it ignored in the background
+    with (folder / "said.txt").open("ab") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    torch.set_num_threads(1)
+    circuits_app(arguments)
+
+
+@app.command()
+def fuzz(cases: Cases = 20_000, seed: Seed = 0) -> None:
+    """Read hostile files with every reader of the package; each loads, or is refused with the project's own error."""
+    started = time.perf_counter()
+    report = run_fuzz(cases, seed=seed)
+    numbers = {
+        "fuzz_cases": report.cases,
+        "fuzz_refused": report.refused,
+        "fuzz_bad": len(report.bad),
+        "fuzz_kinds": asdict(report)["kinds"],
+    }
+    print(json.dumps(numbers, indent=1))
+    record(numbers, seconds=time.perf_counter() - started, seed=seed)
+
+
+@app.command("all")
+def everything(each: Each = 10, cases: Cases = 20_000, seed: Seed = 0) -> None:
+    """All parts, one after the other."""
+    kills(each, seed)
+    fuzz(cases, seed)
+
+
+if __name__ == "__main__":
+    app()
