@@ -982,7 +982,7 @@ PARTS = {
     "check_folds", "rest_of", "positions", "node_ends",  # parts of a circuit written out, and in words
     "rivals", "stability_card",  # pruning, more than once
     "scope", "site_values",  # masked runs on other prompts, and what a run gives
-    "node_scores", "edge_scores", "embeddings", "task_means", "resting", "curve", "curves", "nodes_by",  # of rankings
+    "node_scores", "edge_scores", "embeddings", "task_means", "curve", "curves", "nodes_by",  # of rankings
     "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py
 }  # fmt: skip
 """Functions that take a model and have no row of their own."""

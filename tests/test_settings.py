@@ -91,7 +91,7 @@ def test_what_is_no_setting_is_refused_by_name(config, wrong):
 
 
 def test_a_mistake_in_a_nested_config_is_named():
-    with pytest.raises(ValueError, match=r"n_layers: got 0\.5; expected a whole number of at least 1"):
+    with pytest.raises(ValueError, match=r"n_layers: got 0\.5; expected a whole number from 1 to 1,024"):
         TrainConfig.from_json({"model": {"n_layers": 0.5}})
     with pytest.raises(ValueError, match=r"model.n_ctx: got 1; expected at least 2"):
         TrainConfig(model=ModelConfig(n_ctx=1))

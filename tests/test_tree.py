@@ -66,7 +66,7 @@ def test_the_tree_shows_every_entry():
     if listed.returncode:
         pytest.skip("not a git checkout")
     there = {path.partition("/")[0] for path in listed.stdout.split()}
-    assert there - set(tree.TOP) == {".gitignore", "LICENSE", "README.md"}
+    assert there - set(tree.TOP) == {".gitignore", ".pre-commit-config.yaml", "LICENSE", "README.md"}
     assert all((ROOT / name).exists() for name in tree.TOP)
 
 
