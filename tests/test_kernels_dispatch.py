@@ -23,6 +23,8 @@ from circuits.kernels import SparseWeight, chosen_impl, dispatch
 from circuits.kernels.backend import OPS, Backend
 from circuits.kernels.dispatch import BACKENDS, NAIVE
 from circuits.kernels.triton import interpreted
+from circuits.model.mixers.past import begun
+from circuits.model.mixers.turbo import TurboConfig
 
 ROOM = pathlib.Path(kernels.__file__).parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -52,6 +54,7 @@ def calls(device: str) -> dict[str, Call]:
     q = torch.randn(3, 2, 4, 3, 5).to(device)
     laid = torch.randn(6, 3, 4).to(device).movedim(0, -1)  # feature-major
     mask, value, sink = (torch.rand(shape).to(device) for shape in ((6,), (6,), (3,)))
+    stored = begun(q[1], q[2], TurboConfig(tile=4))
     k = kernels
     return {
         "from_dense": lambda i: fields(SparseWeight.from_dense(dense, impl=i)),
@@ -69,6 +72,8 @@ def calls(device: str) -> dict[str, Call]:
         "slice_topk_mask": lambda i: [k.slice_topk_mask(dense, 3, 1, impl=i)],
         "abs_topk": lambda i: gradients(lambda t: k.abs_topk(t, 3, impl=i), dense),
         "causal_attention": lambda i: gradients(lambda *t: k.causal_attention(*t, impl=i), *q, sink),
+        "turbo_attention": lambda i: [k.turbo_attention(*q, sink, tile=4, impl=i)],
+        "turbo_decode": lambda i: [k.turbo_decode(q[0][:, -1:], stored, sink, impl=i)],
         "token_major": lambda i: gradients(lambda t: k.token_major(t, impl=i), laid),
         "replace_features": lambda i: gradients(
             lambda x, mask: k.replace_features(x, mask, value, impl=i), laid, mask
@@ -161,9 +166,8 @@ def test_a_backend_cannot_declare_what_is_no_operation() -> None:
 
 def test_auto_asks_in_order_and_naive_takes_everything() -> None:
     x = torch.zeros(2, 3, 4)
-    assert {op: chosen_impl(x, op=op) for op in OPS if op != "replace_features"} == dict.fromkeys(
-        [op for op in OPS if op != "replace_features"], "cpu"
-    )
+    found = {op: chosen_impl(x, op=op) for op in OPS if op != "replace_features"}
+    assert found == {op: "naive" if op == "turbo_attention" else "cpu" for op in found}
     assert {chosen_impl(x.half(), op=op) for op in OPS} == {"naive"}
     assert [chosen_impl(t, op="replace_features") for t in (x, x.movedim(0, -1))] == ["naive", "cpu"]
     assert chosen_impl(x[:0], op="causal_attention") == "naive"

@@ -233,8 +233,8 @@ def test_a_mixer_brings_its_parameters_hooks_and_matrices(monkeypatch, tokens):
 
         reads_input = True
 
-        def __init__(self, config, lens, layer):
-            super().__init__(config, lens, layer)
+        def __init__(self, config, lens, layer, **given):
+            super().__init__(config, lens, layer, **given)
             self.share = torch.nn.Parameter(torch.full((config.n_heads, 1), 0.5))
             self.hook_share = torch.nn.Identity()
 
