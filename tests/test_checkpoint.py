@@ -92,3 +92,9 @@ def test_weights_of_another_shape_are_refused(tmp_path, monkeypatch, compact, de
     path = save_checkpoint(tmp_path / "m.safetensors", model)
     with pytest.raises(ValueError, match="has shape .*; expected .*65.*, as its own config says"):
         load_checkpoint(path, compact=compact)
+
+
+def test_a_model_saved_again_gives_the_same_bytes(tmp_path):
+    model = SparseTransformer(CONFIG, seed=1)
+    held = {save_checkpoint(tmp_path / f"{i}.safetensors", model).read_bytes() for i in range(8)}
+    assert len(held) == 1

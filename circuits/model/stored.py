@@ -5,6 +5,7 @@ types and shapes of its tensors, and nothing is allocated for what it merely cla
 """
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,19 +18,23 @@ from torch import Tensor
 
 from circuits.files import json_text, write_file
 from circuits.model.subject import bits_of
-from circuits.reading import UnreadableError, demand, parsed, reading, shortened
+from circuits.reading import CHECKSUM, UnreadableError, demand, parsed, reading, shortened
 
-KEY, SUM = "sparse-circuits", "sparse-circuits/sha256"
-"""Where a file's metadata holds the JSON, and the checksum; files from before there was one have none."""
+KEY = "sparse-circuits"
+"""Where a file's metadata holds the JSON: its only entry, since safetensors writes several in any order."""
 FLOATS = {"F16", "BF16", "F32", "F64"}
 """Types of weights, as safetensors names them."""
 
 
 def save_stored(path: str | Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> Path:
     """Write tensors and JSON to one file, in one step. Raises UnwritableError where that fails."""
-    text = json_text(header)
-    metadata = {KEY: text, SUM: checksum(text, tensors)}
-    return write_file(path, partial(_write, dict(tensors), metadata))
+    return write_file(path, partial(_write, dict(tensors), {KEY: sealed_text(header, tensors)}))
+
+
+def sealed_text(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """The header as JSON text, with the checksum of itself and of the tensors."""
+    plain = json.loads(json_text(header))
+    return json_text({**plain, CHECKSUM: checksum(plain, tensors)})
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
@@ -39,9 +44,9 @@ def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> 
         raise OSError(str(error)) from None
 
 
-def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """A hash of JSON text and of named tensors with their types and shapes: 64 hexadecimal digits."""
-    digest = hashlib.sha256(text.encode())
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A hash of JSON types and of named tensors with their types and shapes: 64 hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(bits_of(tensor))
@@ -74,13 +79,13 @@ def _header(file: Any, schema: str, path: str | Path) -> dict[str, Any]:
     found = header.get("schema") if isinstance(header, dict) else header
     if not isinstance(header, dict) or found != schema:
         raise UnreadableError(f"path: {path} has schema {shortened(repr(found))}; expected {schema!r}.")
-    unknown = sorted(set(metadata) - {KEY, SUM})
-    demand(not unknown, f"metadata: got {unknown}", f"{KEY} and {SUM} alone")
-    if SUM in metadata:
-        names = list(file.keys())
-        right = checksum(metadata[KEY], {name: file.get_tensor(name) for name in names}) == metadata[SUM]
+    unknown = sorted(set(metadata) - {KEY})
+    demand(not unknown, f"metadata: got {unknown}", f"{KEY} alone")
+    seal = header.pop(CHECKSUM, None)  # files from before there was one have none
+    if seal is not None:
+        found = checksum(header, {name: file.get_tensor(name) for name in list(file.keys())})
         demand(
-            right,
+            seal == found,
             "its checksum is another than its content's",
             "the file as it was written; take a copy of it",
         )

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from circuits.model.stored import KEY, SUM, checksum
+from circuits.model.stored import KEY, sealed_text
 from circuits.reading import CHECKSUM, sealed
 
 NASTY: tuple[Any, ...] = (
@@ -128,17 +128,18 @@ def hostile_tensors(path: Path, rng: random.Random) -> bytes:
         text = file.metadata()[KEY]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if how < 0.35:
-        text = edited_text(text, rng)
-    elif how < 0.7:
-        header = json.loads(text)
-        for _ in range(rng.randrange(1, 3)):
+        return bytes(save(tensors, metadata={KEY: edited_text(text, rng)}))
+    header = json.loads(text)
+    header.pop(CHECKSUM, None)
+    for _ in range(rng.randrange(1, 3)):
+        if how < 0.7:
             header = edited(header, rng)
-        text = json.dumps(header)
-    else:
-        for _ in range(rng.randrange(1, 3)):
+        else:
             tensors = _exchanged(tensors, rng)
-    sums = {} if rng.random() < 0.2 else {SUM: checksum(text, tensors)}
-    return bytes(save(tensors, metadata={KEY: text, **sums}))
+    sealable = isinstance(header, dict) and rng.random() < 0.8
+    return bytes(
+        save(tensors, metadata={KEY: sealed_text(header, tensors) if sealable else json.dumps(header)})
+    )
 
 
 def _exchanged(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
