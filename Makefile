@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types resolve check notebooks lock release clean
+.PHONY: help setup demo test test-slow test-all lint types resolve check notebooks lock release clean
 
 help: ## List the commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,8 +19,13 @@ setup: $(VENV)/.ready ## Make the virtual environment
 demo: setup ## Train a small sparse model, extract the quote circuit, write out/demo/
 	$(BIN)/circuits demo
 
-test: setup ## Run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not notebook"
+test: setup ## Run the fast tests: every check once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not notebook and not slow"
+
+test-slow: setup ## Run the tests that train, attack, fuzz or compile at length
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+
+test-all: test test-slow ## Run the whole suite, without the notebooks
 
 notebooks: setup ## Run every notebook from the top
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m notebook
@@ -41,7 +46,7 @@ lock: setup ## Write .ci/lock.txt: the pinned versions with the hashes of their 
 release: ## Build the wheel, and run the demo from it in a fresh environment
 	.ci/release $(PYTHON)
 
-check: resolve test lint types notebooks ## Everything that CI runs
+check: resolve test-all lint types notebooks ## Everything that CI runs
 
 clean: ## Remove the environment and all output
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

@@ -15,9 +15,11 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, IOEdge, Node, NodeFacts
 from circuits.model.sites import BY_SITES, SITES, all_sites
 from circuits.plots import circuit_figure, controls_figure, history_figure, pruning_figure
+from circuits.plots.circuit_page import reading_guide
 from circuits.plots.picture import order as order_module
 from circuits.plots.picture.circuit import circuit_picture as circuit_picture_of
 from circuits.plots.picture.frame import curve
+from circuits.plots.picture.labels import short_label
 from circuits.plots.picture.layout import circuit_layout, residual_wires
 from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
 from circuits.plots.picture.order import n_crossings, order, straighten
@@ -479,3 +481,30 @@ def test_two_thousand_nodes_are_laid_out_in_seconds() -> None:
     layout = circuit_picture_of(wide(2000).circuit)
     assert len([key for key in layout.place if not isinstance(key, str)]) == 2000
     assert time.process_time() - started < 20
+
+
+def test_positions_and_tokens_of_both_prompts_are_drawn_and_what_nothing_reaches_is_called_constant():
+    inputs = [
+        IOEdge("position", "position 3", SEEN, 0.5),
+        IOEdge("several", "40 other tokens", SEEN, -1.0),
+        IOEdge("shared", " ", WHICH, 0.25),
+        IOEdge("unembed", "'", TO_SINGLE, 1.0),
+    ]
+    figure = circuit_figure(make_circuit(edges=[Edge(KEY, QUERY, 0.25)], io_edges=inputs))
+    shown = texts(figure)
+    assert {"position 3", "40 other tokens", "·", "'"} <= set(shown)
+    fed = {node: short_label(node) in shown for node in (SEEN, WHICH)}
+    assert fed == {SEEN: True, WHICH: True}
+    assert {f"{short_label(node)} = constant" for node in (QUERY, KEY, VALUE, QUOTE)} <= set(shown)
+    silent = texts(circuit_figure(make_circuit(edges=[Edge(KEY, QUERY, 0.25)], io_edges=())))
+    assert f"{short_label(OPEN)} = constant" not in silent, (
+        "an older circuit does not tell what its channels get"
+    )
+
+
+def test_the_guide_speaks_of_what_is_drawn():
+    paired, alone = make_circuit(), make_circuit(edges=[], nodes=[SEEN, KEY])
+    assert "dotted" in reading_guide(paired)
+    assert "dotted" not in reading_guide(alone)
+    assert "against a constant" in reading_guide(alone)
+    assert "values" not in reading_guide(alone)

@@ -204,3 +204,23 @@ def test_without_optuna_a_search_says_what_to_install(found, monkeypatch):
         ValueError, match=r'search: it needs Optuna.* `pip install "sparse-circuits\[search\]"`'
     ):
         prune(found[0], load_task("quotes"), PruneConfig(), corpus=CORPUS, search=2, progress=False)
+
+
+def test_few_positions_and_shared_tokens_are_named_and_many_are_counted():
+    model, node = quote_closer(), TRUE_NODES[0]
+    batch = load_task("quotes").batch(4, split="val", seed=0)
+    name = CORPUS.tokenizer.token
+    others = [t for t in range(CORPUS.tokenizer.d_vocab) if name(t) not in ("'", '"')]
+    greatest = float(model.W_E.detach().abs().max())
+    with torch.no_grad():
+        model.W_pos[3, node.index] = 0.7
+        model.W_E[others[0], node.index] = -0.5 * greatest
+        model.W_E[others[1], node.index] = 0.005 * greatest
+    found = {e for e in io_edges(model, [node], batch, CORPUS.tokenizer) if e.kind != "embed"}
+    expected = {("position", "position 3"): 0.7, ("shared", name(others[0])): -0.5 * greatest}
+    assert {(e.kind, e.token): e.weight for e in found} == pytest.approx(expected)
+    with torch.no_grad():
+        model.W_E[others[:5], node.index] = -0.5 * greatest
+        model.W_pos[:4, node.index] = 0.7
+    found = {e for e in io_edges(model, [node], batch, CORPUS.tokenizer) if e.kind != "embed"}
+    assert {(e.kind, e.token) for e in found} == {("several", "5 other tokens"), ("several", "4 positions")}

@@ -29,6 +29,7 @@ from circuits.circuit.nodes import (
     NodeFacts,
     check_parts,
     edge_masks,
+    io_end,
     is_pair,
     node_masks,
     residual_links,
@@ -160,7 +161,7 @@ class Circuit(Plotted, Decompiled, Explored):
 
         Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `residual` (one residual
         channel written by one node and read by a later one; it carries no weight and is not counted),
-        `embed` and `unembed` (from and to nodes named `token:...` and `logit:...`, counted in `io_edges`).
+        those of `io_edges` (from and to nodes that `io_end` names: `token:...`, `position:...`, `logit:...`).
         """
         graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)
         place = {site: i for i, site in enumerate(self.sites, start=1)}
@@ -176,12 +177,13 @@ class Circuit(Plotted, Decompiled, Explored):
         for source, target in residual_links(self.nodes):
             graph.add_edge(str(source), str(target), weight=1.0, kind="residual")
         for io in self.io_edges:
-            if io.kind == "embed":
-                graph.add_node(f"token:{io.token}", layer=-1, subset=0)
-                graph.add_edge(f"token:{io.token}", str(io.node), weight=io.weight, kind=io.kind)
+            end = io_end(io)
+            if io.kind == "unembed":
+                graph.add_node(end, layer=self.n_layers, subset=len(place) + 1)
+                graph.add_edge(str(io.node), end, weight=io.weight, kind=io.kind)
             else:
-                graph.add_node(f"logit:{io.token}", layer=self.n_layers, subset=len(place) + 1)
-                graph.add_edge(str(io.node), f"logit:{io.token}", weight=io.weight, kind=io.kind)
+                graph.add_node(end, layer=-1, subset=0)
+                graph.add_edge(end, str(io.node), weight=io.weight, kind=io.kind)
         return graph
 
     def summary(self) -> dict[str, Any]:

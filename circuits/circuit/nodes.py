@@ -77,15 +77,29 @@ class Edge(NamedTuple):
 
 
 class IOEdge(NamedTuple):
-    """A nonzero of the embedding or of the unembedding that ties a token of the task to a node."""
+    """Nonzeros of the embedding, of the position table or of the unembedding that tie text to a node."""
 
-    kind: Literal["embed", "unembed"]
+    kind: Literal["embed", "shared", "position", "several", "unembed"]
+    """`embed`: a token in which clean and corrupted prompts differ; `shared`: any other token; `position`: a place in
+    the text; `several`: many of the last two in one; `unembed`: an answer or a foil."""
     token: str
+    """Its text; `position 3` (counted from 0), `12 positions`, `40 other tokens`."""
     node: Node
     weight: float
+    """Of several, the greatest in size."""
 
 
-STREAM = {"embed": "reads", "unembed": "writes"}
+def io_end(io: IOEdge) -> str:
+    """What is drawn at the other end: `token:...`, `position:...`, `logit:...`, or several of one channel's own."""
+    prefix = {
+        "position": "position",
+        "several": f"several:{io.node.stack}.{io.node.index}",
+        "unembed": "logit",
+    }.get(io.kind, "token")
+    return f"{prefix}:{io.token}"
+
+
+STREAM = {"embed": "reads", "shared": "reads", "position": "reads", "several": "reads", "unembed": "writes"}
 """What the node of an `IOEdge` does with the residual stream, by the kind of the edge."""
 
 
@@ -114,10 +128,10 @@ def check_parts(nodes: Iterable[Node], edges: Sequence[Edge], io_edges: Sequence
             )
         seen[source, target] = weight
     for io in io_edges:
-        if io.kind not in ("embed", "unembed") or ROWS[io.node.site].stream != STREAM[io.kind]:
+        if io.kind not in STREAM or ROWS[io.node.site].stream != STREAM[io.kind]:
             raise ValueError(
-                f"io_edges: got {io.kind!r} of token {io.token!r} at {io.node}; expected 'embed' at a node that reads "
-                "the residual stream, or 'unembed' at one that writes it."
+                f"io_edges: got {io.kind!r} of token {io.token!r} at {io.node}; expected 'unembed' at a node "
+                "that writes the residual stream, or 'embed', 'shared', 'position' or 'several' at one that reads it."
             )
         # The same token may be there twice: tokens may share a text.
         _check_weight("io_edges", f"{io.kind} of {io.token!r} at {io.node}", io.weight)

@@ -1,12 +1,21 @@
 """The parts of a circuit that follow from its nodes: the weights between them, and the tokens that they meet."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
 
 from circuits.circuit.nodes import Edge, IOEdge, Node
 from circuits.model.kinds import of_ours
 from circuits.model.sites import ROWS, SCORES, Site, Stack, read_stack, weights_among
 from circuits.model.transformer import SparseTransformer
 from tasks import Batch, Tokenizer
+
+FEW = 2
+"""Tokens that prompts share, or positions, that are named one by one at a node."""
+
+NEGLIGIBLE = 0.01
+"""Share of a table's greatest entry up to which an entry is left out: pictures would fill with noise."""
 
 
 @of_ours
@@ -32,10 +41,10 @@ def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]
 def io_edges(
     model: SparseTransformer, nodes: Sequence[Node], batch: Batch, tokenizer: Tokenizer
 ) -> list[IOEdge]:
-    """Embedding and unembedding nonzeros that tie the task's tokens to nodes on the residual stream.
+    """Nonzeros of embedding, position table and unembedding that tie text to nodes on the residual stream.
 
-    The task's tokens: those in which clean and corrupted prompts differ (embedding; in the text that the node's stack
-    reads), answers and foils (unembedding).
+    One for each token in which clean and corrupted prompts differ (in the text that the node's stack reads), and for
+    each answer and foil; other tokens, and positions, one by one where a node has few of them, else all in one.
     """
     told_apart = {stack: _told_apart(model, batch, stack) for stack in model.stacks}
     answers = set(batch.answer.tolist()) | set(batch.foil.tolist())
@@ -47,10 +56,30 @@ def io_edges(
             column = model.embedding(stack).detach()[:, node.index]
             tokens = [t for t in told_apart[stack] if column[t] != 0]
             found += [IOEdge("embed", name(t), node, float(column[t])) for t in tokens]
+            others = {name(t): w for t, w in _large(model.embedding(stack), node).items() if t not in tokens}
+            found += _few("shared", node, others, "other tokens")
+            at = {f"position {t}": w for t, w in _large(model.position_table(stack), node).items()}
+            found += _few("position", node, at, "positions")
         elif ROWS[node.site].stream == "writes" and node.stack == "decoder":
             row = model.W_U.detach()[node.index]
             found += [IOEdge("unembed", name(t), node, float(row[t])) for t in answers if row[t] != 0]
     return found
+
+
+def _large(table: Tensor, node: Node) -> dict[int, float]:
+    """Rows of an embedding or position table on a node's channel, without what is negligible."""
+    column = table.detach()[:, node.index]
+    kept = (column.abs() > NEGLIGIBLE * float(table.detach().abs().max())).nonzero()[:, 0]
+    return {int(row): float(column[row]) for row in kept}
+
+
+def _few(
+    kind: Literal["shared", "position"], node: Node, weights: Mapping[str, float], plural: str
+) -> list[IOEdge]:
+    """An edge for each of a few; one for all of many."""
+    if len(weights) > FEW:
+        return [IOEdge("several", f"{len(weights)} {plural}", node, max(weights.values(), key=abs))]
+    return [IOEdge(kind, text, node, weight) for text, weight in weights.items()]
 
 
 def _told_apart(model: SparseTransformer, batch: Batch, stack: Stack) -> set[int]:

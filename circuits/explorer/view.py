@@ -11,7 +11,8 @@ from circuits.explorer.program import circuit_program
 from circuits.model.kinds import of_ours
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
-from circuits.plots.picture.layout import Key, Layout
+from circuits.plots.picture.layout import Layout
+from circuits.plots.picture.ranks import end_text, is_token
 from circuits.pruning.stability import Stability
 from circuits.trust.report import TrustReport
 from tasks import Task
@@ -95,8 +96,8 @@ def _picture(circuit: Circuit, layout: Layout, kinds: Mapping[Node, str]) -> dic
     }
 
 
-def _text(key: Key) -> str:
-    return printable(str(key).partition(":")[2])
+def _text(key: str) -> str:
+    return printable(end_text(key)) if is_token(key) else end_text(key)
 
 
 def _mark(circuit: Circuit, node: Node, layout: Layout) -> dict[str, Any]:

@@ -263,6 +263,11 @@ class SparseTransformer(LensModel):
         own = None if stack == "decoder" or self.encoder is None else self.encoder.W_E
         return self.W_E if own is None else own
 
+    def position_table(self, stack: Stack) -> Float[Tensor, "n_ctx d_model"]:
+        """What a stack adds to its embedded tokens, by their position in its text."""
+        table: Tensor = self.W_pos if stack == "decoder" or self.encoder is None else self.encoder.W_pos
+        return table
+
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
         """Unembedding weights."""

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import is_pair
+from circuits.model.sites import ROWS
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
 from circuits.plots.picture.circuit import circuit_figure
 from circuits.plots.picture.labels import long_label, short_label
@@ -49,7 +50,11 @@ def demo_page(
         for key, value in report.items()
         if key not in HEADLINES and isinstance(value, bool | int | float | str)
     ]
-    blocks: list[Block] = [headline(numbers), READING, circuit_figure(circuit, title="", d_head=d_head)]
+    blocks: list[Block] = [
+        headline(numbers),
+        reading_guide(circuit),
+        circuit_figure(circuit, title="", d_head=d_head),
+    ]
     nodes = heading("Nodes") + table(node_rows(circuit), {"mean": "+.3f", "effect": "+.3f"})
     edges = heading("Edges") + table(edge_rows(circuit), {"weight": "+.3f"}) if circuit.edges else ""
     blocks += [Html(f'<div class="pair"><section>{nodes}</section><section>{edges}</section></div>')]
@@ -59,13 +64,21 @@ def demo_page(
     return write_page(path, title=title or f"The circuit for {circuit.task}", blocks=blocks)
 
 
-READING = (
-    "Read it from left to right. Tokens write to residual channels; attention heads and MLP neurons read "
-    "channels and write to channels; the last ones move the logits. A blue weight passes a value on, an "
-    "orange one turns its sign. In a head, a query and a key (dotted) choose positions by their product, and "
-    "values are carried over from there. Everything that is not drawn is held at a constant."
-)
-"""How to read the picture, for somebody who has not seen one."""
+def reading_guide(circuit: Circuit) -> str:
+    """How to read the picture, for somebody who has not seen one: no word on what this circuit lacks."""
+    sites = {node.site for node in circuit.nodes}
+    does = [
+        "Read it from left to right. Tokens and positions write to residual channels; what reads a channel and writes "
+        "to others stands between, and the last ones move the logits. A blue weight passes a value on, an orange one "
+        "turns its sign."
+    ]
+    if any(is_pair(edge) for edge in circuit.edges):
+        does.append("In a head, a query and a key (dotted) choose positions by their product.")
+    elif any(ROWS[site].per_head and site.endswith(("_q", "_k")) for site in sites):
+        does.append("In a head, a query or a key chooses positions against a constant.")
+    if any(site.endswith("_v") for site in sites):
+        does.append("A head's values are carried over from the positions that it chooses.")
+    return " ".join([*does, "Everything that is not drawn is held at a constant."])
 
 
 def node_rows(circuit: Circuit) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ TREE, NAMES = Path("docs/reference/tree.md"), Path("docs/reference/names.md")
 TOP = {
     "pyproject.toml": "Ranges of versions, and the settings of every tool",
     "constraints.txt": "One version of each dependency: a set known to work together",
-    "Makefile": "`make demo`, `make test`, `make lint`, `make types`, `make notebooks`",
+    "Makefile": "`make demo`, `make test`, `make test-all`, `make lint`, `make types`, `make notebooks`",
     ".ci": "What runs on a clean checkout",
     "circuits": "",
     "tasks": "",

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
+from circuits.circuit.nodes import STREAM
 from circuits.circuit.score import LOSS
 from circuits.model.subject import Subject
 from circuits.plots import plot
@@ -158,7 +159,7 @@ def _legend(links: Sequence[Link]) -> list[go.Scatter]:
 def _scales(circuit: Circuit, links: Sequence[Link], frame: Frame) -> dict[str, Any]:
     """One line below the picture on what widths and areas mean."""
     said = []
-    for where, kinds in (("between nodes", ("weight",)), ("at tokens", ("embed", "unembed"))):
+    for where, kinds in (("between nodes", ("weight",)), ("at tokens", STREAM)):
         weights = [abs(link.weight) for link in links if link.kind in kinds]
         said += [f"{max(weights):.2f} {where}"] if weights else []
     widths = [f"Line width: |weight|, at most {' and '.join(said)}."] if said else []

@@ -7,6 +7,7 @@ from typing import Any
 
 from circuits.plots.picture.labels import GLOSS, short_label
 from circuits.plots.picture.layout import Layout, Point
+from circuits.plots.picture.ranks import is_input, is_token
 from circuits.plots.style import DESIGN_WIDTH
 
 ROW_PX = 64
@@ -79,7 +80,7 @@ def make_frame(layout: Layout, *, is_horizontal: bool) -> Frame:
 
 
 def _horizontal(layout: Layout) -> Frame:
-    left, right = (SIDE_PX + _chip_px(layout, prefix) for prefix in ("token:", "logit:"))
+    left, right = (SIDE_PX + _chip_px(layout, goes_in) for goes_in in (True, False))
     width = DESIGN_WIDTH - left - right
     along, across = widened(layout.along, 0.5), widened(layout.across, 0.75)
     rows = across[1] - across[0]
@@ -172,6 +173,7 @@ def _padded(span: Point, least: float) -> Point:
     return widened(span, max(0.0, least - (span[1] - span[0])) / 2)
 
 
-def _chip_px(layout: Layout, prefix: str) -> int:
-    labels = [short_label(key) for key in layout.place if isinstance(key, str) and key.startswith(prefix)]
-    return round(max((7.8 * len(label) + 18 for label in labels), default=0))
+def _chip_px(layout: Layout, goes_in: bool) -> int:
+    ends = [key for key in layout.place if isinstance(key, str) and is_input(key) == goes_in]
+    widths = [(7.8 if is_token(end) else 5.8) * len(short_label(end)) + 18 for end in ends]
+    return round(max(widths, default=0))

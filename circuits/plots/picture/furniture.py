@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from circuits.circuit.nodes import Node
+from circuits.model.sites import ROWS
 from circuits.plots.picture.frame import CHARACTER_PX, Frame, widened
 from circuits.plots.picture.labels import GLOSS, short_label
 from circuits.plots.picture.layout import HEAD_STEP, Column, HeadBox, Layout, Point
-from circuits.plots.picture.ranks import Key
+from circuits.plots.picture.ranks import Key, is_input, is_token
 from circuits.plots.picture.weights import weight_labels
 from circuits.plots.style import BAND, BOX, FAINT, INK, MONO, PAPER
 
@@ -58,12 +60,24 @@ def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) ->
     texts += [text for box in layout.boxes for text in _head_label(frame, box)]
     texts += [_chip(key, frame, place) for key, place in layout.place.items() if isinstance(key, str)]
     if frame.has_labels:
+        unfed = without_input(layout)
         texts += [
-            _node_label(short_label(key), frame, layout.place[key], diameter)
+            _node_label(
+                short_label(key) + (" = constant" if key in unfed else ""), frame, layout.place[key], diameter
+            )
             for key, diameter in diameters.items()
         ]
         texts += weight_labels(layout, frame, diameters)
     return [{"showarrow": False, **text} for text in texts]
+
+
+def without_input(layout: Layout) -> set[Key]:
+    """Nodes that nothing but a bias reaches; what the residual stream feeds counts once a circuit tells all of it."""
+    links = [link for link, _ in layout.lines]
+    fed = {link.target for link in links if link.kind != "score"}
+    tells_all = any(link.kind in ("shared", "position", "several") for link in links)
+    nodes = [key for key in layout.place if isinstance(key, Node) and key not in fed]
+    return {node for node in nodes if tells_all or ROWS[node.site].stream != "reads"}
 
 
 def _layer_label(frame: Frame, columns: list[Column]) -> dict[str, Any]:
@@ -141,14 +155,13 @@ _CHOOSES = {
 def _chip(key: str, frame: Frame, place: Point) -> dict[str, Any]:
     """A token in a small frame, outside the line that starts or ends at it."""
     x, y = frame.xy(*place)
-    is_input = key.startswith("token:")
     if frame.is_horizontal:
-        anchor = {"xanchor": "right" if is_input else "left"}
+        anchor = {"xanchor": "right" if is_input(key) else "left"}
     else:
-        anchor = {"yanchor": "top" if is_input else "bottom"}
+        anchor = {"yanchor": "top" if is_input(key) else "bottom"}
     return {
         "text": short_label(key),
-        "font": {"family": MONO, "size": 13, "color": INK},
+        "font": {"family": MONO, "size": 13, "color": INK} if is_token(key) else {"size": 11, "color": FAINT},
         "bgcolor": PAPER,
         "bordercolor": FAINT,
         "borderwidth": 1,

@@ -7,7 +7,7 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.model.sites import ROWS
 from circuits.plots.picture.layout import Link
-from circuits.plots.picture.ranks import Key
+from circuits.plots.picture.ranks import Key, end_text, is_token
 from circuits.plots.style import escaped, number
 from tasks.tokenizer import printable
 
@@ -34,14 +34,14 @@ def short_label(key: Key) -> str:
     if isinstance(key, Node):
         row = ROWS[key.site]
         return f"{'ch' if row.stream else row.label} {key.index}"
-    return escaped(printable(key.partition(":")[2]))
+    return escaped(printable(end_text(key)) if is_token(key) else end_text(key))
 
 
 def long_label(key: Key) -> str:
     """A name that stands by itself: the node with its site, or what kind of token it is."""
     if isinstance(key, Node):
         return f"{short_label(key)} ({key.at})"
-    return f"{'token' if key.startswith('token:') else 'logit'} {short_label(key)}"
+    return f"{key.partition(':')[0]} {short_label(key)}" if is_token(key) else short_label(key)
 
 
 def key_hovers(circuit: Circuit, links: Sequence[Link], d_head: int) -> dict[Key, str]:
@@ -110,5 +110,8 @@ _LINK = {
     "score": "score pair: this key times this query, times",
     "residual": "same residual channel, carried along (no weight, not counted)",
     "embed": "embedding weight",
+    "shared": "embedding weight (a token of both prompts)",
+    "position": "position weight",
+    "several": "weights up to",
     "unembed": "unembedding weight",
 }

@@ -12,7 +12,7 @@ from circuits.circuit.nodes import Node
 from circuits.plots.picture.frame import Frame, curve
 from circuits.plots.picture.labels import link_hover
 from circuits.plots.picture.layout import Layout, Link, Point
-from circuits.plots.picture.ranks import Key
+from circuits.plots.picture.ranks import Key, is_input
 from circuits.plots.style import INK, NEGATIVE, PAPER, POSITIVE, RESIDUAL, SCORE
 
 THINNEST, WIDEST = 1.25, 7.0
@@ -141,8 +141,8 @@ def _middle(points: Sequence[Point]) -> Point:
 def token_traces(layout: Layout, frame: Frame, hovers: Mapping[Key, str]) -> list[go.Scatter]:
     """Small dots where tokens and logits are tied in; their texts are annotations."""
     traces = []
-    for name, prefix in (("tokens", "token:"), ("logits", "logit:")):
-        keys = [key for key in layout.place if isinstance(key, str) and key.startswith(prefix)]
+    for name, goes_in in (("tokens", True), ("logits", False)):
+        keys = [key for key in layout.place if isinstance(key, str) and is_input(key) == goes_in]
         places = [frame.xy(*layout.place[key]) for key in keys]
         traces.append(
             go.Scatter(

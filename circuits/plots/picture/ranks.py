@@ -6,7 +6,23 @@ from circuits.circuit.nodes import Node
 from circuits.model.sites import ORDER, ROWS, Stack
 
 Key = Node | str
-"""A node, or a token named as in `Circuit.to_networkx`: `token:...` going in, `logit:...` coming out."""
+"""A node, or what `io_end` names: tokens and positions going in, `logit:...` coming out."""
+
+
+def is_input(end: str) -> bool:
+    """Whether what is no node goes in."""
+    return not end.startswith("logit:")
+
+
+def is_token(end: str) -> bool:
+    """Whether it is one token, and no position or group."""
+    return end.startswith(("token:", "logit:"))
+
+
+def end_text(end: str) -> str:
+    """The words for a token, a position or a logit."""
+    text = end.partition(":")[2]
+    return text.partition(":")[2] if end.startswith("several:") else text
 
 
 def family(site: str) -> str:
@@ -34,7 +50,7 @@ def rank_of(key: Key) -> tuple[int, int, int]:
     """Stack, layer and rank within the layer, by which things are set in forward order."""
     if isinstance(key, Node):
         return STACK_RANKS[key.stack], key.layer, RANKS[key.site]
-    return (-1, 0, 0) if key.startswith("token:") else (LAST, 0, 0)
+    return (-1, 0, 0) if is_input(key) else (LAST, 0, 0)
 
 
 def first_order(key: Key) -> tuple[int, int, int, int, str]:
@@ -58,4 +74,4 @@ def site_of(key: Key) -> tuple[Stack, int | None, str]:
     """Stack, layer and name of the column that a node, a token or a logit stands in."""
     if isinstance(key, Node):
         return key.stack, key.layer, key.site
-    return "decoder", None, "tokens" if key.startswith("token:") else "logits"
+    return "decoder", None, "tokens" if is_input(key) else "logits"
