@@ -228,6 +228,7 @@ def test_the_explanation_quotes_the_model():
 
 
 @pytest.mark.parametrize("name", STEP_NAMES)
+@pytest.mark.slow
 def test_a_step_agrees_with_masked_dense_and_has_both_memories(name):
     config = StepConfig(name=name, d_model=64, density=1 / 16, n_layers=1, batch=2, pos=16, d_vocab=16)
     row = measure_step(config, repeats=1)
@@ -238,6 +239,7 @@ def test_a_step_agrees_with_masked_dense_and_has_both_memories(name):
 
 
 @pytest.mark.parametrize("name", STEP_NAMES)
+@pytest.mark.slow
 def test_the_fast_way_multiplies_no_dense_matrix_forward(name, monkeypatch):
     config = StepConfig(name=name, d_model=64, density=1 / 16, n_layers=1, batch=2, pos=16, d_vocab=16)
     monkeypatch.setattr("circuits.model.affine.F.linear", lambda *_: pytest.fail("multiplied a dense matrix"))

@@ -199,6 +199,7 @@ def test_same_arguments_same_bits(dense, sparse, text):
     assert first.metrics == second.metrics
 
 
+@pytest.mark.slow
 def test_sparse_side_trained_beside_under_its_projection(dense, text):
     before = dense.fingerprint()
     bridges = fit_bridges(

@@ -100,6 +100,7 @@ def test_trust_finds_the_model_and_writes_a_page(closer):
     assert all(html.escape(entry["meaning"]) in page for entry in report["entries"])
 
 
+@pytest.mark.slow
 def test_the_commands_agree_on_a_faithful_circuit_under_position_ablation(closer):
     settings = {"objective": "faithful", "ablation": "position", "starts": 1, "steps": 40, "n_eval": 16}
     settings |= {"n_test": 24, "n_mean": 16}
@@ -139,6 +140,7 @@ def test_trust_refuses_another_model_and_a_missing_one(closer, tmp_path):
     assert "say where it is with --model" in " ".join(missing.output.split())
 
 
+@pytest.mark.slow
 def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calls = []

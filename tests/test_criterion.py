@@ -176,9 +176,14 @@ CROSSED = [
     ("task", "mean", True, False),
     ("faithful", "position", True, False),
 ]
+FIRST = {("margins", "mean", True, True), ("task", "zero", True, True), ("faithful", "position", True, False)}
+"""Each objective and both treatments of edges once; the rest is slow."""
 
 
-@pytest.mark.parametrize(("objective", "ablation", "calibrate", "prune_edges"), CROSSED)
+@pytest.mark.parametrize(
+    ("objective", "ablation", "calibrate", "prune_edges"),
+    [pytest.param(*case, marks=() if case in FIRST else pytest.mark.slow) for case in CROSSED],
+)
 def test_trust_says_of_a_circuit_what_pruning_said(
     model, tmp_path, objective, ablation, calibrate, prune_edges
 ):
@@ -201,6 +206,7 @@ def test_trust_says_of_a_circuit_what_pruning_said(
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.slow
 def test_every_check_runs_under_every_ablation(model, circuit, ablation):
     """On the same nodes, whose values are taken anew."""
     values = ablation_values(model, CORPUS.train[:640].view(16, 40), ablation)

@@ -211,6 +211,7 @@ def test_means_are_over_text_alone(model: SparseTransformer) -> None:
         torch.testing.assert_close(means[site], value[real].mean(0), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_cut_weights_pass_means(model: SparseTransformer) -> None:
     """Every weight cut is every source at its mean."""
     tokens = rows()

@@ -357,7 +357,13 @@ def test_every_row_has_a_cell() -> None:
     assert names == {name.split(",")[0] for name in cells}
 
 
-@pytest.mark.parametrize("name", WORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow if n in ("prune", "trust_report", "gate_floor") else ())
+        for n in WORKS
+    ],
+)
 def test_works(name: str, s: Subject, tmp_path: Path) -> None:
     check: Any = WORKS[name]
     check(s, tmp_path) if name == "save_checkpoint" else check(s)

@@ -61,6 +61,7 @@ def test_the_cache_changes_nothing(variant: str) -> None:
 
 
 @variants
+@pytest.mark.slow
 def test_a_packed_cache_is_near(variant: str) -> None:
     """Beyond two flushes of the INT8 buffer, in 4 bits: log-probabilities stay near those of the exact model."""
     model, tokens, past = (
@@ -86,6 +87,7 @@ def given_back(model: SparseTransformer) -> bool:
     return model.given.past is None and model.given.turbo is None
 
 
+@pytest.mark.slow
 def test_a_hook_on_the_pattern_sees_the_packed_cache_and_changes_nothing() -> None:
     model, tokens = made(), text(24)
     seen: list[tuple[int, ...]] = []

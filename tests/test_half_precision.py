@@ -56,6 +56,7 @@ def test_a_circuit_runs_before_and_after_its_file(dtype: torch.dtype, tmp_path: 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.slow
 def test_pruning_ends_in_a_circuit(dtype: torch.dtype) -> None:
     config = PruneConfig(
         objective="task",

@@ -45,6 +45,7 @@ def test_true_circuit_is_enough_and_no_part_can_go(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_second_task_leaves_the_first_alone(name: str) -> None:
     other = "copying" if name != "copying" else "quotes"
     made = MODELS[name](2, second=other)
@@ -79,6 +80,7 @@ def test_bad_arguments(bad: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.slow
 def test_rankings_hold_every_node_once(method: str) -> None:
     made = MODELS["majority"](0)
     ranking = METHODS[method](made.model, made.task)

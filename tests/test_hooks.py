@@ -54,6 +54,7 @@ def give(value: torch.Tensor, hook: Any) -> torch.Tensor:
         ("static", "as it is", False), ("full", "as it is", True), ("full", "compact", False),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_hook_that_writes_does_what_one_that_returns_does_and_leaves_the_model_alone(name, way, on):
     model = compact(model_of(name)) if way == "compact" else model_of(name)
     switch(model, on)

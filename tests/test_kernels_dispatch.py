@@ -267,6 +267,7 @@ def run_fresh(script: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_no_compiler_is_imported_before_an_operation_needs_it() -> None:
     run_fresh(
         "import sys, torch, circuits.kernels as k\n"

@@ -105,6 +105,7 @@ def test_a_pass_on_the_nonzeros_leaves_the_allocator_alone(asked: list[tuple[int
     assert asked == []
 
 
+@pytest.mark.slow
 def test_importing_the_package_and_a_pass_on_the_nonzeros_never_look_for_mallopt() -> None:
     script = """
 import ctypes

@@ -40,6 +40,7 @@ NAN, INF = float("nan"), float("inf")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="already under the interpreter")
+@pytest.mark.slow
 def test_parity_under_the_interpreter() -> None:
     table = pathlib.Path(__file__).with_name("test_kernels_dispatch.py")
     command = [

@@ -152,7 +152,9 @@ def test_buffers_after_each_token(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("with_sink", [False, True])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])]
+)
 def test_decode_on_the_cpu_is_the_definition(case: dict[str, Any], with_sink: bool) -> None:
     q, found, _, _ = stored(**case)
     sink = torch.randn(q.shape[2]) if with_sink else None

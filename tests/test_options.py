@@ -950,8 +950,17 @@ TABLE: dict[str, Row] = {
     "dilution_sweep": row(check_dilution, on_circuits=True, **MINI),
     "attack": row(check_attack, on_circuits=True, **MINI),
 }
+LONG = {"prune", "trust_report", "fit_bridges"}
+"""Analyses that take seconds: with options other than none they are slow tests."""
+
+
+def is_slow(name: str, option: str) -> tuple[pytest.MarkDecorator, ...]:
+    is_long = name.partition(",")[0] in LONG and option != "default"
+    return (pytest.mark.slow,) if is_long else ()
+
+
 CELLS = [
-    pytest.param(name, option, id=f"{name}-{option}")
+    pytest.param(name, option, id=f"{name}-{option}", marks=is_slow(name, option))
     for name, analysis in TABLE.items()
     for option in (*MODEL_OPTIONS, *(CIRCUIT_OPTIONS if analysis.circuits else ()))
 ]

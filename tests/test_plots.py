@@ -474,6 +474,7 @@ def test_crossings_are_those_of_every_pair(n: int) -> None:
     assert order_module._crossings_in_gap(ends) == sum(pairs)
 
 
+@pytest.mark.slow
 def test_two_thousand_nodes_are_laid_out_in_seconds() -> None:
     from docs.experiments.explorer import wide
 

@@ -51,6 +51,7 @@ def bench(made: Handmade) -> Bench:
     ("fault", "check", "names"),
     [(fault, check, names) for fault, found in CAUGHT.items() for check, names in found.items()],
 )
+@pytest.mark.slow
 def test_a_planted_fault_is_caught(fault: str, check: Check, names: set[str]) -> None:
     entries = run_checks(bench(planted(fault)), (check,))
     assert names <= {entry.name for entry in entries if entry.verdict == "fail"}, entries

@@ -130,6 +130,7 @@ def test_calibration_finds_the_best_factor_within_its_bounds():
     assert fitted_scale(torch.tensor([-0.2, -0.3])) == pytest.approx(0.1, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_edge_gates_lead_to_the_same_circuit(found):
     model, circuit = found
     config = PruneConfig(starts=1, steps=60, n_eval=32, n_test=64, n_mean=64, edge_gates=0, calibrate=False)
@@ -185,6 +186,7 @@ def test_thinning_by_rank_keeps_what_is_needed():
     assert set(minimal(every, solved, lambda n: None)) == needed
 
 
+@pytest.mark.slow
 def test_a_search_tries_the_config_first_and_keeps_the_smallest(found):
     model, _ = found
     config = PruneConfig(steps=40, n_eval=16, n_test=16, n_mean=16, calibrate=False)

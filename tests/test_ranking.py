@@ -156,6 +156,7 @@ def loss_moved(model, clean, at, entry, change) -> float:
     return loss
 
 
+@pytest.mark.slow
 def test_activation_patching_and_single_ablation_by_their_definition(wrapped):
     for model, task in ((ours(), TASK), (wrapped, Copy())):
         patched = rank(model, task, method="activation patching", config=FEW)
@@ -192,6 +193,7 @@ def test_activation_patching_and_single_ablation_by_their_definition(wrapped):
 
 
 @pytest.mark.parametrize("method", OF_ANY)
+@pytest.mark.slow
 def test_wrapped_models_are_ranked_by_what_runs_them(method, wrapped):
     task = Copy()
     ranking = rank(wrapped, task, method=method, config=FEW)
@@ -246,6 +248,7 @@ def test_a_curve_is_what_the_evaluator_says_of_the_best_parts():
         assert one.cmd >= 0
 
 
+@pytest.mark.slow
 def test_gates_find_a_known_circuit_and_no_part_of_it_ranks_low():
     """Every node is needed for anything, so that no ranking's curve can rise before the last one is there."""
     made = MODELS["copying"](0)

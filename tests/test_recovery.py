@@ -62,6 +62,7 @@ def rewritten(path: Path, *, config=None, tensors=None, shapes=None) -> Path:
 # Hostile files.
 
 
+@pytest.mark.slow
 def test_every_reader_loads_or_refuses_whatever_a_file_holds():
     report = fuzz.fuzz(400, seed=1)
     assert report.bad == ()
@@ -412,6 +413,7 @@ def test_a_loss_that_explodes_names_step_tensor_and_checkpoint(tmp_path, monkeyp
     assert load_checkpoint(bad.value.path).model.unembed.b_U.abs().max() < 1e3
 
 
+@pytest.mark.slow
 def test_resume_alone_takes_up_what_belongs_to_the_output(tmp_path):
     """The command, killed in the middle and started again, as the experiment does it ten times a signal."""
     out = tmp_path / "m.safetensors"

@@ -48,6 +48,7 @@ def test_the_situation_is_named_and_the_core_is_core(name: str) -> None:
         assert set(found.nodes) == set(made.circuit.nodes)
 
 
+@pytest.mark.slow
 def test_what_everything_needs_cannot_be_avoided() -> None:
     made = quotes(1)
     with pytest.raises(NoCircuitError, match="all nodes but these 1 have loss .* expected at most 0.03"):
@@ -85,6 +86,7 @@ def test_knocking_a_circuit_out_shows_its_double() -> None:
     assert [entry.verdict for entry in passed] == ["pass", "pass"]
 
 
+@pytest.mark.slow
 def test_ablating_single_nodes_finds_an_island_and_only_the_core_of_what_has_doubles() -> None:
     """Nothing much happens when one of two goes, so what matters comes after everything that single nodes decide."""
     rank = METHODS["single ablation"]

@@ -29,6 +29,7 @@ def test_widths_keep_density_and_head_size():
     assert wide.model.n_heads * wide.model.d_head == wide.model.d_model == 256
 
 
+@pytest.mark.slow
 def test_it_writes_its_results_and_does_not_train_twice(tmp_path, monkeypatch):
     monkeypatch.setattr(support, "WIDTHS", (128,))
     paths = dict(results=tmp_path / "r.json", kept=tmp_path / "kept")

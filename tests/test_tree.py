@@ -156,6 +156,7 @@ def test_a_process_that_fails_gives_no_time(tmp_path):
         structure.seconds_of(["-c", "raise SystemExit(1)"], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_results_have_their_headlines(tmp_path, monkeypatch):
     monkeypatch.setattr(structure, "medians", lambda commands, rounds, root: dict.fromkeys(commands, 2.0))
     found = {**structure.sizes(ROOT), **structure.starts(1, ROOT)}

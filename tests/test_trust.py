@@ -81,6 +81,7 @@ def test_a_true_circuit_passes_everything(report: TrustReport) -> None:
 
 
 @pytest.mark.parametrize("name", ["modular", "induction"])
+@pytest.mark.slow
 def test_other_true_circuits_pass(name: str) -> None:
     made = MODELS[name](0)
     assert trust_report(made.model, made.circuit, made.task, replace(QUICK, n_pairs=96)).failed == []
@@ -143,6 +144,7 @@ def test_nothing_of_the_model_is_changed(made: Handmade) -> None:
     assert made.model.fingerprint() == before
 
 
+@pytest.mark.slow
 def test_same_seed_same_report(made: Handmade) -> None:
     a, b = (
         trust_report(made.model, made.circuit, made.task, replace(QUICK, n_random=4)).to_json()
