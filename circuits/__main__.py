@@ -4,6 +4,7 @@ import typer
 
 from circuits.commands.bridges import bridge, steer
 from circuits.commands.extract import Resumable, demo, prune, show, train
+from circuits.commands.sweep import sweep
 from circuits.commands.timing import bench
 from circuits.commands.trust import trust, verify
 
@@ -26,7 +27,7 @@ A first session:
     circuits trust out/quotes.json                 # is it what the model uses?
 """,
 )
-for command in (demo, train, prune, show, trust, verify, bridge, steer, bench):
+for command in (demo, train, prune, show, trust, verify, bridge, steer, sweep, bench):
     app.command(cls=Resumable if command is train else None)(command)
 
 

