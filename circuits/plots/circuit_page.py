@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import is_pair
+from circuits.circuit.nodes import kind_of
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
 from circuits.plots.picture.circuit import circuit_figure
 from circuits.plots.picture.labels import long_label, short_label
@@ -87,7 +87,7 @@ def edge_rows(circuit: Circuit) -> list[dict[str, Any]]:
             "from": long_label(edge.source),
             "to": long_label(edge.target),
             "weight": edge.weight,
-            "kind": "score" if is_pair(edge) else "weight",
+            "kind": kind_of(edge),
         }
         for edge in sorted(circuit.edges, key=lambda edge: -abs(edge.weight))
     ]

@@ -12,7 +12,13 @@ from circuits.plots.style import escaped, number
 from tasks.tokenizer import printable
 
 _DOES = {
-    **{"attn_q": "seeks", "attn_k": "matches", "attn_v": "carries", "mlp_neuron": "fires"},
+    **{
+        "attn_q": "seeks",
+        "attn_k": "matches",
+        "attn_v": "carries",
+        "mlp_neuron": "fires",
+        "router": "chooses",
+    },
     **{"cross_q": "seeks", "cross_k": "matches", "cross_v": "carries"},
 }
 GLOSS: dict[str, str] = {
@@ -108,6 +114,7 @@ def link_hover(link: Link) -> str:
 _LINK = {
     "weight": "weight",
     "score": "score pair: this key times this query, times",
+    "gate": "this expert's share times this neuron, times",
     "residual": "same residual channel, carried along (no weight, not counted)",
     "embed": "embedding weight",
     "unembed": "unembedding weight",
