@@ -39,7 +39,7 @@ from circuits.handmade import rankings
 from circuits.model import checkpoint, compute
 from circuits.model.config import ModelConfig
 from circuits.model.options import SIZES, Says
-from circuits.model.sites import WEIGHTS, Site
+from circuits.model.sites import ALL_WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.procedure import PruneConfig, prune
 from circuits.ranking import RankConfig, rank
@@ -90,6 +90,7 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "scaled": {"embed_scale": True},
     "layer": {"norm": "layer"},
     "post": {"norm_position": "post"},
+    "experts": {"experts": 4, "experts_active": 2},
 }
 """Encoder-decoders have rows of two texts, and so a table of their own: test_encdec_options.py."""
 if any(option.name == "act" for option in fields(ModelConfig)):
@@ -99,6 +100,7 @@ DYNAMIC = {"full": "compose='full'"}
 COMPOSED = {"static": "compose='static'", **DYNAMIC}
 SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
+EXPERTS = {"experts": "experts=4"}
 THROUGH = NORMED | SCALED
 """What products of weights from embeddings to logits leave out."""
 
@@ -215,13 +217,27 @@ def circuit_of(model: SparseTransformer, naive: Naive, option: str, n_words: int
 def loop_edges(naive: Naive, nodes: list[Node]) -> list[Edge]:
     found = []
     for a, b in product(nodes, nodes):
-        for row in WEIGHTS.values():
+        for row in layer_rows_of(naive):
             if a.layer == b.layer and (a.site, b.site) == (row.source, row.target):
                 weight = float(naive.weights[f"blocks.{a.layer}.{row.path}.weight"][a.index, b.index])
                 found += [Edge(a, b, weight)] if weight else []
         if a.layer == b.layer and (a.site, b.site) == ("attn_k", "attn_q") and a.index == b.index:
             found.append(Edge(a, b, naive.config.d_head**-0.5))
+        if a.layer == b.layer and (a.site, b.site) == ("router", "mlp_neuron"):
+            found += [Edge(a, b, 1.0)] if b.index in neurons_of(naive, a.index) else []
     return found
+
+
+def layer_rows_of(naive: Naive) -> list[Any]:
+    """The weight matrices of a layer."""
+    names = {site.name for site in naive.config.widths}
+    return [row for row in ALL_WEIGHTS.values() if {row.source, row.target} <= names]
+
+
+def neurons_of(naive: Naive, expert: int) -> range:
+    """Experts are as large as one another, side by side."""
+    size = naive.config.d_mlp // naive.config.experts
+    return range(expert * size, (expert + 1) * size)
 
 
 def same(found: Any, expected: Any, atol: float = 2e-4) -> None:
@@ -444,7 +460,7 @@ def check_weight_magnitude(s: Subject) -> None:
     total = {
         Node(site.layer, site.name, i): 0.0 for site, w in s.naive.config.widths.items() for i in range(w)
     }
-    for layer, row in product(range(s.naive.config.n_layers), WEIGHTS.values()):
+    for layer, row in product(range(s.naive.config.n_layers), layer_rows_of(s.naive)):
         for i, j in s.naive.weights[f"blocks.{layer}.{row.path}.weight"].nonzero().tolist():
             size = abs(float(s.naive.weights[f"blocks.{layer}.{row.path}.weight"][i, j]))
             total[Node(layer, row.source, i)] += size
@@ -890,6 +906,7 @@ def row(
 WRITTEN_OUT = (
     COMPOSED
     | THROUGH
+    | EXPERTS
     | {
         "position": "found under 'position' ablation",
         "resample": "found under 'resample' ablation",

@@ -158,8 +158,9 @@ class Circuit(Plotted, Decompiled, Explored):
         `n_layers`. `subset` is a node's place in the forward pass, by which `networkx.multipartite_layout` draws
         columns. Edges carry weight and kind.
 
-        Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `gate` (an expert and a neuron of it, counted too), `residual` (one residual
-        channel written by one node and read by a later one; it carries no weight and is not counted),
+        Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `gate` (an expert and a neuron
+        of it, counted too), `residual` (one residual channel written by one node and read by a later one; it carries
+        no weight and is not counted),
         `embed` and `unembed` (from and to nodes named `token:...` and `logit:...`, counted in `io_edges`).
         """
         graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)

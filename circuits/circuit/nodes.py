@@ -10,10 +10,10 @@ from torch import Tensor
 
 from circuits.model.sites import (
     BY_SITES,
-    ORDER,
-    ROWS,
     GATED,
+    ORDER,
     PAIRS,
+    ROWS,
     Site,
     SiteName,
     Stack,

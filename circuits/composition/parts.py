@@ -2,7 +2,8 @@
 
 A head writes `W_V W_O` and reads through three ports: Q (`W_Q W_K^T`), K (its transpose) and V (`W_V W_O`). An MLP
 neuron writes its row of `W_out` and reads through the port `in` (a gated one through `gate` too); of a router, which
-reads as well, nothing is said. Every matrix M is replaced by a factor of the same Gram matrix, rank x d_model, so that `||L R||` is `||M_writer M_reader||`.
+reads as well, nothing is said. Every matrix M is replaced by a factor of the same Gram matrix, rank x d_model, so that
+`||L R||` is `||M_writer M_reader||`.
 """
 
 from collections.abc import Sequence

@@ -73,12 +73,12 @@ class ModelConfig(Settings):
     "Where positions come from."
     tied: bool = False
     "One matrix embeds tokens (source and target alike) and, transposed, unembeds them."
+    embed_scale: bool = False
+    "Embeddings are multiplied by sqrt(d_model), and start that much smaller than 1 (2017)."
     experts: Whole = 0
     "Experts that the neurons of an MLP are divided into, a router choosing among them; 0: a plain MLP."
     experts_active: Whole = 0
     "Experts that are chosen for each token (sparse ones: 5 to 25 % of all)."
-    embed_scale: bool = False
-    "Embeddings are multiplied by sqrt(d_model), and start that much smaller than 1 (2017)."
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -311,7 +311,7 @@ def _fall(config: TrainConfig, progress: float) -> float:
 def training_loss(
     model: SparseTransformer, tokens: Int[Tensor, "batch pos"], label_smoothing: float, balance: float = 0.0
 ) -> Float[Tensor, ""]:
-    """What a step descends: the model's own loss, its targets smoothed where that is asked for, its experts balanced."""
+    """What a step descends: the model's own loss, its targets smoothed and its experts balanced where asked for."""
     if balance == 0 or model.config.experts == 0:
         return _own_loss(model, tokens, label_smoothing)
     with router_logits(model) as logits:
