@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.routing import choices, neurons_by_expert

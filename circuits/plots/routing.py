@@ -1,0 +1,59 @@
+"""Routing: which experts take part at each token, a panel a layer."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from circuits.circuit.routing import Routing
+from circuits.plots import plot
+from circuits.plots.grids import heat, limit_of, panels, token_labels
+from circuits.plots.style import escaped
+
+__all__ = ["routing_figure"]
+
+
+@plot.register
+def routing_figure(routing: Routing, *, title: str = "Routing") -> go.Figure:
+    """Experts are rows, tokens columns; full colour is the largest share, blank an expert that takes no part.
+
+    Above each panel, its layer; the subtitle says how many experts take part at a token.
+    """
+    tokens = token_labels(routing.tokens)
+    grids = routing.share.numpy().transpose(0, 2, 1)
+    experts = [str(i) for i in range(grids.shape[1])]
+    limit = limit_of(grids)
+    traces = [
+        [
+            heat(
+                np.where(grid > 0, grid, np.nan),
+                tokens,
+                experts,
+                limit=limit,
+                diverging=False,
+                hover=_hover(grid, tokens),
+                bar="share" if layer == 0 else None,
+            )
+        ]
+        for layer, grid in enumerate(grids)
+    ]
+    active = int(routing.chosen.sum(-1).max()) if routing.chosen.numel() else 0
+    return panels(
+        traces,
+        [tokens] * len(traces),
+        [experts] * len(traces),
+        [f"layer {layer}" for layer in range(len(traces))],
+        title=title,
+        subtitle=f"{active} of {len(experts)} experts at each token · a share of 1 leaves neurons as they are",
+        per_row=1,
+        height=round(170 + len(traces) * (60 + 18 * len(experts))),
+        y_title="expert",
+    )
+
+
+def _hover(grid: np.ndarray, tokens: list[str]) -> list[list[str]]:
+    return [
+        [
+            f"expert {expert} at {at} {escaped(token)}<br>share {share:.3g}"
+            for at, (token, share) in enumerate(zip(tokens, row, strict=True))
+        ]
+        for expert, row in enumerate(grid)
+    ]
