@@ -30,7 +30,7 @@ import circuits
 from circuits import bridges, composition, decompile, heads, trust
 from circuits.bridges import dilution, steering
 from circuits.bridges.sides import still
-from circuits.circuit import ablation, compare, masked, parts, score
+from circuits.circuit import ablation, compare, masked, parts, routing, score
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, Node
@@ -101,6 +101,7 @@ COMPOSED = {"static": "compose='static'", **DYNAMIC}
 SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
 EXPERTS = {"experts": "experts=4"}
+PLAIN = {name: "experts=0" for name in MODEL_OPTIONS if name not in EXPERTS}
 THROUGH = NORMED | SCALED
 """What products of weights from embeddings to logits leave out."""
 
@@ -317,6 +318,30 @@ def check_sparse_compute(s: Subject) -> None:
     with compute.sparse_compute(s.model):
         same(s.model(TOKENS), s.naive.run(TOKENS).logits)
     same(compute.compact(deepcopy(s.model))(TOKENS), s.naive.run(TOKENS).logits)
+
+
+def check_routing(s: Subject) -> None:
+    found = routing.routing(s.model, TOKENS[1])
+    for layer in range(s.naive.config.n_layers):
+        same(found.share[layer], s.naive.run(TOKENS[1:2]).sites[Site(layer, "router")][0])
+
+
+def check_choices(s: Subject) -> None:
+    found, lengths = (
+        routing.choices(s.model, TOKENS, lengths=torch.arange(7) % 6 + 1),
+        torch.arange(7) % 6 + 1,
+    )
+    for layer in range(s.naive.config.n_layers):
+        share = s.naive.run(TOKENS).sites[Site(layer, "router")]
+        counts = sum((share[row, :n] > 0).sum(0).double() for row, n in enumerate(lengths))
+        same(found[layer], counts / counts.sum())  # type: ignore[union-attr]
+
+
+def check_neurons_by_expert(s: Subject) -> None:
+    found = routing.neurons_by_expert(s.model, s.circuit)
+    for layer, expert in product(range(s.naive.config.n_layers), range(s.naive.config.experts)):
+        own = [Node(layer, "mlp_neuron", i) for i in neurons_of(s.naive, expert)]
+        assert found[layer, expert] == len(set(own) & set(s.circuit.nodes))
 
 
 # What is done with a circuit.
@@ -922,6 +947,9 @@ TABLE: dict[str, Row] = {
     "edges_between": row(check_edges_between),
     "task_score": row(check_task_score),
     "transplant": row(check_transplant, on_circuits=True),
+    "routing": row(check_routing, PLAIN),
+    "choices": row(check_choices, PLAIN),
+    "neurons_by_expert": row(check_neurons_by_expert, PLAIN),
     "save_checkpoint": row(check_checkpoint),
     "sparse_compute": row(check_sparse_compute),
     "to_python": row(
