@@ -31,6 +31,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
 from circuits.training.loop import train, training_loss
+from docs.experiments import experts as experiment
 from tasks import Batch
 
 SHAPE: dict[str, Any] = dict(
@@ -399,3 +400,41 @@ def test_options_of_old_files_are_those_of_plain_models() -> None:
     old = {key: value for key, value in said.items() if not key.startswith("experts")}
     assert ModelConfig.from_json(old) == ModelConfig(**SHAPE)
     assert replace(ModelConfig(**SHAPE), experts=4, experts_active=1).hashed()["experts"] == 4
+
+
+# The experiment.
+
+
+def test_the_overlap_of_two_distributions() -> None:
+    assert experiment.overlap([1, 1, 0, 0], [2, 2, 0, 0]) == pytest.approx(1)
+    assert experiment.overlap([1, 0], [0, 3]) == 0
+    assert experiment.overlap([3, 1], [1, 1]) == pytest.approx(0.75)
+
+
+def test_controls_of_the_overlap_by_hand() -> None:
+    found = experiment.compared([0.5, 0.5, 0, 0], [4, 0, 0, 0], [[0, 1, 0, 0], [1, 0, 0, 0]], seed=0)
+    assert found["overlap"] == pytest.approx(0.5)
+    assert found["permuted"] == pytest.approx(0.25, abs=0.03)
+    assert found["other_tasks"] == pytest.approx(0.5)
+    assert experiment.compared([1.0, 0.0], [1, 1], [], seed=0)["other_tasks"] is None
+    needs = experiment.by_need([0.5, 0.3, 0.2, 0.0], [9.0, 2.0, 1.0, 0.0], [[0.0, 0.2, 0.3, 0.5]])
+    assert needs == {"need_correlation": pytest.approx(1), "need_elsewhere": pytest.approx(-1)}
+
+
+def test_the_verdict_needs_an_interval_above_zero() -> None:
+    def run(overlap: float, permuted: float, other: float | None) -> dict[str, Any]:
+        return {"overlap": overlap, "permuted": permuted, "other_tasks": other}
+
+    assert experiment.verdict([{"overlap": None}])["verdict"] == "no circuit has a neuron"
+    both = experiment.verdict([run(0.5, 0.1, 0.2), run(0.6, 0.1, 0.3), run(0.7, 0.2, 0.4)])
+    assert both["verdict"] == "routing lines up with circuits, of the task in particular"
+    assert both["routing_circuit_overlap"] == pytest.approx(0.6)
+    chance = experiment.verdict([run(0.5, 0.1, 0.5), run(0.6, 0.1, 0.7), run(0.7, 0.2, 0.6)])
+    assert chance["verdict"] == "routing lines up with circuits, not of the task in particular"
+    neither = experiment.verdict([run(0.1, 0.1, None), run(0.0, 0.1, 0.5)])
+    assert neither["verdict"] == "no line-up is shown, not of the task in particular"
+    assert experiment.verdict([run(0.9, 0.1, 0.1)])["verdict"].startswith("no line-up")
+
+
+def test_parity_of_the_experiment() -> None:
+    assert experiment.parity() < 1e-5

@@ -4,7 +4,7 @@
 
 Models of mini-Python with 16 experts, 2 of them active. For each task that a model solves: where its prompts are routed
 to, and in which experts the neurons of its circuit lie. Controls: expert numbers permuted, and other tasks' routing.
-What is done is kept in out/experts, and the results file is written after each model.
+And the model's loss without each expert: does routing say which it needs? What is done is kept in out/experts, and the results file is written after each model.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,19 @@ import torch
 import typer
 from rich.console import Console
 
+from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_masked
 from circuits.circuit.routing import choices, neurons_by_expert
+from circuits.circuit.score import margins, score_margins
 from circuits.files import mean, once, write_results
 from circuits.model.config import ModelConfig
 from circuits.model.mlp import MLP
+from circuits.model.sites import Site
 from circuits.model.tokens import real_places
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
-from circuits.statistics import interval
+from circuits.statistics import interval, spearman
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Training
 from docs.experiments.runs import kept_training, pruned
@@ -39,7 +43,7 @@ RESULTS, OUT = Path("docs/results/experts.json"), Path("out/experts")
 TASKS = ("quotes", "brackets", *FORMS)
 EXPERTS, ACTIVE, STEPS = 16, 2, 1000
 PRUNING = PruneConfig(objective="task", starts=1, steps=100, n_eval=128, prune_edges=False)
-N_PROMPTS, N_PERMUTED = 128, 1000
+N_PROMPTS, N_PERMUTED, N_MEAN = 128, 1000, 512
 
 
 @app.command()
@@ -108,10 +112,12 @@ def study(seed: int) -> list[dict[str, Any]]:
     folder = OUT / str(seed)
     training = kept_training(folder / "model.safetensors", config(seed))
     lines = [{"seed": seed, "task": name, **task_run(training, name, folder)} for name in TASKS]
-    known = [line for line in lines if line["n_neurons"]]
-    for line in known:
-        others = [other["routing"] for other in known if other is not line]
-        line |= compared(line["routing"], line["neurons"], others, seed)
+    solved = [line for line in lines if line["solved"]]
+    for line in solved:
+        others = [other["routing"] for other in solved if other is not line]
+        line |= by_need(line["routing"], line["needs"], others)
+        if line["n_neurons"]:
+            line |= compared(line["routing"], line["neurons"], others, seed)
     return [{**line, "val_loss": training.val_loss} for line in lines]
 
 
@@ -129,8 +135,9 @@ def task_run(training: Training, name: str, folder: Path) -> dict[str, Any]:
     settings = {"model": training.model.fingerprint(), "prompts": N_PROMPTS, "prune": PRUNING.to_json()}
     kept = partial(_routes, training.model, name, folder / f"{name}.circuit.json")
     routes = once(folder / f"{name}.routing.json", settings, kept)
+    needed = once(folder / f"{name}.needs.json", settings, partial(_needs, training, name))
     wanted = ("n_nodes", "n_edges", "task_loss", "task_accuracy", "one_minimal")
-    return {"solved": True, **{key: size[key] for key in wanted}, **routes}
+    return {"solved": True, **{key: size[key] for key in wanted}, **routes, "needs": needed["needs"]}
 
 
 def _routes(model: SparseTransformer, name: str, path: Path) -> dict[str, Any]:
@@ -143,6 +150,31 @@ def _routes(model: SparseTransformer, name: str, path: Path) -> dict[str, Any]:
         "routing": routing.flatten().tolist(),
         "neurons": neurons.flatten().tolist(),
         "n_tokens": int(real_places(batch.clean, batch.lengths).sum()),
+    }
+
+
+def _needs(training: Training, name: str) -> dict[str, Any]:
+    """Rise of the model's loss on a task, in nats, with the share of one expert after the other held at its mean."""
+    model, site = training.model, Site(0, "router")
+    generator = torch.Generator().manual_seed(0)
+    text = training.corpus.windows(N_MEAN, model.n_ctx, split="train", generator=generator)
+    values = mean_values(model, text)
+    targets = load_task(name).batch(N_PROMPTS, split="test", seed=0).tokens_and_targets()
+    masks = [torch.ones(EXPERTS), *(1 - torch.eye(EXPERTS))]
+    with torch.no_grad():
+        runs = [margins(run_masked(model, targets.tokens, {site: mask}, values), targets) for mask in masks]
+    whole, *without = [score_margins(run).loss for run in runs]
+    return {"needs": [loss - whole for loss in without]}
+
+
+def by_need(
+    routing: Sequence[float], needs: Sequence[float], others: Sequence[Sequence[float]]
+) -> dict[str, float | None]:
+    """Rank correlation of need with routing at the task's prompts, and its mean over those of other tasks."""
+    elsewhere = [spearman(other, needs) for other in others]
+    return {
+        "need_correlation": spearman(routing, needs),
+        "need_elsewhere": mean(elsewhere) if others else None,
     }
 
 
@@ -169,13 +201,15 @@ def verdict(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Means over models and tasks, intervals of the differences from both controls, and what they say."""
     known = [run for run in runs if run.get("overlap") is not None]
     paired = [run for run in known if run["other_tasks"] is not None]
+    found = _of_needs([run for run in runs if run.get("need_elsewhere") is not None])
     if not known:
-        return {"verdict": "no circuit has a neuron"}
+        return {**found, "verdict": "no circuit has a neuron"}
     chance = interval([run["overlap"] - run["permuted"] for run in known])
     special = interval([run["overlap"] - run["other_tasks"] for run in paired])
     lines_up, is_special = len(known) > 1 and chance[0] > 0, len(paired) > 1 and special[0] > 0
     said = {True: "routing lines up with circuits", False: "no line-up is shown"}[lines_up]
     return {
+        **found,
         "routing_circuit_overlap": mean([run["overlap"] for run in known]),
         "permuted_overlap": mean([run["permuted"] for run in known]),
         "other_tasks_overlap": mean([run["other_tasks"] for run in paired]) if paired else None,
@@ -183,6 +217,18 @@ def verdict(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "minus_other_tasks": special,
         "n_circuits": len(known),
         "verdict": f"{said}, {'of the task in particular' if is_special else 'not of the task in particular'}",
+    }
+
+
+def _of_needs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not runs:
+        return {}
+    own, other = ([run[key] for run in runs] for key in ("need_correlation", "need_elsewhere"))
+    return {
+        "need_correlation": mean(own),
+        "need_elsewhere": mean(other),
+        "need_minus_elsewhere": interval([a - b for a, b in zip(own, other, strict=True)]),
+        "n_solved": len(runs),
     }
 
 
