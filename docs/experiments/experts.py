@@ -4,7 +4,8 @@
 
 Models of mini-Python with 16 experts, 2 of them active. For each task that a model solves: where its prompts are routed
 to, and in which experts the neurons of its circuit lie. Controls: expert numbers permuted, and other tasks' routing.
-And the model's loss without each expert: does routing say which it needs? What is done is kept in out/experts, and the results file is written after each model.
+And the model's loss without each expert: does routing say which it needs? What is done is kept in out/experts, and the
+results file is written after each model.
 """
 
 from collections.abc import Mapping, Sequence
