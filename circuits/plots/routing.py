@@ -6,21 +6,25 @@ import plotly.graph_objects as go
 from circuits.circuit.routing import Routing
 from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of, panels, token_labels
-from circuits.plots.style import escaped
+from circuits.plots.style import POSITIVE, escaped
 
 __all__ = ["routing_figure"]
+
+TAKES_PART = [[0.0, "#cfe0f1"], [1.0, POSITIVE]]
+"""Colours of shares above 0: the least of them still stands out from no part at all."""
 
 
 @plot.register
 def routing_figure(routing: Routing, *, title: str = "Routing") -> go.Figure:
-    """Experts are rows, tokens columns; full colour is the largest share, blank an expert that takes no part.
+    """Experts are rows, tokens columns; grey is an expert that takes no part, colour its share.
 
-    Above each panel, its layer; the subtitle says how many experts take part at a token.
+    Nine in ten shares have colours of their own, the largest all the fullest one; under the pointer stands the number.
     """
     tokens = token_labels(routing.tokens)
     grids = routing.share.numpy().transpose(0, 2, 1)
     experts = [str(i) for i in range(grids.shape[1])]
-    limit = limit_of(grids)
+    shares = grids[grids > 0]
+    limit = limit_of(np.quantile(shares, 0.9) if shares.size else 1.0)
     traces = [
         [
             heat(
@@ -31,7 +35,7 @@ def routing_figure(routing: Routing, *, title: str = "Routing") -> go.Figure:
                 diverging=False,
                 hover=_hover(grid, tokens),
                 bar="share" if layer == 0 else None,
-            )
+            ).update(colorscale=TAKES_PART)
         ]
         for layer, grid in enumerate(grids)
     ]
