@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
 from circuits.model.config import ModelConfig
-from circuits.model.sites import WEIGHTS, Site, WeightAt
+from circuits.model.sites import ALL_WEIGHTS, Site, WeightAt
 from circuits.model.transformer import SparseTransformer
 
 
@@ -63,7 +63,7 @@ class Naive:
         there = {
             WeightAt(layer, name): row
             for layer in range(self.config.n_layers)
-            for name, row in WEIGHTS.items()
+            for name, row in ALL_WEIGHTS.items()
             if Site(layer, row.source) in circuit.widths and Site(layer, row.target) in circuit.widths
         }
         cut = {at: torch.zeros(self.weight(at).shape) for at in there}
@@ -85,7 +85,7 @@ class Naive:
         )
 
     def weight(self, at: WeightAt) -> Tensor:
-        return self.weights[f"blocks.{at.layer}.{WEIGHTS[at.name].path}.weight"]
+        return self.weights[f"blocks.{at.layer}.{ALL_WEIGHTS[at.name].path}.weight"]
 
     def heads(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """W_Q, W_K, W_V [head, d_model, d_head] and W_O [head, d_head, d_model] of a layer."""
@@ -148,7 +148,7 @@ class Naive:
 
     def _linear(self, layer: int, name: str, x: Tensor) -> Tensor:
         at = WeightAt(layer, name)
-        weight, bias = self.weight(at), self.weights[f"blocks.{layer}.{WEIGHTS[name].path}.bias"]
+        weight, bias = self.weight(at), self.weights[f"blocks.{layer}.{ALL_WEIGHTS[name].path}.bias"]
         if at not in self.cut:
             return x @ weight + bias
         kept = weight * self.cut[at]
@@ -209,12 +209,29 @@ class Naive:
         x = self._site(layer, "mlp_in", normed, found)
         pre = self._linear(layer, "W_in", x)
         post = pre.clamp_min(0) if getattr(self.config, "act", "gelu") == "relu" else gelu(pre)
+        if self.config.experts:
+            post = self._routed(layer, x, post, found)
         return self._site(
             layer,
             "mlp_out",
             self._linear(layer, "W_out", self._site(layer, "mlp_neuron", post, found)),
             found,
         )
+
+    def _routed(self, layer: int, x: Tensor, neurons: Tensor, found: Any) -> Tensor:
+        """Token by token: the likeliest experts, and each neuron times the share of its own."""
+        n = self.config.experts
+        logits = self._linear(layer, "W_R", x)
+        share = torch.zeros_like(logits)
+        for row in range(x.shape[0]):
+            for at in range(x.shape[1]):
+                weights = [math.exp(float(logit)) for logit in logits[row, at]]
+                chosen = sorted(range(n), key=lambda e: -weights[e])[: self.config.experts_active]
+                for e in chosen:
+                    share[row, at, e] = n * weights[e] / sum(weights)
+        share = self._site(layer, "router", share, found)
+        size = self.config.d_mlp // n
+        return torch.stack([neurons[..., j] * share[..., j // size] for j in range(neurons.shape[-1])], -1)
 
 
 def gelu(x: Tensor) -> Tensor:

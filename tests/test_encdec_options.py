@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from circuits import bridges, composition, decompile, heads, trust
 from circuits.bridges import dilution, steering
-from circuits.circuit import ablation, compare, masked, parts, score
+from circuits.circuit import ablation, compare, masked, parts, routing, score
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, Node
@@ -345,6 +345,12 @@ EVEN: dict[str, Call] = {
     "attack": lambda s: dilution.attack(s.model, s.model, on_brackets(s.circuit)),
 }
 """Refused because the model has two stacks."""
+ROUTED: dict[str, Call] = {
+    "routing": lambda s: routing.routing(s.model, TOKENS[0]),
+    "choices": lambda s: routing.choices(s.model, TOKENS),
+    "neurons_by_expert": lambda s: routing.neurons_by_expert(s.model, s.circuit),
+}
+"""Refused because an encoder-decoder has no experts."""
 
 
 def on_brackets(circuit: Circuit) -> Circuit:
@@ -353,7 +359,7 @@ def on_brackets(circuit: Circuit) -> Circuit:
 
 def test_every_row_has_a_cell() -> None:
     names = {name.split(",")[0] for name in decoders.TABLE}
-    cells = {*WORKS, *WORKS_BEFORE, *EVEN, "prune_compositions"}
+    cells = {*WORKS, *WORKS_BEFORE, *EVEN, *ROUTED, "prune_compositions"}
     assert names == {name.split(",")[0] for name in cells}
 
 
@@ -399,6 +405,12 @@ def test_post_norm_is_refused_with_the_reason() -> None:
 def test_refuses(name: str, s: Subject) -> None:
     with pytest.raises(ValueError, match="arch='encdec'|norm='layer'"):
         EVEN[name](s)
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_there_is_no_routing(name: str, s: Subject) -> None:
+    with pytest.raises(ValueError, match="experts=0"):
+        ROUTED[name](s)
 
 
 def test_compositions_of_heads_are_refused(s: Subject) -> None:

@@ -19,6 +19,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no sink": {"sink": False, "bigram": False},
     "dense": {"topk_fraction": None},
+    "experts": {"experts": 6, "experts_active": 1},
     "post": {
         "norm": "layer",
         "norm_position": "post",

@@ -30,7 +30,7 @@ import circuits
 from circuits import bridges, composition, decompile, heads, trust
 from circuits.bridges import dilution, steering
 from circuits.bridges.sides import still
-from circuits.circuit import ablation, compare, masked, parts, score
+from circuits.circuit import ablation, compare, masked, parts, routing, score
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, Node
@@ -39,7 +39,7 @@ from circuits.handmade import rankings
 from circuits.model import checkpoint, compute
 from circuits.model.config import ModelConfig
 from circuits.model.options import SIZES, Says
-from circuits.model.sites import WEIGHTS, Site
+from circuits.model.sites import ALL_WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.procedure import PruneConfig, prune
 from circuits.ranking import RankConfig, rank
@@ -90,6 +90,7 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "scaled": {"embed_scale": True},
     "layer": {"norm": "layer"},
     "post": {"norm_position": "post"},
+    "experts": {"experts": 4, "experts_active": 2},
 }
 """Encoder-decoders have rows of two texts, and so a table of their own: test_encdec_options.py."""
 if any(option.name == "act" for option in fields(ModelConfig)):
@@ -99,6 +100,8 @@ DYNAMIC = {"full": "compose='full'"}
 COMPOSED = {"static": "compose='static'", **DYNAMIC}
 SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
+EXPERTS = {"experts": "experts=4"}
+PLAIN = {name: "experts=0" for name in MODEL_OPTIONS if name not in EXPERTS}
 THROUGH = NORMED | SCALED
 """What products of weights from embeddings to logits leave out."""
 
@@ -215,13 +218,27 @@ def circuit_of(model: SparseTransformer, naive: Naive, option: str, n_words: int
 def loop_edges(naive: Naive, nodes: list[Node]) -> list[Edge]:
     found = []
     for a, b in product(nodes, nodes):
-        for row in WEIGHTS.values():
+        for row in layer_rows_of(naive):
             if a.layer == b.layer and (a.site, b.site) == (row.source, row.target):
                 weight = float(naive.weights[f"blocks.{a.layer}.{row.path}.weight"][a.index, b.index])
                 found += [Edge(a, b, weight)] if weight else []
         if a.layer == b.layer and (a.site, b.site) == ("attn_k", "attn_q") and a.index == b.index:
             found.append(Edge(a, b, naive.config.d_head**-0.5))
+        if a.layer == b.layer and (a.site, b.site) == ("router", "mlp_neuron"):
+            found += [Edge(a, b, 1.0)] if b.index in neurons_of(naive, a.index) else []
     return found
+
+
+def layer_rows_of(naive: Naive) -> list[Any]:
+    """The weight matrices of a layer."""
+    names = {site.name for site in naive.config.widths}
+    return [row for row in ALL_WEIGHTS.values() if {row.source, row.target} <= names]
+
+
+def neurons_of(naive: Naive, expert: int) -> range:
+    """Experts are as large as one another, side by side."""
+    size = naive.config.d_mlp // naive.config.experts
+    return range(expert * size, (expert + 1) * size)
 
 
 def same(found: Any, expected: Any, atol: float = 2e-4) -> None:
@@ -301,6 +318,30 @@ def check_sparse_compute(s: Subject) -> None:
     with compute.sparse_compute(s.model):
         same(s.model(TOKENS), s.naive.run(TOKENS).logits)
     same(compute.compact(deepcopy(s.model))(TOKENS), s.naive.run(TOKENS).logits)
+
+
+def check_routing(s: Subject) -> None:
+    found = routing.routing(s.model, TOKENS[1])
+    for layer in range(s.naive.config.n_layers):
+        same(found.share[layer], s.naive.run(TOKENS[1:2]).sites[Site(layer, "router")][0])
+
+
+def check_choices(s: Subject) -> None:
+    found, lengths = (
+        routing.choices(s.model, TOKENS, lengths=torch.arange(7) % 6 + 1),
+        torch.arange(7) % 6 + 1,
+    )
+    for layer in range(s.naive.config.n_layers):
+        share = s.naive.run(TOKENS).sites[Site(layer, "router")]
+        counts = sum((share[row, :n] > 0).sum(0).double() for row, n in enumerate(lengths))
+        same(found[layer], counts / counts.sum())  # type: ignore[union-attr]
+
+
+def check_neurons_by_expert(s: Subject) -> None:
+    found = routing.neurons_by_expert(s.model, s.circuit)
+    for layer, expert in product(range(s.naive.config.n_layers), range(s.naive.config.experts)):
+        own = [Node(layer, "mlp_neuron", i) for i in neurons_of(s.naive, expert)]
+        assert found[layer, expert] == len(set(own) & set(s.circuit.nodes))
 
 
 # What is done with a circuit.
@@ -444,7 +485,7 @@ def check_weight_magnitude(s: Subject) -> None:
     total = {
         Node(site.layer, site.name, i): 0.0 for site, w in s.naive.config.widths.items() for i in range(w)
     }
-    for layer, row in product(range(s.naive.config.n_layers), WEIGHTS.values()):
+    for layer, row in product(range(s.naive.config.n_layers), layer_rows_of(s.naive)):
         for i, j in s.naive.weights[f"blocks.{layer}.{row.path}.weight"].nonzero().tolist():
             size = abs(float(s.naive.weights[f"blocks.{layer}.{row.path}.weight"][i, j]))
             total[Node(layer, row.source, i)] += size
@@ -890,6 +931,7 @@ def row(
 WRITTEN_OUT = (
     COMPOSED
     | THROUGH
+    | EXPERTS
     | {
         "position": "found under 'position' ablation",
         "resample": "found under 'resample' ablation",
@@ -905,6 +947,9 @@ TABLE: dict[str, Row] = {
     "edges_between": row(check_edges_between),
     "task_score": row(check_task_score),
     "transplant": row(check_transplant, on_circuits=True),
+    "routing": row(check_routing, PLAIN),
+    "choices": row(check_choices, PLAIN),
+    "neurons_by_expert": row(check_neurons_by_expert, PLAIN),
     "save_checkpoint": row(check_checkpoint),
     "sparse_compute": row(check_sparse_compute),
     "to_python": row(

@@ -30,7 +30,7 @@ from circuits.circuit.nodes import (
     check_parts,
     edge_masks,
     io_end,
-    is_pair,
+    kind_of,
     node_masks,
     residual_links,
 )
@@ -159,9 +159,10 @@ class Circuit(Plotted, Decompiled, Explored):
         `n_layers`. `subset` is a node's place in the forward pass, by which `networkx.multipartite_layout` draws
         columns. Edges carry weight and kind.
 
-        Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `residual` (one residual
-        channel written by one node and read by a later one; it carries no weight and is not counted),
-        those of `io_edges` (from and to nodes that `io_end` names: `token:...`, `position:...`, `logit:...`).
+        Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `gate` (an expert and a neuron
+        of it, counted too), `residual` (one residual channel written by one node and read by a later one; it carries
+        no weight and is not counted), those of `io_edges` (from and to nodes that `io_end` names: `token:...`,
+        `position:...`, `logit:...`).
         """
         graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)
         place = {site: i for i, site in enumerate(self.sites, start=1)}
@@ -172,8 +173,7 @@ class Circuit(Plotted, Decompiled, Explored):
             stack = {} if node.stack == "decoder" else {"stack": node.stack}
             graph.add_node(str(node), **at, **stack, **known)
         for edge in self.edges:
-            kind = "score" if is_pair(edge) else "weight"
-            graph.add_edge(str(edge.source), str(edge.target), weight=edge.weight, kind=kind)
+            graph.add_edge(str(edge.source), str(edge.target), weight=edge.weight, kind=kind_of(edge))
         for source, target in residual_links(self.nodes):
             graph.add_edge(str(source), str(target), weight=1.0, kind="residual")
         for io in self.io_edges:
@@ -345,7 +345,11 @@ def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
     """The inverse of `_by_name`."""
     if all("." in key for key in widths):
         return {Site.parse(key): width for key, width in widths.items()}
-    return {site: widths[site.name] for site in all_sites(n_layers) if site.name in widths}
+    return {
+        site: widths[site.name]
+        for site in all_sites(n_layers, crossed=True, routed=True)
+        if site.name in widths
+    }
 
 
 def _pack(value: Tensor) -> Any:

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from circuits.model.sites import (
     BY_SITES,
+    GATED,
     ORDER,
+    PAIRS,
     ROWS,
-    SCORES,
     Site,
     SiteName,
     Stack,
@@ -68,7 +69,8 @@ class Edge(NamedTuple):
     """A nonzero weight between two kept nodes.
 
     A q-channel and the k-channel that it is multiplied with are an edge too (source k, target q); its weight
-    is the 1/sqrt(d_head) that their product enters the attention score with.
+    is the 1/sqrt(d_head) that their product enters the attention score with. So are an expert and a neuron of it,
+    which the expert's share multiplies; its weight is 1.
     """
 
     source: Node
@@ -142,10 +144,10 @@ def _check_edge(edge: Edge, kept: set[Node]) -> None:
         if end not in kept:
             raise ValueError(f"edges: {edge.source} -> {edge.target}, but {end} is no node; add it to nodes.")
     sites, ends = (edge.source.site, edge.target.site), (edge.source, edge.target)
-    if len({(end.layer, end.stack) for end in ends}) > 1 or sites not in {*BY_SITES, *SCORES}:
+    if len({(end.layer, end.stack) for end in ends}) > 1 or sites not in {*BY_SITES, *PAIRS}:
         raise ValueError(
             f"edges: no weight runs from {edge.source} to {edge.target}; expected both in one layer, and one "
-            f"of {[*BY_SITES, *SCORES]}."
+            f"of {[*BY_SITES, *PAIRS]}."
         )
     _check_weight("edges", f"{edge.source} -> {edge.target}", edge.weight)
 
@@ -186,8 +188,15 @@ def weight_of(edge: Edge) -> WeightAt:
 
 
 def is_pair(edge: Edge) -> bool:
-    """Whether an edge is a q-k pair, which has no weight of its own."""
-    return (edge.source.site, edge.target.site) in SCORES
+    """Whether an edge is a product without a weight of its own: a q-k pair, or an expert and a neuron of it."""
+    return (edge.source.site, edge.target.site) in PAIRS
+
+
+def kind_of(edge: Edge) -> Literal["weight", "score", "gate"]:
+    """What an edge is: an entry of a matrix, a q-k pair, or an expert's share that multiplies a neuron."""
+    if not is_pair(edge):
+        return "weight"
+    return "gate" if (edge.source.site, edge.target.site) == GATED else "score"
 
 
 def among(edges: Iterable[Edge], nodes: Iterable[Node]) -> list[Edge]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from circuits.circuit.nodes import Edge, IOEdge, Node
 from circuits.model.kinds import of_ours
-from circuits.model.sites import ROWS, SCORES, Site, Stack, read_stack, weights_among
+from circuits.model.sites import GATED, ROWS, SCORES, Site, Stack, read_stack, weights_among
 from circuits.model.transformer import SparseTransformer
 from tasks import Batch, Tokenizer
 
@@ -20,7 +20,7 @@ NEGLIGIBLE = 0.01
 
 @of_ours
 def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]:
-    """Every nonzero weight that runs between two of the nodes, and every q-k pair."""
+    """Every nonzero weight that runs between two of the nodes, every q-k pair, every expert with its neurons."""
     edges = []
     by_site: dict[Site, list[Node]] = {}
     for node in nodes:
@@ -35,6 +35,18 @@ def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]
             keys = {node.index: node for node in by_site.get(site._replace(name=source), [])}
             pairs = [(keys[query.index], query) for query in queries if query.index in keys]
             edges += [Edge(*pair, model.config.d_head**-0.5) for pair in pairs]
+    return edges + _gated(model, by_site)
+
+
+def _gated(model: SparseTransformer, by_site: Mapping[Site, list[Node]]) -> list[Edge]:
+    """Each kept neuron and its kept expert, by whose share it is multiplied as it is: times 1."""
+    source, target = GATED
+    edges = []
+    for site, neurons in by_site.items():
+        if site.name == target and (experts := by_site.get(site._replace(name=source))):
+            size = model.config.d_mlp // model.config.experts
+            own = {expert.index: expert for expert in experts}
+            edges += [Edge(own[n.index // size], n, 1.0) for n in neurons if n.index // size in own]
     return edges
 
 

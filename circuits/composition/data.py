@@ -18,7 +18,7 @@ from circuits.model.tokens import only, real_places
 from circuits.statistics import spearman
 
 Pair = tuple[Writer, Reader]
-SAYS = Says(compose=None, act=None, norm=None, embed_scale=None)
+SAYS = Says(compose=None, act=None, norm=None, embed_scale=None, experts=None)
 """A change of one writer's output, added to what one reader reads before its norm: in a stream that is a sum."""
 
 

@@ -1,8 +1,9 @@
 """Who writes to the residual stream, who reads it, and the small factors by which each does.
 
 A head writes `W_V W_O` and reads through three ports: Q (`W_Q W_K^T`), K (its transpose) and V (`W_V W_O`). An MLP
-neuron writes its row of `W_out` and reads through the port `in` (a gated one through `gate` too). Every matrix M is
-replaced by a factor of the same Gram matrix, rank x d_model, so that `||L R||` is `||M_writer M_reader||`.
+neuron writes its row of `W_out` and reads through the port `in` (a gated one through `gate` too); of a router, which
+reads as well, nothing is said. Every matrix M is replaced by a factor of the same Gram matrix, rank x d_model, so that
+`||L R||` is `||M_writer M_reader||`.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ Port = Literal["Q", "K", "V", "in", "gate"]
 LETTER: dict[Kind, str] = {"head": "H", "neuron": "N", "cross": "X"}
 """How a part is labelled: `L0H1`, `L0N12`, and `L0X1` for a head that looks at an encoder."""
 PORTS: tuple[Port, ...] = ("Q", "K", "V", "in", "gate")
-SAYS = Says(compose=("none", "static"), act=None, arch=None, embed_scale=None)
+SAYS = Says(compose=("none", "static"), act=None, arch=None, embed_scale=None, experts=None)
 """Products of weights: dynamic compositions of heads have no form in weights alone."""
 INSTEAD = "Measure with composition_on_data(model, tokens), or look at composition_maps(model, tokens)."
 

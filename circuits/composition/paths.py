@@ -26,9 +26,9 @@ from circuits.model.options import Says
 from circuits.model.sites import SiteName, weights_among
 from circuits.model.transformer import SparseTransformer
 
-PATHS = Says(compose=("none", "static"), act=None, embed_scale=None)
+PATHS = Says(compose=("none", "static"), act=None, embed_scale=None, experts=None)
 """Products of weights along one residual stream."""
-ALONG = Says(compose=None, act=None, embed_scale=None)
+ALONG = Says(compose=None, act=None, embed_scale=None, experts=None)
 """Single weights, one after the other."""
 
 
@@ -113,7 +113,7 @@ def _reader(part: Writer, port: Port) -> Reader:
 
 
 class WeightPath(NamedTuple):
-    """A path along nonzero weights, from a value channel or neuron to a later q, k, v channel or neuron."""
+    """A path along nonzero weights, from a value channel or neuron to a later q, k, v channel, neuron or expert."""
 
     nodes: tuple[Node, ...]
     """Writer channel, residual channel as written, residual channel as read, reader channel, and so on."""
@@ -197,7 +197,7 @@ class _WeightGraph:
         return Writer(node.layer, "head", node.index // self.d_head)
 
     def _is_at(self, node: Node, target: Reader) -> bool:
-        port = {"attn_q": "Q", "attn_k": "K", "attn_v": "V", "mlp_neuron": "in"}[node.site]
+        port = {"attn_q": "Q", "attn_k": "K", "attn_v": "V", "mlp_neuron": "in"}.get(node.site)
         return port == target.port and self._part(node) == target.part
 
 

@@ -75,6 +75,10 @@ class ModelConfig(Settings):
     "One matrix embeds tokens (source and target alike) and, transposed, unembeds them."
     embed_scale: bool = False
     "Embeddings are multiplied by sqrt(d_model), and start that much smaller than 1 (2017)."
+    experts: Whole = 0
+    "Experts that the neurons of an MLP are divided into, a router choosing among them; 0: a plain MLP."
+    experts_active: Whole = 0
+    "Experts that are chosen for each token (sparse ones: 5 to 25 % of all)."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +87,7 @@ class ModelConfig(Settings):
                 f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
                 "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
             )
+        _check_experts(self)
         _check_stacks(self)
 
     @classmethod
@@ -114,7 +119,7 @@ class ModelConfig(Settings):
     def sites(self) -> list[Site]:
         """Every site, in forward order: of the encoder, where there is one, then of the decoder."""
         if self.arch == "decoder":
-            return all_sites(self.n_layers)
+            return all_sites(self.n_layers, routed=self.experts > 0)
         return [*all_sites(self.n_layers, "encoder"), *all_sites(self.n_layers, crossed=True)]
 
     def width(self, site: Site) -> int:
@@ -127,7 +132,12 @@ class ModelConfig(Settings):
         return {site: self.width(site) for site in self.sites}
 
     def topk(self, site: Site) -> int | None:
-        """How many coordinates AbsTopK keeps at a site: `max(1, int(fraction * width))`; None = all."""
+        """How many coordinates AbsTopK keeps at a site: `max(1, int(fraction * width))`; None = all.
+
+        A router keeps its chosen experts.
+        """
+        if site.name == "router":
+            return self.experts_active
         if self.topk_fraction is None or (site.row.like or site.name) not in self.topk_sites:
             return None
         return max(1, int(self.topk_fraction * self.width(site)))
@@ -136,6 +146,25 @@ class ModelConfig(Settings):
         """What a fingerprint hashes: the fields, in JSON types, that are not as `UNSAID` has them."""
         said = self.to_json()
         return {f.name: said[f.name] for f in fields(self) if getattr(self, f.name) != UNSAID[f.name]}
+
+
+def _check_experts(config: ModelConfig) -> None:
+    """Raise ValueError for experts that neurons cannot be divided into, or chosen among."""
+    n, chosen = config.experts, config.experts_active
+    if n == 0 and chosen:
+        raise ValueError(
+            f"experts: got 0 with experts_active={chosen}; expected at least {chosen} experts to choose among. Pass "
+            "experts= along with experts_active=."
+        )
+    if n and not 1 <= chosen <= n:
+        raise ValueError(
+            f"experts_active: got {chosen} with experts={n}; expected 1 to {n} of them for each token."
+        )
+    if n and config.d_mlp % n:
+        raise ValueError(
+            f"experts: got {n} with d_mlp={config.d_mlp}; expected a number that divides d_mlp, so that each has as "
+            "many neurons."
+        )
 
 
 def _check_stacks(config: ModelConfig) -> None:
@@ -151,6 +180,11 @@ def _check_stacks(config: ModelConfig) -> None:
         raise ValueError(
             f"n_source: got {config.n_source} with pad={config.pad} and n_ctx={config.n_ctx}; expected 1 to n_ctx - 2 "
             "places of a row for the source, and the token that fills it up. A task says both: task.shape()."
+        )
+    if config.experts:
+        raise ValueError(
+            f"experts: got {config.experts} with arch='encdec'; expected 0: what is said of an encoder-decoder is said "
+            "of plain MLPs. Take arch='decoder'."
         )
     if config.attention != "softmax":
         raise ValueError(
@@ -193,6 +227,8 @@ UNSAID: dict[str, Any] = {
     "positions": "learned",
     "tied": False,
     "embed_scale": False,
+    "experts": 0,
+    "experts_active": 0,
 }
 """What a field is where a fingerprint leaves it out. Values here never change, whatever today's defaults are; a new
 field joins with the value that leaves a model as models were before it."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from circuits.model.config import Activation, ModelConfig
+from circuits.model.experts import Router, routed
 from circuits.model.hooks import HookPoint
 from circuits.model.layers import AbsTopK, Linear
 from circuits.model.sites import Site
@@ -22,7 +23,7 @@ def act_fn(config: ModelConfig) -> str:
 
 
 class MLP(nn.Module):
-    """`act(x W_in + b_in) W_out + b_out`, AbsTopK at its input and its neurons."""
+    """`act(x W_in + b_in) W_out + b_out`, AbsTopK at its input and its neurons; experts: see `experts.py`."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -34,6 +35,7 @@ class MLP(nn.Module):
             AbsTopK(config.topk(Site(layer, "mlp_in"))),
             AbsTopK(config.topk(Site(layer, "mlp_neuron"))),
         )
+        self.router = Router(config, layer) if config.experts else None
         self.hook_in = HookPoint()  # site mlp_in [batch, pos, d_model]
         self.hook_pre = HookPoint()  # [batch, pos, d_mlp]
         self.hook_post = HookPoint()  # site mlp_neuron [batch, pos, d_mlp]
@@ -41,7 +43,10 @@ class MLP(nn.Module):
     def forward(self, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         """The layer's contribution to the residual stream, before AbsTopK."""
         x = self.hook_in(self.topk_in(normed))
-        return self.down(self.hook_post(self.topk_neuron(self.act(self.hook_pre(self.up(x))))))
+        neurons = self.act(self.hook_pre(self.up(x)))
+        if self.router is not None:
+            neurons = routed(neurons, self.router(x))
+        return self.down(self.hook_post(self.topk_neuron(neurons)))
 
     @property
     def W_in(self) -> Float[Tensor, "d_model d_mlp"]:

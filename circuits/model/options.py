@@ -20,6 +20,7 @@ SIZES = (
     "d_mlp",
     "n_ctx",
     "compose_rank",
+    "experts_active",
     "norm_eps",
     "n_source",
     "pad",
@@ -30,6 +31,7 @@ WHY: dict[str, str] = {
     "sums of what sublayers wrote, leave out a factor in between that differs from token to token.",
     "norm": "LayerNorm subtracts a mean over channels and multiplies by a gain, which products of weights leave out.",
     "few_bits": "Inside approximated() attention rounds what it multiplies, and weights say nothing of that.",
+    "experts": "Each neuron is multiplied by the share of its expert, which a router gives it token by token.",
     "arch": "It reads one stack of layers over one text; an encoder-decoder has two, tied by cross-attention.",
 }
 """Why the values of an option are not all alike to whoever reads weights, for those who refuse one."""
@@ -71,6 +73,8 @@ class Says:
     "Whether W_U is the embedding transposed."
     embed_scale: tuple[bool, ...] | None = (False,)
     "Whether embeddings are scaled."
+    experts: tuple[int, ...] | None = (0,)
+    "Whether neurons are divided into experts, and into how many."
     few_bits: tuple[bool, ...] | None = (False,)
     "Whether attention computes in few bits for the moment (`approximated`): no option of the model, but of its passes."
 
@@ -108,7 +112,9 @@ class Says:
         return None
 
 
-ONE_STACK = Says(compose=None, act=None, norm=None, norm_position=None, embed_scale=None, few_bits=None)
+ONE_STACK = Says(
+    compose=None, act=None, norm=None, norm_position=None, embed_scale=None, experts=None, few_bits=None
+)
 """Of an analysis that runs the model's own forward pass, but looks at one stack of layers over one text."""
 
 

@@ -12,14 +12,15 @@ Stack = Literal["decoder", "encoder"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
 OwnName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
 CrossName = Literal["cross_in", "cross_memory", "cross_q", "cross_k", "cross_v", "cross_out"]
-SiteName = Literal[OwnName, CrossName]
+RoutedName = Literal["router"]
+SiteName = Literal[OwnName, CrossName, RoutedName]
 
 
 class SiteRow(NamedTuple):
     """What is true of a site in every layer."""
 
     name: SiteName
-    width: Literal["d_model", "d_attn", "d_mlp"]
+    width: Literal["d_model", "d_attn", "d_mlp", "experts"]
     """The property of `ModelConfig` that says how many coordinates it has."""
     hook: str
     """Its hook point, inside its layer."""
@@ -76,15 +77,24 @@ CROSS_TABLE: tuple[SiteRow, ...] = (
 `cross_v` have the positions of the source."""
 OF_SOURCE: tuple[SiteName, ...] = ("cross_memory", "cross_k", "cross_v")
 """Sites of the decoder whose values are those of source positions."""
+ROUTED_TABLE: tuple[SiteRow, ...] = (
+    SiteRow("router", "experts", "mlp.router.hook_share", None, False, "expert"),
+)
+"""The further site of a layer with experts, before its neurons: the share of each expert, 0 where it is not chosen."""
 SITES: tuple[SiteName, ...] = tuple(row.name for row in TABLE)
 """Names of the sites of every layer, in forward order."""
-CROSSED: tuple[SiteRow, ...] = (
-    *(row for row in TABLE if row.name.startswith("attn_")),
-    *CROSS_TABLE,
-    *(row for row in TABLE if not row.name.startswith("attn_")),
-)
-"""All sites of a layer that looks at an encoder, in forward order."""
-ROWS: dict[SiteName, SiteRow] = {row.name: row for row in CROSSED}
+
+
+def layer_rows(*, crossed: bool = False, routed: bool = False) -> tuple[SiteRow, ...]:
+    """The sites of a layer in forward order; crossed: it looks at an encoder; routed: its MLP has experts."""
+    before: dict[SiteName, tuple[SiteRow, ...]] = {
+        "mlp_in": CROSS_TABLE if crossed else (),
+        "mlp_neuron": ROUTED_TABLE if routed else (),
+    }
+    return tuple(found for row in TABLE for found in (*before.get(row.name, ()), row))
+
+
+ROWS: dict[SiteName, SiteRow] = {row.name: row for row in layer_rows(crossed=True, routed=True)}
 """Every site by name, in forward order."""
 ORDER: tuple[SiteName, ...] = tuple(ROWS)
 """Names of all sites, in forward order."""
@@ -104,7 +114,9 @@ CROSS_WEIGHTS: dict[str, WeightRow] = {
     "W_CO": WeightRow("cross_v", "cross_out", "cross.o", 0),
 }
 """The further weight matrices of a layer that looks at an encoder."""
-ALL_WEIGHTS: dict[str, WeightRow] = {**WEIGHTS, **CROSS_WEIGHTS}
+ROUTED_WEIGHTS: dict[str, WeightRow] = {"W_R": WeightRow("mlp_in", "router", "mlp.router.map", 1)}
+"""The further weight matrix of a layer with experts: what the router reads."""
+ALL_WEIGHTS: dict[str, WeightRow] = {**WEIGHTS, **CROSS_WEIGHTS, **ROUTED_WEIGHTS}
 """Every weight matrix by name."""
 BY_SITES: dict[tuple[SiteName, SiteName], str] = {row.sites: name for name, row in ALL_WEIGHTS.items()}
 """The name of the weight that leads from one site to another."""
@@ -112,6 +124,10 @@ SCORE: tuple[SiteName, SiteName] = ("attn_k", "attn_q")
 """Source and target of a q-k pair: a product, not a weight."""
 SCORES: tuple[tuple[SiteName, SiteName], ...] = (SCORE, ("cross_k", "cross_q"))
 """The same, of self-attention and of cross-attention."""
+GATED: tuple[SiteName, SiteName] = ("router", "mlp_neuron")
+"""Source and target of an expert and one of its neurons, which is multiplied by its share: a product, not a weight."""
+PAIRS: tuple[tuple[SiteName, SiteName], ...] = (*SCORES, GATED)
+"""Sources and targets of all products that are edges without a weight of their own."""
 
 
 class Site(NamedTuple):
@@ -159,10 +175,18 @@ class WeightAt(NamedTuple):
         return f"{prefix(self.stack)}{self.layer}.{self.name}"
 
 
-def all_sites(n_layers: int, stack: Stack = "decoder", *, crossed: bool = False) -> list[Site]:
-    """Every site of a stack of `n_layers` layers, in forward order; crossed: of layers that look at an encoder."""
-    names = ORDER if crossed else SITES
-    return [Site(layer, name, stack) for layer in range(n_layers) for name in names]
+def all_sites(
+    n_layers: int, stack: Stack = "decoder", *, crossed: bool = False, routed: bool = False
+) -> list[Site]:
+    """Every site of a stack of `n_layers` layers, in forward order; crossed, routed: as in `layer_rows`."""
+    rows = layer_rows(crossed=crossed, routed=routed)
+    return [Site(layer, row.name, stack) for layer in range(n_layers) for row in rows]
+
+
+def layer_weights(*, crossed: bool = False, routed: bool = False) -> dict[str, WeightRow]:
+    """The weight matrices of a layer, by name; crossed, routed: as in `layer_rows`."""
+    names = {row.name for row in layer_rows(crossed=crossed, routed=routed)}
+    return {name: row for name, row in ALL_WEIGHTS.items() if names.issuperset(row.sites)}
 
 
 def weights_among(sites: Iterable[Site]) -> list[WeightAt]:

@@ -36,7 +36,7 @@ from circuits.model.mixers import MIXERS, Attention
 from circuits.model.mixers.encdec import CrossAttention, DecoderAttention, EncoderAttention
 from circuits.model.mixers.past import Given
 from circuits.model.mlp import MLP
-from circuits.model.sites import ALL_WEIGHTS, OF_SOURCE, WEIGHTS, Site, Stack, WeightAt, WeightRow, prefix
+from circuits.model.sites import OF_SOURCE, Site, Stack, WeightAt, WeightRow, layer_weights, prefix
 from circuits.model.subject import bits_of
 from circuits.model.tokens import check_tokens
 
@@ -235,7 +235,7 @@ class SparseTransformer(LensModel):
     # What each procedure needs to know of the parameters.
 
     def linear(self, layer: int, weight: str, stack: Stack = "decoder") -> Linear:
-        """The affine map of a layer by the name of its weight (`W_Q W_K W_V W_O W_in W_out`)."""
+        """The affine map of a layer by the name of its weight (`W_Q W_K W_V W_O W_in W_out`, and so on)."""
         names = self._weights(stack)
         if weight not in names:
             raise ValueError(f"weight: got {weight!r}; expected one of {list(names)}.")
@@ -281,7 +281,7 @@ class SparseTransformer(LensModel):
     def _weights(self, stack: Stack) -> dict[str, WeightRow]:
         """The weight matrices that a layer of a stack has."""
         crossed = self.encoder is not None and stack == "decoder"
-        return ALL_WEIGHTS if crossed else WEIGHTS
+        return layer_weights(crossed=crossed, routed=self.config.experts > 0)
 
     def _weights_at(self) -> Iterator[WeightAt]:
         for stack in self.stacks:

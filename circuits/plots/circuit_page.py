@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import is_pair
+from circuits.circuit.nodes import kind_of
 from circuits.model.sites import ROWS
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
 from circuits.plots.picture.circuit import circuit_figure
@@ -72,7 +72,7 @@ def reading_guide(circuit: Circuit) -> str:
         "to others stands between, and the last ones move the logits. A blue weight passes a value on, an orange one "
         "turns its sign."
     ]
-    if any(is_pair(edge) for edge in circuit.edges):
+    if any(kind_of(edge) == "score" for edge in circuit.edges):
         does.append("In a head, a query and a key (dotted) choose positions by their product.")
     elif any(ROWS[site].per_head and site.endswith(("_q", "_k")) for site in sites):
         does.append("In a head, a query or a key chooses positions against a constant.")
@@ -100,7 +100,7 @@ def edge_rows(circuit: Circuit) -> list[dict[str, Any]]:
             "from": long_label(edge.source),
             "to": long_label(edge.target),
             "weight": edge.weight,
-            "kind": "score" if is_pair(edge) else "weight",
+            "kind": kind_of(edge),
         }
         for edge in sorted(circuit.edges, key=lambda edge: -abs(edge.weight))
     ]

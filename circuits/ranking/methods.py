@@ -28,7 +28,7 @@ from circuits.settings import Count, Seed, Settings
 from tasks import Task
 from tasks.base import Targets
 
-SAYS = Says(act=None, arch=None, norm=None, norm_position=None, embed_scale=None)
+SAYS = Says(act=None, arch=None, norm=None, norm_position=None, embed_scale=None, experts=None)
 """What weight magnitude sees: composed heads read the stream through weights that belong to no edge."""
 Scores = Mapping[Any, Tensor]
 

@@ -61,6 +61,8 @@ class TrainConfig(Settings):
     "How it falls after warm-up: to 0, or as 1 / sqrt(step) (2017; `published_lr` gives that peak)."
     label_smoothing: Decay = 0.0
     "Share of the loss's target that is spread over all tokens alike (2017: 0.1); validation losses have none."
+    balance: Amount = 0.01
+    "Weight of the loss that keeps experts equally busy, averaged over layers; of no use without experts (2021: 0.01)."
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     "Adam's averaging constants."
     eps: Positive = 1e-8

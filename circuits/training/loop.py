@@ -23,6 +23,7 @@ from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.encdec import next_token_loss
+from circuits.model.experts import balance_loss, router_logits
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand, reading
 from circuits.training.config import TrainConfig
@@ -210,7 +211,7 @@ class _Run:
         )
         # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
         with sparse_compute(self.model, self._weight_gradient()):
-            loss = training_loss(self.model, tokens, config.label_smoothing)
+            loss = training_loss(self.model, tokens, config.label_smoothing, config.balance)
         self._check_finite("loss", float(loss.detach()), self.step + 1)
         self.good.keep()
         density, lr = self.updates(loss, self.progress())
@@ -308,9 +309,20 @@ def _fall(config: TrainConfig, progress: float) -> float:
 
 
 def training_loss(
+    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], label_smoothing: float, balance: float = 0.0
+) -> Float[Tensor, ""]:
+    """What a step descends: the model's own loss, its targets smoothed and its experts balanced where asked for."""
+    if balance == 0 or model.config.experts == 0:
+        return _own_loss(model, tokens, label_smoothing)
+    with router_logits(model) as logits:
+        own = _own_loss(model, tokens, label_smoothing)
+    uneven = [balance_loss(kept, model.config.experts_active) for kept in logits.values()]
+    return own + balance * torch.stack(uneven).mean()
+
+
+def _own_loss(
     model: SparseTransformer, tokens: Int[Tensor, "batch pos"], label_smoothing: float
 ) -> Float[Tensor, ""]:
-    """What a step descends: the model's own loss, its targets smoothed where that is asked for."""
     if label_smoothing == 0:
         loss: Tensor = model(tokens, return_type="loss")
         return loss

@@ -36,6 +36,7 @@ LEGEND = {
     "positive": "positive weight",
     "negative": "negative weight",
     "score": "q·k score pair",
+    "gate": "expert's share, times a neuron",
     "residual": "same residual channel",
 }
 
@@ -53,7 +54,8 @@ def circuit_figure(
 
     Marks are nodes, their area the rise of the criterion's loss when the node is ablated alone. Lines are weights,
     blue above zero and orange below, as wide as |weight| (token and logit lines have a scale of their own).
-    Grey lines tie nodes on one residual channel; dotted ones pair the q and k channels that are multiplied.
+    Grey lines tie nodes on one residual channel; dotted ones pair the q and k channels that are multiplied,
+    dashed ones lead from an expert to the neurons that its share multiplies.
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
     it is the circuit's own, and 16 where that is not known.
 

@@ -74,7 +74,7 @@ def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) ->
 def without_input(layout: Layout) -> set[Key]:
     """Nodes that nothing but a bias reaches; what the residual stream feeds counts once a circuit tells all of it."""
     links = [link for link, _ in layout.lines]
-    fed = {link.target for link in links if link.kind != "score"}
+    fed = {link.target for link in links if link.kind not in ("score", "gate")}
     tells_all = any(link.kind in ("shared", "position", "several") for link in links)
     nodes = [key for key in layout.place if isinstance(key, Node) and key not in fed]
     return {node for node in nodes if tells_all or ROWS[node.site].stream != "reads"}

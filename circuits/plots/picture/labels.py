@@ -12,7 +12,13 @@ from circuits.plots.style import escaped, number
 from tasks.tokenizer import printable
 
 _DOES = {
-    **{"attn_q": "seeks", "attn_k": "matches", "attn_v": "carries", "mlp_neuron": "fires"},
+    **{
+        "attn_q": "seeks",
+        "attn_k": "matches",
+        "attn_v": "carries",
+        "mlp_neuron": "fires",
+        "router": "chooses",
+    },
     **{"cross_q": "seeks", "cross_k": "matches", "cross_v": "carries"},
 }
 GLOSS: dict[str, str] = {
@@ -94,20 +100,23 @@ def _listed(word: str, ends: Sequence[tuple[Key, Link]]) -> list[str]:
 def _weight(link: Link) -> str:
     if link.kind == "residual":
         return "same channel,"
+    if link.kind == "gate":
+        return "a product with"
     return f"q·k pair, factor {link.weight:.3g}," if link.kind == "score" else number(link.weight)
 
 
 def link_hover(link: Link) -> str:
     """Hover text of a line."""
-    arrow = "·" if link.kind == "score" else "→"
+    arrow = "·" if link.kind in ("score", "gate") else "→"
     return f"{long_label(link.source)} {arrow} {long_label(link.target)}<br>{_LINK[link.kind]}" + (
-        "" if link.kind == "residual" else f" {number(link.weight)}"
+        "" if link.kind in ("residual", "gate") else f" {number(link.weight)}"
     )
 
 
 _LINK = {
     "weight": "weight",
     "score": "score pair: this key times this query, times",
+    "gate": "this expert's share times this neuron (no weight)",
     "residual": "same residual channel, carried along (no weight, not counted)",
     "embed": "embedding weight",
     "shared": "embedding weight (a token of both prompts)",

@@ -13,12 +13,12 @@ from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import Node, io_end, is_pair, residual_links
+from circuits.circuit.nodes import Node, io_end, kind_of, residual_links
 from circuits.model.sites import ORDER, Stack
 from circuits.plots.picture.order import Joint, order, straighten
 from circuits.plots.picture.ranks import HEAD_SITES, Key, first_order, head_of, in_head, rank_of, site_of
 
-Kind = Literal["weight", "score", "residual", "embed", "shared", "position", "several", "unembed"]
+Kind = Literal["weight", "score", "gate", "residual", "embed", "shared", "position", "several", "unembed"]
 Point = tuple[float, float]
 
 
@@ -131,7 +131,7 @@ def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
 
 def circuit_links(circuit: Circuit) -> list[Link]:
     """Every line of the picture: weights, score pairs, residual wires, and what ties text to nodes."""
-    links = [Link(e.source, e.target, "score" if is_pair(e) else "weight", e.weight) for e in circuit.edges]
+    links = [Link(e.source, e.target, kind_of(e), e.weight) for e in circuit.edges]
     links += [Link(source, target, "residual", 1.0) for source, target in residual_wires(circuit.nodes)]
     for io in circuit.io_edges:
         source, target = (io.node, io_end(io)) if io.kind == "unembed" else (io_end(io), io.node)

@@ -22,8 +22,11 @@ WIDTH_STEP = 0.25
 CROWD = 90
 """Lines above which they are drawn translucent."""
 
-COLOURS = {"positive": POSITIVE, "negative": NEGATIVE, "score": SCORE, "residual": RESIDUAL}
-FIXED_WIDTHS = {"score": 2.5, "residual": 1.5}
+COLOURS = {"positive": POSITIVE, "negative": NEGATIVE, "score": SCORE, "gate": SCORE, "residual": RESIDUAL}
+FIXED_WIDTHS = {"score": 2.5, "gate": 2.5, "residual": 1.5}
+"""Widths in pixels of lines that stand for no weight."""
+DASHES = {"score": "2px,3px", "gate": "7px,4px"}
+"""Lines of products: a query times a key, a share times a neuron."""
 
 
 def effect_of(circuit: Circuit, node: Node) -> float:
@@ -43,34 +46,34 @@ def mark_diameters(circuit: Circuit, frame: Frame) -> dict[Key, float]:
 
 
 def line_style(look: str, width: float) -> dict[str, Any]:
-    """Plotly's settings of a line; score pairs and residual wires have widths of their own."""
+    """Plotly's settings of a line; those without a weight have widths of their own."""
     return {
         "color": COLOURS[look],
         "width": FIXED_WIDTHS.get(look, width),
-        "dash": "2px,3px" if look == "score" else "solid",
+        "dash": DASHES.get(look, "solid"),
         "simplify": False,
     }
 
 
 def look_of(link: Link) -> str:
-    """`positive`, `negative`, `score` or `residual`."""
-    if link.kind in ("score", "residual"):
+    """`positive`, `negative`, `score`, `gate` or `residual`."""
+    if link.kind in FIXED_WIDTHS:
         return link.kind
     return "positive" if link.weight >= 0 else "negative"
 
 
 def line_widths(links: Sequence[Link]) -> list[float]:
-    """Width of each line in pixels, rising with |weight|; fixed for score pairs and residual wires.
+    """Width of each line in pixels, rising with |weight|; fixed for those without a weight.
 
     Weights between nodes are scaled by their own greatest, those at tokens and logits by theirs.
     """
     top = {True: 0.0, False: 0.0}
     for link in links:
-        if link.kind not in ("score", "residual"):
+        if link.kind not in FIXED_WIDTHS:
             top[link.kind == "weight"] = max(top[link.kind == "weight"], abs(link.weight))
     widths = []
     for link in links:
-        if link.kind in ("score", "residual"):
+        if link.kind in FIXED_WIDTHS:
             widths.append(FIXED_WIDTHS[link.kind])
         else:
             exact = THINNEST + (WIDEST - THINNEST) * abs(link.weight) / (top[link.kind == "weight"] or 1.0)

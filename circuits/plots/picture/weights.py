@@ -8,6 +8,7 @@ from typing import Any
 from circuits.plots.picture.frame import CHARACTER_PX, Frame, curve
 from circuits.plots.picture.labels import short_label
 from circuits.plots.picture.layout import Layout, Link, Point
+from circuits.plots.picture.marks import FIXED_WIDTHS
 from circuits.plots.picture.ranks import Key
 from circuits.plots.style import MINUS, NEGATIVE_TEXT, PAPER, POSITIVE
 
@@ -24,7 +25,7 @@ Rect = tuple[float, float, float, float]
 
 def weight_labels(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) -> list[dict[str, Any]]:
     """Annotations with the weights of lines; a weight with no free place is left to the hover text."""
-    weighty = [i for i, (link, _) in enumerate(layout.lines) if link.kind not in ("score", "residual")]
+    weighty = [i for i, (link, _) in enumerate(layout.lines) if link.kind not in FIXED_WIDTHS]
     if len(weighty) > MAX_WEIGHTS:
         return []
     points = [_dense(_pixels(curve(line), frame)) for _, line in layout.lines]
