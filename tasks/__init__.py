@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
-from tasks.base import Batch, Corpus, Task
+from tasks.base import Batch, Corpus, Task, TextId
 from tasks.brackets import Brackets
 from tasks.composition import Composition, CompositionBatch
 from tasks.corpus import CORPORA, load_corpus
@@ -21,6 +21,7 @@ from tasks.python import PythonChoice
 from tasks.python_choices import CHOICES
 from tasks.quotes import Quotes
 from tasks.tokenizer import Tokenizer
+from tasks.tokenizer_files import load_tokenizer, tokenizer_hash
 from tasks.transduction import Gender, Transduction
 
 __all__ = [
@@ -32,13 +33,16 @@ __all__ = [
     "HFTokenizer",
     "PairsTask",
     "Task",
+    "TextId",
     "Tokenizer",
     "bigram_log_probs",
     "from_pairs",
     "load_corpus",
     "load_task",
+    "load_tokenizer",
     "other_prompts",
     "task_options",
+    "tokenizer_hash",
     "trigram_loss",
 ]
 
