@@ -63,7 +63,7 @@ def load_corpus(
     ValueError for an unknown name where there is no such path, and for options that a corpus does not have.
     """
     if str(name) in CORPORA:
-        return _named(str(name), seed, tokenizer, d_vocab)
+        return _by_name(str(name), seed, tokenizer, d_vocab)
     if not Path(name).exists():
         raise ValueError(
             f"name must be one of {sorted(CORPORA)}, got {str(name)!r}, and no file or folder has that path"
@@ -71,27 +71,34 @@ def load_corpus(
     return own_corpus(name, tokenizer=_bpe(tokenizer), d_vocab=d_vocab)
 
 
-@lru_cache(maxsize=4)
-def _named(name: str, seed: int, tokenizer: Tokenizer | None, d_vocab: int | None) -> Corpus:
-    if tokenizer is None and d_vocab is None:
-        return CORPORA[name](seed)
+def _by_name(name: str, seed: int, tokenizer: Tokenizer | None, d_vocab: int | None) -> Corpus:
     if d_vocab is not None:
         raise ValueError(
             f"d_vocab: got {d_vocab} for the corpus {name!r}, whose vocabulary is given; expected None. It is for text "
             "of your own."
         )
-    if name in MACHINE:
-        return {"python": python_corpus, "packages": packages_corpus}[name](tokenizer=_bpe(tokenizer))
-    corpus = CORPORA[name](seed)
+    if name in MACHINE and tokenizer is not None:
+        return _retokenized(name, _bpe(tokenizer))
+    corpus = _made(name, seed)
     check_same_tokenizer(
         corpus.tokenizer,
         tokenizer,
         name="tokenizer",
         got="one",
         expected=f"that of the corpus {name!r}",
-        do="Leave it out: the toy corpora have tokenizers of their own.",
+        do="The toy corpora have tokenizers of their own: leave it out, or give text of another kind.",
     )
     return corpus
+
+
+@lru_cache(maxsize=4)
+def _made(name: str, seed: int) -> Corpus:
+    return CORPORA[name](seed)
+
+
+@lru_cache(maxsize=2)
+def _retokenized(name: str, tokenizer: BPE | None) -> Corpus:
+    return (python_corpus if name == "python" else packages_corpus)(tokenizer=tokenizer)
 
 
 def _bpe(tokenizer: Tokenizer | None) -> BPE | None:

@@ -18,6 +18,8 @@ FEW = 20
 """With fewer files, each gives its last part to validation; with more, whole files do."""
 VAL = 1 / 20
 """Share of the text that is for validation, about."""
+_VERSION = 1
+"""Of the split: a change of it makes the cache anew."""
 LEAST = 1000
 """Bytes of text."""
 
@@ -52,7 +54,7 @@ def own_corpus(path: str | Path, *, tokenizer: BPE | None = None, d_vocab: int |
             LeftOutWarning,
             stacklevel=2,
         )
-    key = content_hash(found.files)
+    key = f"{_VERSION}-{content_hash(found.files)}"
     n_bytes = sum(file.stat().st_size for file in found.files.values())
     if n_bytes < LEAST:
         raise ValueError(

@@ -88,7 +88,9 @@ def bpe_of(model: str, *, name: str) -> BPE:
     """
     try:
         inner = tokenizers.Tokenizer.from_str(model)
-    except Exception as error:  # the library raises nothing narrower
+    except BaseException as error:  # the library raises nothing narrower than Exception, and panics beside it
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
         raise ValueError(
             f"tokenizer: got no tokenizer ({str(error)[:200]}); expected the JSON of Hugging Face's tokenizers, which "
             "`tokenizer.save(path)` writes, and transformers as tokenizer.json."
