@@ -111,7 +111,7 @@ def read_streams(path: Path, d_vocab: int) -> dict[str, Tensor]:
 def _checksum(ids: np.ndarray) -> str:
     digest, data = hashlib.blake2b(digest_size=16), ids.view(np.uint8)
     for first in range(0, len(data), 2**24):
-        digest.update(data[first : first + 2**24])
+        digest.update(data[first : first + 2**24].data)
     return digest.hexdigest()
 
 

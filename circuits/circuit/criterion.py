@@ -69,7 +69,10 @@ class Criterion(Settings):
         return self.calibrate and self.objective == "task"
 
     def load_task(self, tokenizer: Any = None) -> Task:
-        """The task with all its options, for a model with this tokenizer (see `tasks.load_task_for`). Raises ValueError for one that `tasks.load_task` does not make."""
+        """The task with all its options, for a model with this tokenizer (see `tasks.load_task_for`).
+
+        Raises ValueError for one that `tasks.load_task` does not make.
+        """
         if self.task_options is None:
             raise ValueError(
                 f"task: {self.task!r} is no task of the package, which could be made anew from its name; expected "

@@ -75,7 +75,12 @@ def save_checkpoint(
             tensors[name] = value.clone()
     for name, value in (extra or {}).items():
         tensors[_EXTRA + name] = value.detach().cpu().contiguous()
-    header = {"schema": SCHEMA, "config": model.config.to_json(), "shapes": shapes, "meta": meta or {}}
+    header: dict[str, Any] = {
+        "schema": SCHEMA,
+        "config": model.config.to_json(),
+        "shapes": shapes,
+        "meta": meta or {},
+    }
     carried = tokenizer_json(model.tokenizer)
     if carried is not None:
         tensors[_TOKENIZER] = torch.frombuffer(bytearray(json_text(carried).encode()), dtype=torch.uint8)
@@ -88,8 +93,9 @@ def save_checkpoint(
 def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:
     """Read what `save_checkpoint` wrote: the same bits. Raises UnreadableError (a ValueError) on any other file.
 
-    tokenizer: attached to a model whose file carries none, as older ones do; where it carries one, that is attached, and
-    another is refused (TokenizerMismatchError, a ValueError). compact: for looking at and not for training; a matrix that runs on its nonzeros is never made dense (see `circuits.model.compute.compact`).
+    tokenizer: for a model whose file carries none, as older ones do; where it carries one, another is refused
+    (TokenizerMismatchError, a ValueError). compact: for looking at and not for training; a matrix that runs on its
+    nonzeros is never made dense (see `circuits.model.compute.compact`).
     A file is refused before anything is built from it where what it stores is not what its config asks for, or
     where it claims a model a thousand times its own size (see `MOST`).
     """

@@ -25,8 +25,8 @@ def check_vocabulary(tokenizer: Any, d_vocab: int | None, *, name: str = "tokeni
     size = getattr(tokenizer, "d_vocab", None)
     if isinstance(size, int) and size != d_vocab:
         raise ValueError(
-            f"{name}: got {getattr(tokenizer, 'name', tokenizer)!r} of {size} tokens for a model of {d_vocab}; expected "
-            "the one that the model was trained with."
+            f"{name}: got {getattr(tokenizer, 'name', tokenizer)!r} of {size} tokens for a model of {d_vocab}; "
+            "expected the one that the model was trained with."
         )
 
 
@@ -60,17 +60,17 @@ def text_of(model: Any, corpus: str | Path | None = None, *, remembered: TextId 
     check_corpus(model, found)
     if known is None or not known.fingerprint or found.fingerprint == known.fingerprint:
         return found
-    said = f"corpus: the text {str(name)!r} has hash {found.fingerprint}; expected {known.fingerprint}, the one that the "
+    said = f"corpus: the text {str(name)!r} has hash {found.fingerprint}; expected {known.fingerprint}, the one that "
     if str(name) in MACHINE and known.name == name:
         warnings.warn(
-            f"{said}model was trained on. This Python, or its packages, are of other versions: means over the text "
+            f"{said}the model was trained on. This Python, or its packages, are of other versions: means over the text "
             "are not quite those of the model's own.",
             AnotherTextWarning,
             stacklevel=2,
         )
         return found
     raise ValueError(
-        f"{said}model was trained on ({known.name!r}). It was changed, or is another: give the one as it was."
+        f"{said}the model was trained on ({known.name!r}). It was changed, or is another: give the one as it was."
     )
 
 

@@ -41,7 +41,8 @@ def with_corpus(saved: Checkpoint, corpus: str | Path | None = None) -> tuple[Sp
     """What `load_trained` gives, from a checkpoint that has been read."""
     model = saved.model
     text = text_of(model, corpus, remembered=_named(saved))
-    model.tokenizer = model.tokenizer or text.tokenizer
+    if model.tokenizer is None or model.tokenizer == text.tokenizer:  # one object, and what it has computed
+        model.tokenizer = text.tokenizer
     return model.eval(), text
 
 
@@ -50,6 +51,6 @@ def _named(saved: Checkpoint) -> TextId | None:
     if saved.model.trained_on is not None:
         return saved.model.trained_on
     settings = saved.meta.get("train", {})
-    name = settings.get("corpus") if isinstance(settings, dict) else 0
-    demand(name is None or isinstance(name, str), f"train: got {settings!r}", "settings that name a corpus")
-    return TextId(name=name, fingerprint="") if name else None
+    name = settings.get("corpus", "") if isinstance(settings, dict) else None
+    demand(isinstance(name, str), f"train: got {settings!r}", "settings that name a corpus")
+    return TextId(name=str(name), fingerprint="") if name else None
