@@ -1,12 +1,13 @@
 """The user's own text: a file or a folder of them, as a corpus, with a tokenizer trained on it or one that is given."""
 
 import hashlib
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from tasks.base import Corpus
+from tasks.base import Corpus, TextId
 from tasks.duplicates import apart, fingerprints, repeats
 from tasks.text_files import PIECE, content_hash, find_text, pieces
 from tasks.token_cache import cache_dir, cached, cached_bpe, read_streams, write_streams
@@ -70,7 +71,39 @@ def own_corpus(path: str | Path, *, tokenizer: BPE | None = None, d_vocab: int |
         lambda file: write_streams(file, bpe, train(), val()),
         lambda file: read_streams(file, bpe.d_vocab),
     )
-    return Corpus(name=str(Path(path).resolve()), tokenizer=bpe, train=tokens["train"], val=tokens["val"])
+    corpus = Corpus(name=str(Path(path).resolve()), tokenizer=bpe, train=tokens["train"], val=tokens["val"])
+    cached(_mark(corpus.fingerprint), partial(_write_name, name), Path.read_text)
+    return corpus
+
+
+def _write_name(name: str, path: Path) -> None:
+    path.write_text(name, "utf-8")
+
+
+def recall_corpus(known: TextId, tokenizer: BPE) -> Corpus:
+    """The text of that hash as it was when it was tokenized, from `cache_dir()`, whatever became of it since.
+
+    A model's file says what its text was called; no path in it is ever followed. Raises ValueError where the text is
+    not kept, or was in the tokens of another tokenizer.
+    """
+    mark = _mark(known.fingerprint)
+    try:
+        kept = cache_dir() / Path(mark.read_text("utf-8")).name
+        if not kept.stem.endswith(f"-{tokenizer_hash(tokenizer)}"):
+            raise ValueError("its tokens are another tokenizer's")
+        tokens = read_streams(kept, tokenizer.d_vocab)
+    except (OSError, ValueError):
+        raise ValueError(
+            f"no text of hash {known.fingerprint} is kept in {mark.parent}; it was called {known.name!r}"
+        ) from None
+    return Corpus(name=known.name, tokenizer=tokenizer, train=tokens["train"], val=tokens["val"])
+
+
+def _mark(fingerprint: str) -> Path:
+    """The file that says under which name the tokens of a text are kept."""
+    if not re.fullmatch(r"[0-9a-f]{16}", fingerprint):
+        raise ValueError(f"text: got hash {fingerprint!r}; expected 16 hexadecimal digits")
+    return cache_dir() / f"text-{fingerprint}"
 
 
 def _trained(name: str, train: Texts, d_vocab: int) -> BPE:

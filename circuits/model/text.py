@@ -8,9 +8,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from circuits.reading import UnreadableError
 from tasks import Corpus, TextId, load_corpus
-from tasks.corpus import MACHINE
-from tasks.tokenizer_files import check_same_tokenizer
+from tasks.corpus import CORPORA, MACHINE
+from tasks.own_text import recall_corpus
+from tasks.tokenizer_files import TokenizerMismatchError, check_same_tokenizer
 
 MINI = "mini"
 """What models were trained on whose files say nothing of their text."""
@@ -43,44 +45,47 @@ def check_corpus(model: Any, corpus: Corpus, *, name: str = "corpus") -> None:
     )
 
 
-def text_of(model: Any, corpus: str | Path | None = None, *, remembered: TextId | None = None) -> Corpus:
+def text_of(
+    model: Any, corpus: Corpus | str | Path | None = None, *, remembered: TextId | None = None
+) -> Corpus:
     """The text that a model was trained on, in its tokens.
 
-    corpus: where it is now (a name for `tasks.load_corpus`, or a path), if not where it was. remembered: what is known
-    of it (default: what the model itself remembers); a model that remembers nothing is taken for one of mini-Python.
-    Raises ValueError where it is not found, or is another text. The source of Python and of its packages is
-    another one on each machine: there it warns (AnotherTextWarning).
+    corpus: the text itself, or where it is now: a name for `tasks.load_corpus`, or a path. None: it is found by its
+    name, or, text of your own, by its hash among what is kept of texts (`tasks.own_text.recall_corpus`). remembered:
+    what is known of it (default: what the model itself remembers); a model that remembers nothing is taken for one of
+    mini-Python. Raises UnreadableError (a ValueError) where it is not found, or is another text. The source of Python
+    and of its packages is another one on each machine: there it warns (AnotherTextWarning).
     """
     known = remembered or model.trained_on
-    name = corpus or (known.name if known else MINI)
-    try:
-        found = load_corpus(name, tokenizer=model.tokenizer)
-    except ValueError as error:
-        raise ValueError(_not_found(str(name), known, error)) from None
+    found = corpus if isinstance(corpus, Corpus) else _found(model, corpus, known)
     check_corpus(model, found)
     if known is None or not known.fingerprint or found.fingerprint == known.fingerprint:
         return found
-    said = f"corpus: the text {str(name)!r} has hash {found.fingerprint}; expected {known.fingerprint}, the one that "
-    if str(name) in MACHINE and known.name == name:
+    said = (
+        f"corpus: the text {found.name!r} has hash {found.fingerprint}; expected {known.fingerprint}, the one that the "
+        "model was trained on"
+    )
+    if found.name in MACHINE and known.name == found.name:
         warnings.warn(
-            f"{said}the model was trained on. This Python, or its packages, are of other versions: means over the text "
-            "are not quite those of the model's own.",
+            f"{said}. This Python, or its packages, are of other versions: means over the text are not quite those of "
+            "the model's own.",
             AnotherTextWarning,
             stacklevel=2,
         )
         return found
-    raise ValueError(
-        f"{said}the model was trained on ({known.name!r}). It was changed, or is another: give the one as it was."
-    )
+    raise UnreadableError(f"{said} ({known.name!r}). It was changed, or is another: give the one as it was.")
 
 
-def _not_found(name: str, known: TextId | None, error: ValueError) -> str:
-    if known is None:
-        return (
-            f"corpus: the model does not say what text it was trained on, and it is not {name!r} ({error}); expected "
-            "its text. Give it: corpus=."
-        )
-    return (
-        f"corpus: the model's text {name!r} cannot be had ({error}); expected the one that it was trained on. Say "
-        "where it is now: corpus= in Python, --corpus on the command line."
-    )
+def _found(model: Any, where: str | Path | None, known: TextId | None) -> Corpus:
+    name = where or (known.name if known else MINI)
+    try:
+        if where is None and known is not None and known.name not in CORPORA:
+            return recall_corpus(known, model.tokenizer)  # never by a path that a file names
+        return load_corpus(name, tokenizer=model.tokenizer)
+    except TokenizerMismatchError as error:
+        raise UnreadableError(f"corpus: the text {str(name)!r} is none of the model's. {error}") from None
+    except ValueError as error:
+        raise UnreadableError(
+            f"corpus: the model's text cannot be had ({error}); expected the one that it was trained on. Say where it "
+            "is: corpus= in Python, --corpus on the command line."
+        ) from None

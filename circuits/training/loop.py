@@ -80,22 +80,20 @@ class Training(Plotted):
         return save_checkpoint(path, self.model, meta=meta)
 
     @classmethod
-    def load(cls, path: str | Path, *, corpus: str | Path | None = None) -> "Training":
+    def load(cls, path: str | Path, *, corpus: Corpus | str | Path | None = None) -> "Training":
         """The inverse of `save`. Raises UnreadableError for a file of another kind or an interrupted run.
 
-        corpus: where the text is now, if not where it was (see `load_trained`); where none is given, it is not looked
-        for before it is needed.
+        corpus: the text itself, or where it is now (see `load_trained`); where none is given, it is not looked for
+        before it is needed.
         """
         saved = load_checkpoint(path)
         if not {"train", "history", "seconds"} <= saved.meta.keys() or saved.extra:
             raise UnreadableError(
                 f"path: {path} is no finished run; expected a file that Training.save wrote."
             )
+        later = corpus is None and saved.model.tokenizer is not None and saved.model.trained_on is not None
+        model, text = (saved.model.eval(), None) if later else with_corpus(path, saved, corpus)
         with reading(path, "a file that Training.save wrote"):
-            later = (
-                corpus is None and saved.model.tokenizer is not None and saved.model.trained_on is not None
-            )
-            model, text = (saved.model.eval(), None) if later else with_corpus(saved, corpus)
             return cls(
                 model=model,
                 config=TrainConfig.from_json(saved.meta["train"]),

@@ -9,38 +9,36 @@ from circuits.reading import demand, reading
 from tasks import Corpus, TextId
 
 
-def load_trained(path: str | Path, *, corpus: str | Path | None = None) -> tuple[SparseTransformer, Corpus]:
+def load_trained(
+    path: str | Path, *, corpus: Corpus | str | Path | None = None
+) -> tuple[SparseTransformer, Corpus]:
     """The model of any checkpoint, and the text that it was trained on.
 
-    corpus: where the text is now, if not where it was: a name, or a path. Of older files, which carry no tokenizer, the
-    text is the one that their settings name, mini-Python where they name none, and its tokenizer is the model's.
+    corpus: the text itself, or where it is now, a name or a path (see `circuits.model.text.text_of`). Of older files,
+    which carry no tokenizer, the text is the one that their settings name, mini-Python where they name none, and its
+    tokenizer is the model's.
     Raises UnreadableError (a ValueError) for a file that is no checkpoint, and where the text is not found, is another
     one, or has another tokenizer. For the model alone, whatever became of its text: `load_checkpoint(path).model`.
     """
-    saved = load_checkpoint(path)
-    with reading(path, "a checkpoint of a model whose text is at hand"):
-        return with_corpus(saved, corpus)
+    return with_corpus(path, load_checkpoint(path), corpus)
 
 
 def load_model_alone(path: str | Path) -> SparseTransformer:
     """The model of any checkpoint, its tokenizer attached; its text is looked for only where an older file needs it."""
     saved = load_checkpoint(path)
-    with reading(path, "a checkpoint of a model that was trained here"):
-        return with_tokenizer(saved)
+    if saved.model.tokenizer is None:
+        return with_corpus(path, saved)[0]
+    return saved.model.eval()
 
 
-def with_tokenizer(saved: Checkpoint) -> SparseTransformer:
-    """The model of a checkpoint in eval mode, with the tokenizer that it carries, or that of the text it names."""
-    model = saved.model
-    if model.tokenizer is None:
-        model.tokenizer = text_of(model, remembered=_named(saved)).tokenizer
-    return model.eval()
-
-
-def with_corpus(saved: Checkpoint, corpus: str | Path | None = None) -> tuple[SparseTransformer, Corpus]:
+def with_corpus(
+    path: str | Path, saved: Checkpoint, corpus: Corpus | str | Path | None = None
+) -> tuple[SparseTransformer, Corpus]:
     """What `load_trained` gives, from a checkpoint that has been read."""
     model = saved.model
-    text = text_of(model, corpus, remembered=_named(saved))
+    with reading(path, "a checkpoint of a model that was trained here"):
+        known = _named(saved)
+    text = text_of(model, corpus, remembered=known)
     if model.tokenizer is None or model.tokenizer == text.tokenizer:  # one object, and what it has computed
         model.tokenizer = text.tokenizer
     return model.eval(), text
