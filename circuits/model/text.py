@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.reading import UnreadableError
-from tasks import Corpus, TextId, load_corpus
+from tasks import Corpus, Task, TextId, load_corpus
 from tasks.corpus import CORPORA, MACHINE
 from tasks.own_text import recall_corpus
 from tasks.tokenizer_files import TokenizerMismatchError, check_same_tokenizer
@@ -32,9 +32,21 @@ def check_vocabulary(tokenizer: Any, d_vocab: int | None, *, name: str = "tokeni
         )
 
 
-def check_corpus(model: Any, corpus: Corpus, *, name: str = "corpus") -> None:
-    """Raise ValueError where the text is not in the tokens of a model: of any that has `tokenizer` and `d_vocab`."""
+def check_corpus(model: Any, corpus: Corpus, task: Task | None = None, *, name: str = "corpus") -> None:
+    """Raise ValueError where the text is not in the tokens of a model: of any that has `tokenizer` and `d_vocab`.
+
+    task: what it is asked, which knows its tokenizer where the model does not.
+    """
     check_vocabulary(corpus.tokenizer, model.d_vocab, name=name)
+    if task is not None:
+        check_same_tokenizer(
+            task.tokenizer,
+            corpus.tokenizer,
+            name=name,
+            got=f"the text {corpus.name!r}",
+            expected=f"text in the tokens of the task {task.name!r}",
+            do="Give the text that the model was trained on.",
+        )
     check_same_tokenizer(
         model.tokenizer,
         corpus.tokenizer,

@@ -59,10 +59,10 @@ def prune(
     keep_pages()
     config = config or PruneConfig()
     check_task(model, task)
-    if corpus is not None:
-        check_corpus(model, corpus)
-    elif isinstance(model, SparseTransformer):
+    if corpus is None and isinstance(model, SparseTransformer):
         corpus = text_of(model)
+    if corpus is not None:
+        check_corpus(model, corpus, task)
     if search is not None:
         from circuits.pruning.tune import tune
 

@@ -72,7 +72,7 @@ def trust_report(
     task = task or circuit.criterion.load_task(model.tokenizer)
     _check(model, circuit, task, config)
     if corpus is not None:
-        check_corpus(model, corpus)
+        check_corpus(model, corpus, task)
     with frozen(model), threads_for(model, 2 * config.n_pairs * task.n_ctx):
         found = [
             *others,
