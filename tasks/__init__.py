@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any
 
-from tasks.base import Batch, Corpus, Task
+from tasks.base import Batch, Corpus, Task, TextId
 from tasks.brackets import Brackets
 from tasks.composition import Composition, CompositionBatch
 from tasks.corpus import CORPORA, load_corpus
@@ -20,7 +20,8 @@ from tasks.pairs import PairsTask, from_pairs
 from tasks.python import PythonChoice
 from tasks.python_choices import CHOICES
 from tasks.quotes import Quotes
-from tasks.tokenizer import Tokenizer
+from tasks.tokenizer import BPE, Tokenizer
+from tasks.tokenizer_files import load_tokenizer, tokenizer_hash
 from tasks.transduction import Gender, Transduction
 
 __all__ = [
@@ -32,13 +33,17 @@ __all__ = [
     "HFTokenizer",
     "PairsTask",
     "Task",
+    "TextId",
     "Tokenizer",
     "bigram_log_probs",
     "from_pairs",
     "load_corpus",
     "load_task",
+    "load_task_for",
+    "load_tokenizer",
     "other_prompts",
     "task_options",
+    "tokenizer_hash",
     "trigram_loss",
 ]
 
@@ -75,6 +80,16 @@ def load_task(name: str, **options: Any) -> Task:
     return TASKS[name](**_with_tuples(options))
 
 
+def load_task_for(tokenizer: Any, name: str, **options: Any) -> Task:
+    """`load_task` for a model with this tokenizer: the choices in real Python are made of its tokens.
+
+    All others have tokenizers of their own, and so has a choice where this one is no BPE: whether they fit the model
+    is for whoever asks the model.
+    """
+    chosen = {"tokenizer": tokenizer} if name in CHOICES and isinstance(tokenizer, BPE) else {}
+    return load_task(name, **{**chosen, **options})
+
+
 def other_prompts(task: Task) -> dict[str, Task]:
     """The same task on other kinds of prompts, in words: earlier lines that mislead, longer lists. Empty where none is.
 
@@ -85,23 +100,26 @@ def other_prompts(task: Task) -> dict[str, Task]:
         return {}
     kinds = OTHER_PROMPTS.get(task.name, {}).items()
     return {
-        name: load_task(task.name, **{**options, **more}) for name, more in kinds if not more.keys() & options
+        name: load_task_for(task.tokenizer, task.name, **{**options, **more})
+        for name, more in kinds
+        if not more.keys() & options
     }
 
 
 def task_options(task: Task) -> dict[str, Any] | None:
     """The options with which `load_task(task.name, **options)` makes this very task again, as JSON types.
 
-    What is at its default is left out. None for a task that `load_task` does not make, such as one of your own.
+    What is at its default is left out, and so is the BPE of a choice in real Python, which is its model's: see
+    `load_task_for`. None for a task that `load_task` does not make, such as one of your own.
     """
     if task.name not in TASKS or not is_dataclass(task):
         return None
-    plain = load_task(task.name)
+    plain = load_task_for(task.tokenizer, task.name)
     given = {f.name: getattr(task, f.name) for f in fields(task)}
     options = {name: value for name, value in given.items() if value != getattr(plain, name, task)}
     try:
         options = json.loads(json.dumps(options))
-        return options if load_task(task.name, **options) == task else None
+        return options if load_task_for(task.tokenizer, task.name, **options) == task else None
     except TypeError:  # an option that JSON does not hold, or that is none of this task's
         return None
 

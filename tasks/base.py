@@ -4,10 +4,11 @@ import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int, Int64
 from torch import Tensor
 
 from tasks.tokenizer import Tokenizer
@@ -119,6 +120,32 @@ class Task(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextId:
+    """Which text a model was trained on."""
+
+    name: str
+    """The key under which `load_corpus` finds it, or the path of a file or folder."""
+    fingerprint: str
+    """`Corpus.fingerprint` of its ids."""
+
+    def to_json(self) -> dict[str, str]:
+        """As JSON types."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, data: Any) -> "TextId":
+        """The inverse of `to_json`. Raises ValueError for anything else."""
+        names = ("name", "fingerprint")
+        if (
+            not isinstance(data, dict)
+            or set(data) != set(names)
+            or not all(isinstance(data[n], str) for n in names)
+        ):
+            raise ValueError(f"text: got {data!r}; expected a name and a fingerprint, both texts.")
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Corpus:
     """A stream of training tokens and one of validation tokens."""
 
@@ -126,9 +153,9 @@ class Corpus:
     """The key under which `load_corpus` finds it."""
     tokenizer: Tokenizer
     """What turned the text into ids."""
-    train: Int64[Tensor, " n_train"]
-    """Training stream."""
-    val: Int64[Tensor, " n_val"]
+    train: Int[Tensor, " n_train"]
+    """Training stream, of whole numbers of any width: call `.long()` before computing with them."""
+    val: Int[Tensor, " n_val"]
     """Validation stream, of other text than `train`."""
     train_starts: Int64[Tensor, " n_train_starts"] | None = None
     """Where a window of `train` may begin, ascending; None: anywhere."""
@@ -157,7 +184,23 @@ class Corpus:
         else:
             usable = int(torch.searchsorted(starts, last, right=True))
             offsets = starts[torch.randint(max(usable, 1), (n,), generator=generator)]
-        return stream[offsets[:, None] + torch.arange(length)]
+        return stream[offsets[:, None] + torch.arange(length)].long()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the ids of both streams and for where windows may begin."""
+        digest = hashlib.blake2b(digest_size=8)
+        for name in ("train", "val", "train_starts", "val_starts"):
+            stream: Tensor | None = getattr(self, name)
+            digest.update(f"{name} {None if stream is None else len(stream)}\n".encode())
+            for part in () if stream is None else stream.split(2**20):
+                digest.update(part.to(torch.int32).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def text_id(self) -> "TextId":
+        """What a model that is trained on it remembers."""
+        return TextId(name=self.name, fingerprint=self.fingerprint)
 
 
 def corpus_of_lines(name: str, tokenizer: Tokenizer, train: Sequence[str], val: Sequence[str]) -> Corpus:
@@ -203,6 +246,11 @@ def split_of(key: str) -> Split:
     """The split that `key` belongs to, by its hash: 80 % train, 10 % val, 10 % test."""
     bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) % 10
     return "test" if bucket == 0 else "val" if bucket == 1 else "train"
+
+
+def is_for_val(path: str) -> bool:
+    """Whether a file is for validation, about one in twenty: its path alone decides, so that it stays where it is."""
+    return hashlib.blake2b(path.encode(), digest_size=1).digest()[0] < 13
 
 
 def draw_pairs(

@@ -1,8 +1,9 @@
-"""Training text by name: the mini-Python grammar, the standard library's source, the toy tasks' own."""
+"""Training text by name, or by its path: the mini-Python grammar, real Python, the toy tasks' own, and yours."""
 
 import random
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 from tasks.base import Corpus, corpus_of_lines
 from tasks.composition import composition_corpus
@@ -10,11 +11,14 @@ from tasks.grammar import MAX_ELEMENTS, draw_lines
 from tasks.induction import induction_corpus
 from tasks.modular import modular_corpus
 from tasks.names import names_corpus
+from tasks.own_text import own_corpus
+from tasks.packages import packages_corpus
 from tasks.stdlib import python_corpus
-from tasks.tokenizer import CharTokenizer
+from tasks.tokenizer import BPE, CharTokenizer, Tokenizer
+from tasks.tokenizer_files import check_same_tokenizer
 from tasks.transduction import transduction_corpus
 
-__all__ = ["CORPORA", "Corpus", "load_corpus", "mini_corpus"]
+__all__ = ["CORPORA", "MACHINE", "Corpus", "load_corpus", "mini_corpus"]
 
 
 def mini_corpus(
@@ -34,6 +38,7 @@ def mini_corpus(
 CORPORA: dict[str, Callable[[int], Corpus]] = {
     "mini": mini_corpus,
     "python": python_corpus,
+    "packages": packages_corpus,
     "induction": induction_corpus,
     "names": names_corpus,
     "modular": modular_corpus,
@@ -43,12 +48,63 @@ CORPORA: dict[str, Callable[[int], Corpus]] = {
 """What makes each training text from a seed, by name."""
 
 
-@lru_cache(maxsize=4)
-def load_corpus(name: str, seed: int = 0) -> Corpus:
-    """The corpus called `name`, the same for the same seed; the last few are kept in memory.
+MACHINE = frozenset({"python", "packages"})
+"""Corpora whose text is what this machine has installed: on another it is another version of it."""
 
-    ValueError for an unknown name.
+
+def load_corpus(
+    name: str | Path, seed: int = 0, *, tokenizer: Tokenizer | None = None, d_vocab: int | None = None
+) -> Corpus:
+    """The corpus called `name`, the same for the same seed, or the text of the file or folder at that path.
+
+    The last few that have names are kept in memory; a path is read anew each time. A folder that is called what a
+    corpus is called goes by "./mini". tokenizer, d_vocab: for "python", "packages" and paths, which otherwise have a
+    byte-level BPE of 2,048 tokens, trained on them; see `tasks.own_text.own_corpus`, also for the errors.
+    ValueError for an unknown name where there is no such path, and for options that a corpus does not have.
     """
-    if name not in CORPORA:
-        raise ValueError(f"name must be one of {sorted(CORPORA)}, got {name!r}")
+    if str(name) in CORPORA:
+        return _by_name(str(name), seed, tokenizer, d_vocab)
+    if not Path(name).exists():
+        raise ValueError(
+            f"name must be one of {sorted(CORPORA)}, got {str(name)!r}, and no file or folder has that path"
+        )
+    return own_corpus(name, tokenizer=_bpe(tokenizer), d_vocab=d_vocab)
+
+
+def _by_name(name: str, seed: int, tokenizer: Tokenizer | None, d_vocab: int | None) -> Corpus:
+    if d_vocab is not None:
+        raise ValueError(
+            f"d_vocab: got {d_vocab} for the corpus {name!r}, whose vocabulary is given; expected None. It is for text "
+            "of your own."
+        )
+    if name in MACHINE and tokenizer is not None:
+        return _retokenized(name, _bpe(tokenizer))
+    corpus = _made(name, seed)
+    check_same_tokenizer(
+        corpus.tokenizer,
+        tokenizer,
+        name="tokenizer",
+        got="one",
+        expected=f"that of the corpus {name!r}",
+        do="The toy corpora have tokenizers of their own: leave it out, or give text of another kind.",
+    )
+    return corpus
+
+
+@lru_cache(maxsize=4)
+def _made(name: str, seed: int) -> Corpus:
     return CORPORA[name](seed)
+
+
+@lru_cache(maxsize=2)
+def _retokenized(name: str, tokenizer: BPE | None) -> Corpus:
+    return (python_corpus if name == "python" else packages_corpus)(tokenizer=tokenizer)
+
+
+def _bpe(tokenizer: Tokenizer | None) -> BPE | None:
+    if tokenizer is None or isinstance(tokenizer, BPE):
+        return tokenizer
+    raise ValueError(
+        f"tokenizer: got a {type(tokenizer).__name__}; expected a byte-level BPE for text of any kind, as "
+        "`tasks.load_tokenizer(path)` gives one."
+    )

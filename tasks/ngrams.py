@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from tasks.base import Corpus
 
 Counts = Int64[np.ndarray, " kinds"]
+_AT_ONCE = 2**23
+"""Tokens that are counted in one go: a stream may be longer than memory."""
 
 
 def bigram_log_probs(corpus: Corpus, *, alpha: float = 0.05) -> Float[Tensor, "d_vocab d_vocab"]:
@@ -20,8 +22,11 @@ def bigram_log_probs(corpus: Corpus, *, alpha: float = 0.05) -> Float[Tensor, "d
     if not alpha > 0:
         raise ValueError(f"alpha must be a positive number of counts, got {alpha}")
     d_vocab = corpus.tokenizer.d_vocab
-    pairs = corpus.train[:-1] * d_vocab + corpus.train[1:]
-    counts = torch.bincount(pairs, minlength=d_vocab**2).view(d_vocab, d_vocab).double() + alpha
+    counts = torch.full((d_vocab**2,), alpha, dtype=torch.float64)
+    for first in range(0, len(corpus.train) - 1, _AT_ONCE):
+        stream = corpus.train[first : first + _AT_ONCE + 1].long()
+        counts += torch.bincount(stream[:-1] * d_vocab + stream[1:], minlength=d_vocab**2)
+    counts = counts.view(d_vocab, d_vocab)
     return (counts / counts.sum(1, keepdim=True)).log().float()
 
 
@@ -36,7 +41,7 @@ def trigram_loss(corpus: Corpus) -> float:
 
 
 def trigram_probs(
-    train: Int64[np.ndarray, " n_train"], tokens: Int64[np.ndarray, " n"], d_vocab: int
+    train: Int[np.ndarray, " n_train"], tokens: Int[np.ndarray, " n"], d_vocab: int
 ) -> Float64[np.ndarray, " n_minus_2"]:
     """P(token | the two before it) for each of `tokens` from the third on; over all ids they sum to 1."""
     if len(train) < 3 or len(tokens) < 3:

@@ -208,15 +208,19 @@ class BPE:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; none is refused."""
-        return list(self._model.encode(text).ids)
+        return list(self._model.encode(text, add_special_tokens=False).ids)
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, on all cores."""
-        return [encoding.ids for encoding in self._model.encode_batch_fast(texts)]
+        return [encoding.ids for encoding in self._model.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, joined; bytes that are no whole character become `\ufffd`."""
-        return str(self._model.decode(_checked(ids, self)))
+        return str(self._model.decode(_checked(ids, self), skip_special_tokens=False))
+
+    def decode_all(self, ids: list[list[int]]) -> list[str]:
+        """The text of each list of ids, on all cores."""
+        return list(self._model.decode_batch(ids, skip_special_tokens=False))
 
     def token(self, id: int) -> str:
         """One token in printable form: `·`, `⏎`, `⇥` for white space, `\\xe2` for part of a character."""

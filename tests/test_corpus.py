@@ -16,8 +16,9 @@ from tasks.base import Corpus
 from tasks.corpus import mini_corpus
 from tasks.grammar import MAX_LINE_TOKENS, draw_lines, n_tokens
 from tasks.ngrams import trigram_probs
-from tasks.stdlib import cache_dir, python_corpus, stdlib_files
-from tasks.tokenizer import CharTokenizer
+from tasks.stdlib import python_corpus, stdlib_files
+from tasks.token_cache import cache_dir
+from tasks.tokenizer import BPE, CharTokenizer
 
 LINES = draw_lines(random.Random(0), 20_000)
 STRING = re.compile(r"""[a-z]{1,3} = (?:'[a-z0-9 ]{1,8}'|"[a-z0-9 ]{1,8}")""")
@@ -128,7 +129,9 @@ def test_errors_of_windows(mini: Corpus, arguments: dict, message: str) -> None:
 
 
 def test_unknown_corpus() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of \[.*'mini'.*\], got 'nonsense'"):
+    with pytest.raises(
+        ValueError, match=r"name must be one of \[.*'mini'.*\], got 'nonsense', and no file or folder"
+    ):
         load_corpus("nonsense")
 
 
@@ -159,7 +162,7 @@ def test_real_python_is_split_by_file_and_cached(some_files: dict[str, str], cac
     assert all((text in train) != (text in val) for text in some_files.values() if len(text) > 500)
     assert corpus.windows(3, 50, split="val", generator=torch.Generator()).shape == (3, 50)
     written = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert sorted(path.suffix for path in written) == [".json", ".npz"]
+    assert sorted(path.suffix for path in written) == [".json", ".tokens"]
     again = python_corpus(1, files=some_files, d_vocab=400)
     assert torch.equal(again.train, corpus.train)
     assert again.tokenizer == corpus.tokenizer
@@ -182,7 +185,7 @@ def test_a_failed_write_leaves_nothing_behind(
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", fail)
+        patch.setattr(BPE, "encode_all", fail)
         with pytest.raises(OSError, match="disk full"):
             python_corpus(files=some_files, d_vocab=300)
     assert [path.suffix for path in cache.iterdir()] == [".json"]
@@ -274,7 +277,7 @@ def test_errors_of_counting(mini: Corpus) -> None:
         trigram_probs(np.arange(3), np.arange(2), 5)
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".json"])
+@pytest.mark.parametrize("suffix", [".tokens", ".json"])
 @pytest.mark.parametrize(
     "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data[::-1]]
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 from circuits.bridges.maps import Pair
 from circuits.bridges.sides import Side
 from tasks import Corpus
+from tasks.tokenizer_files import check_same_tokenizer
 
 
 def resolve_pairs(dense: Side, sparse: Side, pairs: Sequence[Pair] | None) -> tuple[Pair, ...]:
@@ -36,6 +37,14 @@ def check_text(side: Side, text: Corpus) -> None:
             f"the text {text.name!r}. Both models must be trained on the text's tokenizer."
         )
     theirs = side.model.tokenizer
+    check_same_tokenizer(
+        theirs,
+        text.tokenizer,
+        name=side.role,
+        got=f"the text {text.name!r}",
+        expected="text in the model's tokens",
+        do="Bridges need one tokenizer for both models: train both on one text.",
+    )
     if theirs is None or theirs == text.tokenizer:
         return
     sample = text.tokenizer.decode(text.val[:256].tolist())

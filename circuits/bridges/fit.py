@@ -27,7 +27,7 @@ from circuits.model.compute import check_learnable, sparse_compute, with_gradien
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, reading
 from circuits.training.config import TrainConfig, with_new_names
-from circuits.training.loop import Updates, check_budgets, new_model, said_of
+from circuits.training.loop import Updates, check_budgets, new_model, said_of, with_vocabulary
 from circuits.training.steps import (
     Entry,
     LastGood,
@@ -40,7 +40,7 @@ from circuits.training.steps import (
     stored_count,
     stored_history,
 )
-from tasks import Corpus
+from tasks import Corpus, tokenizer_hash
 
 
 @with_gradients
@@ -98,7 +98,7 @@ class _Fit:
         self.n_steps, self.batch_size = config.steps, config.batch_size
         check_text(dense, text)
         if isinstance(sparse, TrainConfig):
-            train = replace(sparse, model=replace(sparse.model, d_vocab=text.tokenizer.d_vocab))
+            train = with_vocabulary(sparse, text)
             check_budgets(train)
             sparse = new = new_model(train, text).to(dense.device)
             self.updates = Updates(new, train)
@@ -237,7 +237,7 @@ class _Fit:
     def restore(self, path: str | Path) -> None:
         """Take up a fit that `save` left. Raises ValueError when it was of other arguments."""
         saved = load_checkpoint(path)
-        if _in_new_names(saved.meta.get("fit")) != self._identity():
+        if _in_new_names(saved.meta.get("fit"), self._identity()) != self._identity():
             raise UnreadableError(
                 f"resume: {path} is no interrupted fit of these models, text and settings; expected the file that "
                 f"Ctrl-C left of the same call ({self._identity()})."
@@ -265,6 +265,8 @@ class _Fit:
             "dense": self.dense.fingerprint(),
             "sparse": sparse,
             "text": self.text.name,
+            "text_hash": self.text.fingerprint,
+            "tokenizer": tokenizer_hash(self.text.tokenizer),
             "bridge": self.config.to_json(),
         }
         return json.loads(json.dumps(identity))
@@ -302,9 +304,12 @@ def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor,
     return weight.to(x), (shift - centre @ weight).to(x)
 
 
-def _in_new_names(identity: Any) -> Any:
-    """What an interrupted fit says of itself, also where an older version wrote it."""
-    if not isinstance(identity, dict) or not isinstance(identity.get("sparse"), dict):
+def _in_new_names(identity: Any, asked: dict[str, Any]) -> Any:
+    """What an interrupted fit says of itself, also where an older version wrote it, which knew its text by name."""
+    if not isinstance(identity, dict):
+        return identity
+    identity = {**{name: asked[name] for name in ("text_hash", "tokenizer")}, **identity}
+    if not isinstance(identity.get("sparse"), dict):
         return identity
     return {**identity, "sparse": with_new_names(identity["sparse"])}
 

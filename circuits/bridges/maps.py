@@ -18,6 +18,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.reading import demand
 from circuits.settings import checked
 from circuits.views import Plotted
+from tasks.tokenizer_files import check_same_tokenizer
 
 SCHEMA = "sparse-circuits/bridges/1"
 
@@ -162,8 +163,17 @@ class BridgeSet(Plotted):
 def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -> BridgeSet:
     """Read what `BridgeSet.save` wrote.
 
-    Raises UnreadableError (a ValueError) for another file, or for other models than its own.
+    Raises UnreadableError (a ValueError) for another file, or for other models than its own, and ValueError for models
+    of different tokenizers.
     """
+    check_same_tokenizer(
+        dense.tokenizer,
+        sparse.tokenizer,
+        name="sparse",
+        got="a model",
+        expected="one in the dense model's tokens",
+        do="Load both with the tokenizer that they were trained with.",
+    )
     sides = {"dense": Side(dense, "dense"), "sparse": Side(sparse, "sparse")}
     with opened(path, SCHEMA, "bridges", "BridgeSet.save") as (file, header):
         for role, side in sides.items():

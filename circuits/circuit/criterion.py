@@ -7,7 +7,7 @@ from typing import Any
 from circuits.circuit.nodes import Ablation
 from circuits.circuit.score import TARGETS, UNIT, Objective
 from circuits.settings import Count, Fraction, Positive, Seed, Settings
-from tasks import Task, load_task, task_options
+from tasks import Task, load_task_for, task_options
 
 AIM = 0.75
 """Share of the target, of margins, that a choice among thousands of circuits must stay within to hold elsewhere."""
@@ -68,14 +68,17 @@ class Criterion(Settings):
         """Whether a factor is fitted: where right answers decide, and it is asked for."""
         return self.calibrate and self.objective == "task"
 
-    def load_task(self) -> Task:
-        """The task with all its options. Raises ValueError for one that `tasks.load_task` does not make."""
+    def load_task(self, tokenizer: Any = None) -> Task:
+        """The task with all its options, for a model with this tokenizer (see `tasks.load_task_for`).
+
+        Raises ValueError for one that `tasks.load_task` does not make.
+        """
         if self.task_options is None:
             raise ValueError(
                 f"task: {self.task!r} is no task of the package, which could be made anew from its name; expected "
                 "the Task itself. Pass it as task=."
             )
-        return load_task(self.task, **self.task_options)
+        return load_task_for(tokenizer, self.task, **self.task_options)
 
     def check(self, task: Task) -> None:
         """Raise ValueError when the criterion was set up for another task, or for other options of it."""

@@ -13,6 +13,7 @@ from circuits.settings import Said
 from circuits.statistics import share_of
 from tasks import Batch, Task
 from tasks.base import Targets
+from tasks.tokenizer_files import check_same_tokenizer
 
 Objective = Annotated[Literal["margins", "task", "faithful"], Said("'margins', 'task' or 'faithful'")]
 """margins: the model's margins, their sizes with their signs. task: the right answers. faithful: the model's answers,
@@ -206,6 +207,14 @@ def check_task(model: Subject, task: Task) -> None:
             f"task: {task.name!r} has a vocabulary of {task.tokenizer.d_vocab} tokens, the model one of "
             f"{model.d_vocab}; expected the same. Train the model on the task's corpus."
         )
+    check_same_tokenizer(
+        model.tokenizer,
+        task.tokenizer,
+        name="task",
+        got=f"{task.name!r}",
+        expected="one in the model's tokens",
+        do="Make it for the model: tasks.load_task_for(model.tokenizer, name).",
+    )
     if task.n_ctx > model.n_ctx:
         raise ValueError(
             f"task: the longest prompt of {task.name!r} has {task.n_ctx} tokens; expected at most the model's "

@@ -9,13 +9,14 @@ import torch
 
 from circuits.bridges import BridgeConfig, bridge_metrics, chain_losses, fit_bridges, load_bridges
 from circuits.bridges.steering import channel_effects, steer
+from circuits.circuit.score import check_task
 from circuits.files import check_writable, write_json
 from circuits.model.checkpoint import save_checkpoint
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
 from circuits.training.config import TrainConfig
-from circuits.training.saved import load_trained
-from tasks import load_task
+from circuits.training.saved import load_model_alone, load_trained
+from tasks import load_task_for
 
 
 def bridge_files(
@@ -26,32 +27,33 @@ def bridge_files(
     config: BridgeConfig,
     steps: int | None = None,
     resume: Path | None = None,
+    corpus: str | None = None,
 ) -> dict[str, Any]:
     """Fit bridges between two checkpoints, or train the sparse model beside; write them and a page of figures.
 
     sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. resume: the file that
-    Ctrl-C left. Returns the report.
+    Ctrl-C left. corpus: where the dense model's text is now, if not where it was. Returns the report.
     """
     for path in (out, out.with_suffix(".html")):
         check_writable(path)
-    model, corpus = load_trained(dense)
+    model, text = load_trained(dense, corpus=corpus)
     trained = out.with_name(f"{out.stem}-sparse.safetensors")
     other: SparseTransformer | TrainConfig
     if sparse is None:
-        other = TrainConfig.toy(seed=config.seed, corpus=corpus.name)
+        other = TrainConfig.toy(seed=config.seed, corpus=text.name)
         other = replace(
             other, steps=steps or other.steps, model=replace(other.model, n_ctx=model.config.n_ctx)
         )
     else:
-        other, _ = load_trained(sparse)
+        other = load_model_alone(sparse)
         config = replace(config, steps=steps or config.steps)
     stopped = out.with_suffix(".interrupted.safetensors")
-    bridges = fit_bridges(model, other, corpus, config, checkpoint=stopped, resume=resume)
+    bridges = fit_bridges(model, other, text, config, checkpoint=stopped, resume=resume)
     bridges.save(out)
     if isinstance(other, TrainConfig):
         save_checkpoint(trained, bridges.sparse, meta={"train": other.to_json()})
     n_pos = min(model.config.n_ctx, bridges.sparse.config.n_ctx)
-    tokens = corpus.windows(64, n_pos, split="val", generator=torch.Generator().manual_seed(1))
+    tokens = text.windows(64, n_pos, split="val", generator=torch.Generator().manual_seed(1))
     chains = chain_losses(bridges, tokens).tolist()
     plain = bridge_metrics(replace(bridges, pairs=(), maps=torch.nn.ModuleList()), tokens)["loss_dense"]
     summary = bridges.summary()
@@ -83,15 +85,16 @@ def steer_files(
     """
     for path in (out, out.with_suffix(".html")):
         check_writable(path)
-    (dense_model, _), (sparse_model, _) = load_trained(dense), load_trained(sparse)
+    dense_model, sparse_model = load_model_alone(dense), load_model_alone(sparse)
+    prompts = load_task_for(sparse_model.tokenizer, task)
+    for model in (dense_model, sparse_model):
+        check_task(model, prompts)
     found = load_bridges(bridges, dense=dense_model, sparse=sparse_model)
     pair, _ = found.at(location)
     if not channels:
-        effects = channel_effects(
-            sparse_model, load_task(task).batch(32, split="val", seed=seed), pair.sparse
-        )
+        effects = channel_effects(sparse_model, prompts.batch(32, split="val", seed=seed), pair.sparse)
         channels = [int(effects.argmax())]
-    result = steer(found, load_task(task).batch(n, split="test", seed=seed), pair, channels, seed=seed)
+    result = steer(found, prompts.batch(n, split="test", seed=seed), pair, channels, seed=seed)
     write_json(out, result.to_json())
     summary = result.summary()
     numbers = {key: f"{summary[key]:.3f}" for key in ("p_foil_before", "p_foil_after", "control_change")}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from circuits.commands.shared import AsJson, Seed, answer, check_apart, clear_errors, configured
+from circuits.commands.shared import AsJson, OwnCorpus, Seed, answer, check_apart, clear_errors, configured
 
 
 def bridge(
@@ -18,6 +18,7 @@ def bridge(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of BridgeConfig.")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that Ctrl-C left of the same fit.")] = None,
+    corpus: OwnCorpus = None,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -32,7 +33,7 @@ def bridge(
         settings = configured(BridgeConfig.from_json, {"seed": seed}, config)
         for path in (out, out.with_suffix(".html")):
             check_apart(path, dense, *([sparse] if sparse else []))
-        report = bridge_files(dense, sparse, out, config=settings, steps=steps, resume=resume)
+        report = bridge_files(dense, sparse, out, config=settings, steps=steps, resume=resume, corpus=corpus)
     answer(report, as_json, title="Bridges")
 
 

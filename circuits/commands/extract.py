@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 
 from circuits.commands.shared import (
     AsJson,
+    OwnCorpus,
     Seed,
     answer,
     check_apart,
@@ -19,6 +20,7 @@ from circuits.commands.shared import (
     configured,
     console,
     load_model,
+    load_text,
 )
 from circuits.files import check_writable
 
@@ -67,8 +69,21 @@ def demo(
 
 def train(
     corpus: Annotated[
-        str, typer.Option(help="mini (characters) or python (the standard library, BPE).")
+        str,
+        typer.Option(
+            help="mini (characters), python (the standard library), packages (installed ones), or the path of a file "
+            "or folder with text of your own."
+        ),
     ] = "mini",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="tokenizer.json, or a checkpoint that has one (default: a BPE trained on the text)."
+        ),
+    ] = None,
+    d_vocab: Annotated[
+        int | None, typer.Option(help="Tokens of the BPE for text of your own (default: 2,048).")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("out/model.safetensors"),
     minutes: Annotated[
         float | None, typer.Option(help="Stop by the clock (then bits are not repeatable).")
@@ -98,9 +113,10 @@ def train(
         from circuits.training.config import TrainConfig, with_new_names
         from circuits.training.loop import train as run
         from circuits.training.numbered import Keep, Numbered
+        from tasks.corpus import CORPORA, MACHINE
 
         presets: dict[str, Callable[..., TrainConfig]] = {
-            "toy": TrainConfig.python if corpus == "python" else TrainConfig.toy,
+            "toy": TrainConfig.toy if corpus in CORPORA and corpus not in MACHINE else TrainConfig.python,
             "paper": TrainConfig.paper,
             "dense": TrainConfig.dense,
         }
@@ -110,24 +126,28 @@ def train(
         changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
         chosen = {**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes}
         settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
+        text = load_text(settings.corpus, tokenizer, d_vocab)
         check_writable(out)
         stopped = out.with_suffix(".interrupted.safetensors")
         keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
         numbered = Numbered(out.with_suffix(".checkpoints"), keep)
         left = [path for path in (*numbered.files(), stopped) if path.exists()]
         from_where = left if resume == Path(NEWEST) else resume
-        result = run(settings, checkpoint=stopped, resume=from_where, numbered=numbered)
+        result = run(settings, corpus=text, checkpoint=stopped, resume=from_where, numbered=numbered)
         result.save(out)
         numbered.clear()
     report = {
         "model": str(out),
+        "corpus": text.name,
+        "n_tokens": len(text.train),
+        "tokenizer": text.tokenizer.name,
         "val_loss": result.val_loss,
         "density": result.model.density(),
         "n_nonzero": result.model.n_nonzero(),
         "steps": result.history[-1]["step"],
         "seconds": result.seconds,
     }
-    answer(report, as_json, title=f"Trained on {corpus}")
+    answer(report, as_json, title=f"Trained on {text.name}")
 
 
 def prune(
@@ -143,6 +163,7 @@ def prune(
         float | None,
         typer.Option(help="Loss that the circuit may reach (by default 0.04 for margins, else 0.15 nats)."),
     ] = None,
+    corpus: OwnCorpus = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of PruneConfig.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -152,14 +173,14 @@ def prune(
     with clear_errors():
         from circuits.pruning.config import PruneConfig
         from circuits.pruning.procedure import prune as run
-        from tasks import load_task
+        from tasks import load_task_for
 
-        found, corpus = load_model(model)
+        found, text = load_model(model, corpus)
         chosen = {"objective": objective, "target_loss": target_loss, "seed": seed}
         settings = configured(PruneConfig.from_json, chosen, config)
         check_apart(out, model)
         check_writable(out)
-        circuit = run(found, load_task(task), settings, corpus=corpus)
+        circuit = run(found, load_task_for(found.tokenizer, task), settings, corpus=text)
         circuit.save(out)
     answer({"circuit": str(out), **circuit.summary()}, as_json, title=f"The circuit for {task}")
 
@@ -214,7 +235,7 @@ def _explore(page: Path, circuit: Any, model: Any) -> bool:
     if model is None:
         return False
     try:
-        text = page_html(circuit_view(model, circuit, circuit.criterion.load_task()))
+        text = page_html(circuit_view(model, circuit, circuit.criterion.load_task(model.tokenizer)))
     except ValueError as error:
         console(stderr=True).print(f"The picture stands alone: the page cannot run this circuit. {error}")
         return False

@@ -32,11 +32,38 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False)
 
 
-def load_model(path: Path) -> tuple[Any, Any]:
-    """The model of a checkpoint, its tokenizer attached, and the corpus it was trained on."""
+OwnCorpus = Annotated[
+    str | None,
+    typer.Option(
+        "--corpus",
+        help="Where the model's text is now, a path or a name (default: where it was in training).",
+    ),
+]
+
+
+def load_model(path: Path, corpus: str | None = None) -> tuple[Any, Any]:
+    """The model of a checkpoint, its tokenizer attached, and the text it was trained on."""
     from circuits.training.saved import load_trained
 
-    return load_trained(path)
+    return load_trained(path, corpus=corpus)
+
+
+def load_text(corpus: str, tokenizer: Path | None, d_vocab: int | None) -> Any:
+    """Training text; tokenizer: a tokenizer.json, or a checkpoint, whose model's it is."""
+    from circuits.model.checkpoint import load_checkpoint
+    from tasks import load_corpus, load_tokenizer
+
+    if tokenizer is None:
+        return load_corpus(corpus, d_vocab=d_vocab)
+    if tokenizer.suffix != ".safetensors":
+        return load_corpus(corpus, tokenizer=load_tokenizer(tokenizer), d_vocab=d_vocab)
+    found = load_checkpoint(tokenizer).model.tokenizer
+    if found is None:
+        raise ValueError(
+            f"tokenizer: {tokenizer} carries none, it is of an older version; expected a checkpoint that does, or a "
+            "tokenizer.json."
+        )
+    return load_corpus(corpus, tokenizer=found, d_vocab=d_vocab)
 
 
 def configured(make: Callable[[Any], C], chosen: dict[str, Any], path: Path | None, old: Names = dict) -> C:

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from circuits.commands.shared import (
     AsJson,
+    OwnCorpus,
     Seed,
     answer,
     check_apart,
@@ -31,6 +32,7 @@ def trust(
     prune_seeds: Annotated[
         int, typer.Option(help="Prune this many times more, and compare the circuits (slow).")
     ] = 0,
+    corpus: OwnCorpus = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrustConfig.")] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -45,12 +47,12 @@ def trust(
 
         found = Circuit.load(circuit)
         path = model or find_checkpoint(circuit.parent, found.model_hash)
-        loaded, corpus = load_model(path)
+        loaded, text = load_model(path, corpus)
         chosen = {"seed": seed, "prune_seeds": prune_seeds}
         settings = configured(TrustConfig.from_json, chosen, config)
         check_apart(page, circuit, path, name="page")
         check_writable(page, name="page")
-        report = trust_report(loaded, found, config=settings, corpus=corpus)
+        report = trust_report(loaded, found, config=settings, corpus=text)
         trust_page(page, report)
     if as_json:
         answer(

@@ -4,6 +4,7 @@ A weight matrix with many zeros is stored as its nonzeros (values, and their fla
 each); anything else is stored whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
 """
 
+import json
 import math
 import re
 from dataclasses import dataclass, replace
@@ -13,17 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from circuits.files import json_text
 from circuits.kernels import SparseWeight
 from circuits.model import compute
 from circuits.model.affine import AffineMap
 from circuits.model.config import ModelConfig
 from circuits.model.kinds import of_ours
 from circuits.model.stored import FLOATS, check_tensor, opened, save_stored, stored_size
+from circuits.model.text import check_vocabulary
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand
+from tasks import TextId, Tokenizer
+from tasks.tokenizer_files import MOST as MOST_BYTES
+from tasks.tokenizer_files import check_same_tokenizer, tokenizer_from_json, tokenizer_hash, tokenizer_json
 
 SCHEMA = "sparse-circuits/checkpoint/1"
-_VALUES, _POSITIONS, _EXTRA = ".nonzero_values", ".nonzero_positions", "extra."
+_VALUES, _POSITIONS, _EXTRA, _TOKENIZER = ".nonzero_values", ".nonzero_positions", "extra.", "tokenizer"
 FREE, MOST = 2**24, 1024
 """A model may take this many bytes whole, or else this many times those of its file: beyond, load it compact."""
 _LEAST = 6
@@ -50,7 +56,12 @@ def save_checkpoint(
     meta: dict[str, Any] | None = None,
     extra: dict[str, Tensor] | None = None,
 ) -> Path:
-    """Write the model, `meta` (JSON types) and `extra` tensors to one file; a reader never sees half of it."""
+    """Write the model, `meta` (JSON types) and `extra` tensors to one file; a reader never sees half of it.
+
+    With it go its tokenizer, where that is of a kind that can be written down (`tasks.tokenizer_files`), and the name
+    and hash of the text that it was trained on. Raises ValueError for a tokenizer with another number of tokens.
+    """
+    check_vocabulary(model.tokenizer, model.config.d_vocab)
     tensors: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name in model.weight_names():
@@ -64,15 +75,27 @@ def save_checkpoint(
             tensors[name] = value.clone()
     for name, value in (extra or {}).items():
         tensors[_EXTRA + name] = value.detach().cpu().contiguous()
-    header = {"schema": SCHEMA, "config": model.config.to_json(), "shapes": shapes, "meta": meta or {}}
+    header: dict[str, Any] = {
+        "schema": SCHEMA,
+        "config": model.config.to_json(),
+        "shapes": shapes,
+        "meta": meta or {},
+    }
+    carried = tokenizer_json(model.tokenizer)
+    if carried is not None:
+        tensors[_TOKENIZER] = torch.frombuffer(bytearray(json_text(carried).encode()), dtype=torch.uint8)
+        header["tokenizer"] = tokenizer_hash(model.tokenizer)
+    if model.trained_on is not None:
+        header["text"] = model.trained_on.to_json()
     return save_stored(path, tensors, header)
 
 
 def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = False) -> Checkpoint:
     """Read what `save_checkpoint` wrote: the same bits. Raises UnreadableError (a ValueError) on any other file.
 
-    tokenizer: attached to the model; checkpoints hold weights, not vocabularies. compact: for looking at and not for
-    training; a matrix that runs on its nonzeros is never made dense (see `circuits.model.compute.compact`).
+    tokenizer: for a model whose file carries none, as older ones do; where it carries one, another is refused
+    (TokenizerMismatchError, a ValueError). compact: for looking at and not for training; a matrix that runs on its
+    nonzeros is never made dense (see `circuits.model.compute.compact`).
     A file is refused before anything is built from it where what it stores is not what its config asks for, or
     where it claims a model a thousand times its own size (see `MOST`).
     """
@@ -82,12 +105,46 @@ def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = 
         config, shapes, meta = _parts(header)
         names = set(file.keys())
         extra = {name for name in names if name.startswith(_EXTRA)}
-        _check_layout(file, names - extra, config, shapes, _Budget(Path(path).stat().st_size, compact))
-        model = _empty_model(config, tokenizer)
+        _check_layout(
+            file, names - extra - {_TOKENIZER}, config, shapes, _Budget(Path(path).stat().st_size, compact)
+        )
+        model = _empty_model(config, _carried(file, header) if _TOKENIZER in names else None)
+        model.trained_on = TextId.from_json(header["text"]) if "text" in header else None
         for name in model.weight_names():
             _fill(model, name, file, shapes.get(name), compact)
         tensors = {name.removeprefix(_EXTRA): file.get_tensor(name) for name in sorted(extra)}
+    _attach(model, tokenizer, path)
     return Checkpoint(model=compute.compact(model) if compact else model, meta=meta, extra=tensors)
+
+
+def _carried(file: Any, header: dict[str, Any]) -> Tokenizer:
+    """The tokenizer in a file. Raises UnreadableError, or ValueError, where it is none or has another hash."""
+    n = stored_size(file, _TOKENIZER)
+    check_tensor(file, _TOKENIZER, [n], {"U8"})
+    demand(n <= MOST_BYTES, f"tokenizer: got {n} bytes", f"at most {MOST_BYTES}")
+    # Its JSON is a list or a text, of any length: it is not held to the measure of headers.
+    found = tokenizer_from_json(json.loads(bytes(file.get_tensor(_TOKENIZER).numpy()).decode()))
+    demand(
+        tokenizer_hash(found) == header.get("tokenizer"),
+        f"tokenizer: it has hash {tokenizer_hash(found)}",
+        f"{header.get('tokenizer')}, as the file says",
+    )
+    return found
+
+
+def _attach(model: SparseTransformer, tokenizer: Any, path: str | Path) -> None:
+    """Give a model the tokenizer that the caller has for it, if the file has none and it fits."""
+    check_same_tokenizer(
+        model.tokenizer,
+        tokenizer,
+        name="tokenizer",
+        got="one",
+        expected=f"that of the model in {path}",
+        do="Leave it out: the file carries the model's own.",
+    )
+    if tokenizer is not None and model.tokenizer is None:
+        check_vocabulary(tokenizer, model.config.d_vocab)
+        model.tokenizer = tokenizer
 
 
 def _parts(header: dict[str, Any]) -> tuple[ModelConfig, dict[str, list[int]], dict[str, Any]]:

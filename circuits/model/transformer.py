@@ -38,7 +38,9 @@ from circuits.model.mixers.past import Given
 from circuits.model.mlp import MLP
 from circuits.model.sites import OF_SOURCE, Site, Stack, WeightAt, WeightRow, layer_weights, prefix
 from circuits.model.subject import bits_of
+from circuits.model.text import check_vocabulary
 from circuits.model.tokens import check_tokens
+from tasks import TextId
 
 RETURN_TYPES = ("logits", "loss", "both", None)
 """What a forward pass can be asked for."""
@@ -127,7 +129,9 @@ class SparseTransformer(LensModel):
             raise ValueError("config.d_vocab: got None; expected the number of tokens of your tokenizer.")
         self.config = config
         self.cfg = lens_config(config)
+        check_vocabulary(tokenizer, config.d_vocab)
         self.tokenizer = tokenizer
+        self.trained_on: TextId | None = None
         # Weights made in inference mode could never be learned, nor anything through them.
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

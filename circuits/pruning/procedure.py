@@ -24,11 +24,12 @@ from circuits.kernels import keep_pages
 from circuits.model.compute import resting, threads_for, with_gradients
 from circuits.model.kinds import of_subjects
 from circuits.model.subject import Subject
+from circuits.model.text import check_corpus, text_of
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
 from circuits.signals import heeding_interrupts
-from tasks import Corpus, Task, load_corpus
+from tasks import Corpus, Task
 
 __all__ = ["PruneConfig", "prune"]
 
@@ -48,18 +49,20 @@ def prune(
     """The smallest circuit found that solves `task` within `config.target_loss`; 1-minimal in nodes and edges.
 
     model: ours, or a wrapped one as a LensSubject, whose circuit is of nodes alone, at the sites that the subject was
-    given. corpus: the training text for the ablation means (default: mini-Python; of a wrapped model, clean prompts of
-    the task). search: this many runs with other
-    learning rates and penalties, found by Optuna, in place of `config.starts`. without: nodes that the circuit may not
-    have. Raises ValueError when the task does not fit the model, UnsolvedError (a ValueError) when the whole model
+    given. corpus: the training text for the ablation means (default: the model's own, which it knows by name and hash;
+    of a wrapped model, clean prompts of the task). search: this many runs with other learning rates and penalties,
+    found by Optuna, in place of `config.starts`. without: nodes that the circuit may not have. Raises ValueError when
+    task or text do not fit the model, or its own text is not found, UnsolvedError (a ValueError) when the whole model
     misses the targets, and NoCircuitError (another) when everything but the nodes in `without` does.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
     config = config or PruneConfig()
     check_task(model, task)
-    if isinstance(model, SparseTransformer):
-        corpus = corpus or load_corpus("mini")
+    if corpus is None and isinstance(model, SparseTransformer):
+        corpus = text_of(model)
+    if corpus is not None:
+        check_corpus(model, corpus, task)
     if search is not None:
         from circuits.pruning.tune import tune
 

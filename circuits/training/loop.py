@@ -24,6 +24,7 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.encdec import next_token_loss
 from circuits.model.experts import balance_loss, router_logits
+from circuits.model.text import check_corpus, text_of
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand, reading
 from circuits.training.config import TrainConfig
@@ -57,12 +58,17 @@ class Training(Plotted):
     "In eval mode, its tokenizer attached."
     config: TrainConfig
     "As run, vocabulary filled in."
-    corpus: Corpus
-    "The text it was trained on."
+    text: Corpus | None
+    "The text it was trained on, where it is at hand; None: looked for when it is asked for, see `corpus`."
     history: list[dict[str, int | float]]
     "Entries with step, loss (nats), density, lr, tokens_per_s, and now and then val_loss."
     seconds: float
     "Time in the loop."
+
+    @property
+    def corpus(self) -> Corpus:
+        """The text it was trained on. Raises ValueError where it is not found, or is another one now."""
+        return self.text or text_of(self.model)
 
     @property
     def val_loss(self) -> float:
@@ -75,19 +81,24 @@ class Training(Plotted):
         return save_checkpoint(path, self.model, meta=meta)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Training":
-        """The inverse of `save`. Raises UnreadableError for a file of another kind or an interrupted run."""
+    def load(cls, path: str | Path, *, corpus: Corpus | str | Path | None = None) -> "Training":
+        """The inverse of `save`. Raises UnreadableError for a file of another kind or an interrupted run.
+
+        corpus: the text itself, or where it is now (see `load_trained`); where none is given, it is not looked for
+        before it is needed.
+        """
         saved = load_checkpoint(path)
         if not {"train", "history", "seconds"} <= saved.meta.keys() or saved.extra:
             raise UnreadableError(
                 f"path: {path} is no finished run; expected a file that Training.save wrote."
             )
+        later = corpus is None and saved.model.tokenizer is not None and saved.model.trained_on is not None
+        model, text = (saved.model.eval(), None) if later else with_corpus(path, saved, corpus)
         with reading(path, "a file that Training.save wrote"):
-            model, corpus = with_corpus(saved)
             return cls(
                 model=model,
                 config=TrainConfig.from_json(saved.meta["train"]),
-                corpus=corpus,
+                text=text,
                 history=stored_history(saved.meta["history"]),
                 seconds=stored_seconds(saved.meta["seconds"]),
             )
@@ -132,12 +143,12 @@ def train(
             run, name="train", describe=_described, checkpoint=stopped, shown=progress, numbered=numbered
         )
     run.model.eval()
-    return Training(model=run.model, config=config, corpus=corpus, history=run.history, seconds=run.seconds)
+    return Training(model=run.model, config=config, text=corpus, history=run.history, seconds=run.seconds)
 
 
 def with_vocabulary(config: TrainConfig, corpus: Corpus) -> TrainConfig:
-    """The config as run: the model's vocabulary is that of the corpus."""
-    return replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
+    """The config as run: it names the corpus, and the model's vocabulary is that of its tokenizer."""
+    return replace(config, corpus=corpus.name, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
 
 
 class Updates:
@@ -174,6 +185,7 @@ class Updates:
 def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
     """The model that a run starts from: random weights, and the bigram table as the config says."""
     model = SparseTransformer(config.model, seed=config.seed, tokenizer=corpus.tokenizer)
+    model.trained_on = corpus.text_id
     if model.bigram is not None and config.bigram_init != "zeros":
         model.bigram.data.copy_(bigram_log_probs(corpus))
         model.bigram.requires_grad_(config.bigram_init == "counts")
@@ -278,6 +290,8 @@ class _Run:
             raise UnreadableError(
                 f"resume: {path} holds a finished model; expected a run that was interrupted."
             )
+        with reading(path, "a run on the same text", name="resume"):
+            _check_text(saved.model, self.corpus)
         with reading(path, "a run that was interrupted", name="resume"):
             step = stored_count(saved.meta["step"], "step", self.config.steps)
             history = stored_history(saved.meta.get("history"))
@@ -291,6 +305,17 @@ class _Run:
             restore_optimizer("adam", self.optimizer, saved.extra)
             restore_generator(self.generator, saved.extra)
         self.history, self.step, self.seconds = history, step, seconds
+
+
+def _check_text(left: SparseTransformer, corpus: Corpus) -> None:
+    """Raise UnreadableError, or ValueError, for a run that was on another text; older files do not say."""
+    check_corpus(left, corpus)
+    known = left.trained_on
+    demand(
+        known is None or known.fingerprint == corpus.fingerprint,
+        f"corpus: it was on text of hash {known.fingerprint if known else ''} ({known.name if known else ''!r})",
+        f"{corpus.fingerprint}, that of {corpus.name!r}; give the text as it was, or start anew",
+    )
 
 
 def learning_rate(config: TrainConfig, progress: float, density: float) -> float:

@@ -14,6 +14,7 @@ from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import TARGETS, check_task, task_score
 from circuits.model.compute import frozen, threads_for, with_gradients
 from circuits.model.kinds import of_ours
+from circuits.model.text import check_corpus
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -68,8 +69,10 @@ def trust_report(
     is not that of the circuit, or when the right answers are asked for and the model cannot give them.
     """
     config, started = config or TrustConfig(), time.perf_counter()
-    task = task or circuit.criterion.load_task()
+    task = task or circuit.criterion.load_task(model.tokenizer)
     _check(model, circuit, task, config)
+    if corpus is not None:
+        check_corpus(model, corpus, task)
     with frozen(model), threads_for(model, 2 * config.n_pairs * task.n_ctx):
         found = [
             *others,

@@ -81,9 +81,7 @@ def train_until(config: TrainConfig, loss: float, *, corpus: Corpus | None = Non
         if step % VALIDATE_EVERY == 0:
             history.append({"step": step, "val_loss": validation_loss(model, held_out)})
             if history[-1]["val_loss"] <= loss:
-                return Training(
-                    model=model.eval(), config=config, corpus=corpus, history=history, seconds=0.0
-                )
+                return Training(model=model.eval(), config=config, text=corpus, history=history, seconds=0.0)
     raise ValueError(
         f"loss: {config.steps} steps reach {history[-1]['val_loss']:.4f} nats; expected at most {loss:.4f}. Train "
         "longer (config.steps)."
