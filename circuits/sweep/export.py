@@ -66,7 +66,8 @@ def sweep_page(runs: RunTable, path: str | Path) -> Path:
         "val_loss",
         "seconds",
     )
-    shown = [{name: row.get(name) for name in (*short, "error")} for row in rows]
+    held = [{name: row.get(name) for name in (*short, "error")} for row in rows]
+    shown = [{name: "" if value is None else value for name, value in row.items()} for row in held]
     done = [row for row in rows if row["state"] == "done"]
     blocks = [said, *([sweep_figure(done)] if done else []), table(shown)]
     return write_page(path, title="Sweep", blocks=blocks)

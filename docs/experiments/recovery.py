@@ -1,8 +1,9 @@
-"""Recovery: runs that are killed and go on to the same bits, and every reader against hostile files.
+"""Recovery: runs that are killed and go on to the same bits, hostile files, and sweeps whose workers are killed.
 
     python -m docs.experiments.recovery kills     # 10 runs killed by each signal at random moments, and resumed
     python -m docs.experiments.recovery fuzz      # 20,000 hostile files
-    python -m docs.experiments.recovery all       # both
+    python -m docs.experiments.recovery sweeps    # 24 runs with three killed workers, on each executor
+    python -m docs.experiments.recovery all       # all three
 
 Each part writes its own keys of docs/results/recovery.json and leaves those of others (`record`).
 """
@@ -13,6 +14,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from dataclasses import asdict
 from functools import partial
@@ -25,6 +27,8 @@ import typer
 from circuits.__main__ import app as circuits_app
 from circuits.files import once, read_json, write_json, write_results
 from circuits.model.checkpoint import load_checkpoint
+from circuits.sweep import Progress, RunTable, run_sweep
+from circuits.sweep.plan import Axes, Plan
 from docs.experiments.fuzz import fuzz as run_fuzz
 
 app = typer.Typer(help=__doc__)
@@ -57,6 +61,64 @@ def record(
     command = "python -m docs.experiments.recovery all"
     total = seconds + 60 * minutes
     return write_results(results, command=command, seeds=[seed], seconds=total, numbers={**kept, **numbers})
+
+
+@app.command()
+def sweeps(executors: Annotated[str, typer.Option(help="Which, with commas.")] = "local,slurm,ray") -> None:
+    """24 small runs on each executor, three of whose workers are killed: is every run done, and none twice?"""
+    started = time.perf_counter()
+    found: dict[str, Any] = {}
+    for executor in executors.split(","):
+        found[executor] = sweep_with_kills(executor)
+        print(executor, found[executor], flush=True)
+        numbers = {
+            "sweep_runs": sum(one["runs"] for one in found.values()),
+            "sweep_results": sum(one["results"] for one in found.values()),
+            "sweep_by_executor": found,
+        }
+        record(
+            numbers, seconds=time.perf_counter() - started if executor == executors.split(",")[-1] else 0.0
+        )
+
+
+PLAN = Axes(tasks=("quotes",), widths=(16,), densities=(0.5,), seeds=tuple(range(24)))
+SHAPE = {"steps": 4, "model": {"n_heads": 2, "d_head": 4, "d_mlp": 16}}
+WAY = {"objective": "faithful", "steps": 2, "starts": 1, "n_eval": 8, "n_test": 8, "n_mean": 8}
+"""Runs of seconds: what is tested is who does them."""
+WORKER = {"local": "circuits.sweep.worker", "slurm": "submitit.core._submit", "ray": "ray::work"}
+"""What the command line of a worker's process holds."""
+
+
+def sweep_with_kills(executor: str, n_kills: int = 3) -> dict[str, Any]:
+    """One sweep; a worker is killed whenever a few more runs are done, until three have been."""
+    folder = FOLDER / f"sweep-{executor}"
+    shutil.rmtree(folder, ignore_errors=True)
+    killed: list[int] = []
+
+    def kill(progress: Progress) -> None:
+        if len(killed) < n_kills and progress.claimed and progress.done >= 3 * len(killed):
+            alive = [pid for pid in processes(WORKER[executor]) if pid not in killed]
+            if alive:
+                os.kill(alive[-1], signal.SIGKILL)
+                killed.append(alive[-1])
+
+    plan = Plan.of(PLAN, SHAPE, [WAY])
+    options = {"cluster": "local"} if executor == "slurm" else {}
+    run_sweep(plan, folder, executor=executor, n_workers=2, watch=kill, options=options)
+    rows = RunTable(folder / "runs.sqlite", shared=executor != "local").rows()
+    return {
+        "runs": len(plan.runs),
+        "results": sum(row["state"] == "done" and row.get("n_nodes") is not None for row in rows),
+        "rows": len(rows),
+        "killed": len(killed),
+        "attempts": sum(row["attempts"] for row in rows),
+    }
+
+
+def processes(said: str) -> list[int]:
+    """Processes whose command line holds some text, oldest first."""
+    told = subprocess.run(["pgrep", "-f", said], capture_output=True, text=True)
+    return [int(pid) for pid in told.stdout.split()]
 
 
 @app.command()
@@ -178,6 +240,7 @@ def everything(each: Each = 10, cases: Cases = 20_000, seed: Seed = 0) -> None:
     """All parts, one after the other."""
     kills(each, seed)
     fuzz(cases, seed)
+    sweeps()
 
 
 if __name__ == "__main__":
