@@ -423,12 +423,16 @@ def test_controls_of_the_overlap_by_hand() -> None:
 
 def test_the_verdict_needs_an_interval_above_zero() -> None:
     def run(overlap: float, permuted: float, other: float | None) -> dict[str, Any]:
-        return {"overlap": overlap, "permuted": permuted, "other_tasks": other}
+        return {"seed": int(10 * overlap), "overlap": overlap, "permuted": permuted, "other_tasks": other}
 
     assert experiment.verdict([{"overlap": None}])["verdict"] == "no circuit has a neuron"
     both = experiment.verdict([run(0.5, 0.1, 0.2), run(0.6, 0.1, 0.3), run(0.7, 0.2, 0.4)])
     assert both["verdict"] == "routing lines up with circuits, of the task in particular"
     assert both["routing_circuit_overlap"] == pytest.approx(0.6)
+    assert both["minus_permuted"] == both["minus_permuted_by_model"]
+    same_model = [{**run(x, 0.0, x - 0.1), "seed": seed} for x, seed in ((0.5, 0), (0.7, 0), (0.6, 1))]
+    assert experiment.verdict(same_model)["minus_permuted_by_model"] == pytest.approx([0.6, 0.6])
+    assert experiment.verdict(same_model)["minus_permuted"] != pytest.approx([0.6, 0.6])
     chance = experiment.verdict([run(0.5, 0.1, 0.5), run(0.6, 0.1, 0.7), run(0.7, 0.2, 0.6)])
     assert chance["verdict"] == "routing lines up with circuits, not of the task in particular"
     neither = experiment.verdict([run(0.1, 0.1, None), run(0.0, 0.1, 0.5)])
