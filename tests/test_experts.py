@@ -423,12 +423,20 @@ def test_controls_of_the_overlap_by_hand() -> None:
 
 def test_the_verdict_needs_an_interval_above_zero() -> None:
     def run(overlap: float, permuted: float, other: float | None) -> dict[str, Any]:
-        return {"seed": int(10 * overlap), "overlap": overlap, "permuted": permuted, "other_tasks": other}
+        own = {"overlap": overlap, "permuted": permuted, "other_tasks": other}
+        return {
+            "seed": int(10 * overlap),
+            **own,
+            "neurons": [0, 2, 0, 0],
+            "needs": [0.0, overlap, 0.55, -1.0],
+        }
 
     assert experiment.verdict([{"overlap": None}])["verdict"] == "no circuit has a neuron"
     both = experiment.verdict([run(0.5, 0.1, 0.2), run(0.6, 0.1, 0.3), run(0.7, 0.2, 0.4)])
     assert both["verdict"] == "routing lines up with circuits, of the task in particular"
     assert both["routing_circuit_overlap"] == pytest.approx(0.6)
+    assert both["most_needed_in_circuit"] == 2
+    assert both["most_needed_by_chance"] == 0.75
     assert both["minus_permuted"] == both["minus_permuted_by_model"]
     same_model = [{**run(x, 0.0, x - 0.1), "seed": seed} for x, seed in ((0.5, 0), (0.7, 0), (0.6, 1))]
     assert experiment.verdict(same_model)["minus_permuted_by_model"] == pytest.approx([0.6, 0.6])

@@ -79,7 +79,7 @@ def run_all(seeds: int, results: Path | None) -> dict[str, Any]:
 
 
 def parity() -> float:
-    """The largest difference: of logits, all experts at equal shares from a plain MLP; of an MLP, routed from one by one.
+    """The largest difference of all experts at equal shares from a plain MLP, and of routed ones from one by one.
 
     Weights are ten times what training starts from, so that logits and outputs have a size around 1.
     """
@@ -240,6 +240,7 @@ def verdict(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "minus_other_tasks": special,
         "minus_permuted_by_model": interval(_by_model(known, "permuted")),
         "minus_other_tasks_by_model": interval(_by_model(paired, "other_tasks")),
+        **_most_needed(known),
         "n_circuits": len(known),
         "verdict": f"{said}, {'of the task in particular' if is_special else 'not of the task in particular'}",
     }
@@ -251,6 +252,18 @@ def _by_model(runs: Sequence[Mapping[str, Any]], control: str) -> list[float]:
     for run in runs:
         differences.setdefault(run["seed"], []).append(run["overlap"] - run[control])
     return [mean(own) for own in differences.values()]
+
+
+def _most_needed(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Circuits with a neuron in the expert that the model needs most, and how many there would be by chance."""
+    held = [[e for e, n in enumerate(run["neurons"]) if n] for run in runs]
+    first = [max(range(len(run["needs"])), key=run["needs"].__getitem__) for run in runs]
+    return {
+        "most_needed_in_circuit": sum(e in own for e, own in zip(first, held, strict=True)),
+        "most_needed_by_chance": sum(
+            len(own) / len(run["needs"]) for own, run in zip(held, runs, strict=True)
+        ),
+    }
 
 
 def _of_needs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
