@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -450,3 +451,15 @@ def test_the_verdict_needs_an_interval_above_zero() -> None:
 
 def test_parity_of_the_experiment() -> None:
     assert experiment.parity() < 1e-5
+
+
+def test_the_page_says_what_the_results_file_says() -> None:
+    report = json.loads(experiment.RESULTS.read_text())
+    page = " ".join(Path("docs/explanation/experts.md").read_text().split())
+    for key in ("routing_circuit_overlap", "permuted_overlap", "other_tasks_overlap"):
+        assert f"| {report[key]:.3f} |" in page
+    assert f"{report['most_needed_in_circuit']} of {report['n_circuits']} cases" in page
+    assert f"({report['most_needed_by_chance']:g} by chance)" in page
+    assert report["minus_permuted"][0] > 0 > report["minus_permuted_by_model"][0]
+    assert report["minus_other_tasks"][0] > 0 > report["minus_other_tasks_by_model"][0]
+    assert report["parity_max_abs"] < 1e-5
