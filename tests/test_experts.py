@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -423,12 +424,24 @@ def test_controls_of_the_overlap_by_hand() -> None:
 
 def test_the_verdict_needs_an_interval_above_zero() -> None:
     def run(overlap: float, permuted: float, other: float | None) -> dict[str, Any]:
-        return {"overlap": overlap, "permuted": permuted, "other_tasks": other}
+        own = {"overlap": overlap, "permuted": permuted, "other_tasks": other}
+        return {
+            "seed": int(10 * overlap),
+            **own,
+            "neurons": [0, 2, 0, 0],
+            "needs": [0.0, overlap, 0.55, -1.0],
+        }
 
     assert experiment.verdict([{"overlap": None}])["verdict"] == "no circuit has a neuron"
     both = experiment.verdict([run(0.5, 0.1, 0.2), run(0.6, 0.1, 0.3), run(0.7, 0.2, 0.4)])
     assert both["verdict"] == "routing lines up with circuits, of the task in particular"
     assert both["routing_circuit_overlap"] == pytest.approx(0.6)
+    assert both["most_needed_in_circuit"] == 2
+    assert both["most_needed_by_chance"] == 0.75
+    assert both["minus_permuted"] == both["minus_permuted_by_model"]
+    same_model = [{**run(x, 0.0, x - 0.1), "seed": seed} for x, seed in ((0.5, 0), (0.7, 0), (0.6, 1))]
+    assert experiment.verdict(same_model)["minus_permuted_by_model"] == pytest.approx([0.6, 0.6])
+    assert experiment.verdict(same_model)["minus_permuted"] != pytest.approx([0.6, 0.6])
     chance = experiment.verdict([run(0.5, 0.1, 0.5), run(0.6, 0.1, 0.7), run(0.7, 0.2, 0.6)])
     assert chance["verdict"] == "routing lines up with circuits, not of the task in particular"
     neither = experiment.verdict([run(0.1, 0.1, None), run(0.0, 0.1, 0.5)])
@@ -438,3 +451,15 @@ def test_the_verdict_needs_an_interval_above_zero() -> None:
 
 def test_parity_of_the_experiment() -> None:
     assert experiment.parity() < 1e-5
+
+
+def test_the_page_says_what_the_results_file_says() -> None:
+    report = json.loads(experiment.RESULTS.read_text())
+    page = " ".join(Path("docs/explanation/experts.md").read_text().split())
+    for key in ("routing_circuit_overlap", "permuted_overlap", "other_tasks_overlap"):
+        assert f"| {report[key]:.3f} |" in page
+    assert f"{report['most_needed_in_circuit']} of {report['n_circuits']} cases" in page
+    assert f"({report['most_needed_by_chance']:g} by chance)" in page
+    assert report["minus_permuted"][0] > 0 > report["minus_permuted_by_model"][0]
+    assert report["minus_other_tasks"][0] > 0 > report["minus_other_tasks_by_model"][0]
+    assert report["parity_max_abs"] < 1e-5

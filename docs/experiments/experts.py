@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 import typer
 from rich.console import Console
+from torch import nn
 
 from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
@@ -39,6 +39,7 @@ from docs.experiments.runs import kept_training, pruned
 from tasks import load_task
 from tasks.mini_choices import FORMS
 
+M = TypeVar("M", bound=nn.Module)
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, OUT = Path("docs/results/experts.json"), Path("out/experts")
 TASKS = ("quotes", "brackets", *FORMS)
@@ -59,33 +60,44 @@ def run(
 
 def run_all(seeds: int, results: Path | None) -> dict[str, Any]:
     """The numbers over all models, written after each where there is a place for them."""
-    started = perf_counter()
+    seconds = 0.0
     found: dict[str, Any] = {"parity_max_abs": parity()}
     runs: list[dict[str, Any]] = []
     for seed in range(seeds):
-        runs += study(seed)
+        done, spent = study(seed)
+        runs, seconds = runs + done, seconds + spent
         found |= {"routing_circuit_overlap": None, **verdict(runs), "runs": runs}
         if results is not None:
             write_results(
                 results,
                 command=f"python -m docs.experiments.experts --seeds {seeds} --write",
                 seeds=range(seed + 1),
-                seconds=perf_counter() - started,
+                seconds=seconds,
                 numbers=found,
             )
     return found
 
 
 def parity() -> float:
-    """The largest difference of logits: all experts at equal shares from a plain MLP; routed from one by one."""
+    """The largest difference of all experts at equal shares from a plain MLP, and of routed ones from one by one.
+
+    Weights are ten times what training starts from, so that logits and outputs have a size around 1.
+    """
     shape = ModelConfig(d_vocab=40, n_layers=1, d_model=32, n_heads=4, d_head=8, d_mlp=64, n_ctx=16)
     tokens = torch.randint(0, 40, (32, 16), generator=torch.Generator().manual_seed(0))
-    plain = SparseTransformer(shape)
-    equal = SparseTransformer(replace(shape, experts=EXPERTS, experts_active=EXPERTS))
+    plain = _grown(SparseTransformer(shape))
+    equal = _grown(SparseTransformer(replace(shape, experts=EXPERTS, experts_active=EXPERTS)))
     with torch.no_grad():
         _router(equal).map.weight.zero_()
         even = (plain(tokens) - equal(tokens)).abs().max()
     return max(float(even), _one_by_one(replace(shape, experts=EXPERTS, experts_active=ACTIVE)))
+
+
+def _grown(module: M) -> M:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(10)
+    return module
 
 
 def _router(model: SparseTransformer) -> Any:
@@ -95,7 +107,9 @@ def _router(model: SparseTransformer) -> Any:
 
 def _one_by_one(shape: ModelConfig) -> float:
     """A dense MLP whose experts each run on their own tokens alone, against masks of neurons; float32."""
-    mlp = MLP(replace(shape, topk_fraction=None), layer=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mlp = _grown(MLP(replace(shape, topk_fraction=None), layer=0))
     assert mlp.router is not None
     x = torch.randn(8, 16, shape.d_model, generator=torch.Generator().manual_seed(1))
     size = shape.d_mlp // shape.experts
@@ -108,8 +122,8 @@ def _one_by_one(shape: ModelConfig) -> float:
         return float((mlp(x).flatten(0, 1) - total).abs().max())
 
 
-def study(seed: int) -> list[dict[str, Any]]:
-    """One model: a line for every task that it solves with a circuit that has neurons."""
+def study(seed: int) -> tuple[list[dict[str, Any]], float]:
+    """One model: a line for every task, and the seconds that training and pruning took when they were done."""
     folder = OUT / str(seed)
     training = kept_training(folder / "model.safetensors", config(seed))
     lines = [{"seed": seed, "task": name, **task_run(training, name, folder)} for name in TASKS]
@@ -119,7 +133,8 @@ def study(seed: int) -> list[dict[str, Any]]:
         line |= by_need(line["routing"], line["needs"], others)
         if line["n_neurons"]:
             line |= compared(line["routing"], line["neurons"], others, seed)
-    return [{**line, "val_loss": training.val_loss} for line in lines]
+    seconds = training.seconds + sum(line["seconds"] for line in lines)
+    return [{**line, "val_loss": training.val_loss} for line in lines], seconds
 
 
 def config(seed: int) -> TrainConfig:
@@ -132,13 +147,20 @@ def task_run(training: Training, name: str, folder: Path) -> dict[str, Any]:
     """Routing and circuit of a task; without neurons where the model does not solve it."""
     size = pruned(training, name, PRUNING, folder)
     if not size["solved"]:
-        return {"solved": False, "n_neurons": 0, "full_task_loss": size["full_task_loss"]}
+        kept = {key: size[key] for key in ("full_task_loss", "seconds")}
+        return {"solved": False, "n_neurons": 0, **kept}
     settings = {"model": training.model.fingerprint(), "prompts": N_PROMPTS, "prune": PRUNING.to_json()}
-    kept = partial(_routes, training.model, name, folder / f"{name}.circuit.json")
-    routes = once(folder / f"{name}.routing.json", settings, kept)
+    find = partial(_routes, training.model, name, folder / f"{name}.circuit.json")
+    routes = once(folder / f"{name}.routing.json", settings, find)
     needed = once(folder / f"{name}.needs.json", settings, partial(_needs, training, name))
     wanted = ("n_nodes", "n_edges", "task_loss", "task_accuracy", "one_minimal")
-    return {"solved": True, **{key: size[key] for key in wanted}, **routes, "needs": needed["needs"]}
+    return {
+        "solved": True,
+        **{key: size[key] for key in wanted},
+        **routes,
+        **needed,
+        "seconds": size["seconds"],
+    }
 
 
 def _routes(model: SparseTransformer, name: str, path: Path) -> dict[str, Any]:
@@ -216,8 +238,31 @@ def verdict(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "other_tasks_overlap": mean([run["other_tasks"] for run in paired]) if paired else None,
         "minus_permuted": chance,
         "minus_other_tasks": special,
+        "minus_permuted_by_model": interval(_by_model(known, "permuted")),
+        "minus_other_tasks_by_model": interval(_by_model(paired, "other_tasks")),
+        **_most_needed(known),
         "n_circuits": len(known),
         "verdict": f"{said}, {'of the task in particular' if is_special else 'not of the task in particular'}",
+    }
+
+
+def _by_model(runs: Sequence[Mapping[str, Any]], control: str) -> list[float]:
+    """What overlap has over a control, the mean of each model's tasks: tasks of one model are not independent."""
+    differences: dict[int, list[float]] = {}
+    for run in runs:
+        differences.setdefault(run["seed"], []).append(run["overlap"] - run[control])
+    return [mean(own) for own in differences.values()]
+
+
+def _most_needed(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Circuits with a neuron in the expert that the model needs most, and how many there would be by chance."""
+    held = [[e for e, n in enumerate(run["neurons"]) if n] for run in runs]
+    first = [max(range(len(run["needs"])), key=run["needs"].__getitem__) for run in runs]
+    return {
+        "most_needed_in_circuit": sum(e in own for e, own in zip(first, held, strict=True)),
+        "most_needed_by_chance": sum(
+            len(own) / len(run["needs"]) for own, run in zip(held, runs, strict=True)
+        ),
     }
 
 
