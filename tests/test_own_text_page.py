@@ -12,7 +12,9 @@ from circuits.__main__ import app
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/explanation/own-text.md").read_text()
 COMMANDS = [
-    line.strip() for line in PAGE.splitlines() if re.match(r" {4}(circuits|echo) ", line) and "packages" not in line
+    line.strip()
+    for line in PAGE.splitlines()
+    if re.match(r" {4}(circuits|echo) ", line) and "packages" not in line
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
