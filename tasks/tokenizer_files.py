@@ -144,8 +144,8 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
 def check_same_tokenizer(mine: Any, other: Any, *, name: str, got: str, expected: str, do: str) -> None:
     """Raise TokenizerMismatchError, for the argument `name`, where two tokenizers are known to give other ids.
 
-    None fits all; one of a kind that has no hash is known by its vocabulary's size alone. got, expected: whose they are,
-    in words; do: what the user can do.
+    None fits all; one of a kind that has no hash is known by its vocabulary's size alone. got, expected: whose they
+    are, in words; do: what the user can do.
     """
     if mine is None or other is None:
         return
