@@ -144,22 +144,32 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
 def check_same_tokenizer(mine: Any, other: Any, *, name: str, got: str, expected: str, do: str) -> None:
     """Raise TokenizerMismatchError, for the argument `name`, where two tokenizers are known to give other ids.
 
-    None, or one of a kind that has no hash, is known by its vocabulary's size alone. got, expected: whose they are,
-    in words; do: what the user can do.
+    None fits all; one of a kind that has no hash is known by its vocabulary's size alone. got, expected: whose they
+    are, in words; do: what the user can do.
     """
     if mine is None or other is None:
         return
     hashes = tokenizer_hash(mine), tokenizer_hash(other)
-    sizes = getattr(mine, "d_vocab", None), getattr(other, "d_vocab", None)
-    if None not in hashes:
-        differ = hashes[0] != hashes[1]
-    else:
-        differ = None not in sizes and sizes[0] != sizes[1]
-    if differ:
+    if hashes[0] != hashes[1] and _differ(mine, other):
         raise TokenizerMismatchError(
             f"{name}: got {got}, of the tokenizer {_said(other, hashes[1])}; expected {expected}, of "
             f"{_said(mine, hashes[0])}. {do}"
         )
+
+
+def _differ(mine: Any, other: Any) -> bool:
+    """Whether two tokenizers that are not written down alike give other ids; of two kinds, by the texts of all ids."""
+    data = tokenizer_json(mine), tokenizer_json(other)
+    sizes = getattr(mine, "d_vocab", None), getattr(other, "d_vocab", None)
+    if data[0] is None or data[1] is None:
+        return None not in sizes and sizes[0] != sizes[1]
+    if data[0]["kind"] == data[1]["kind"]:
+        return True
+    texts = [
+        [one.decode([id]) for id in range(one.d_vocab)]
+        for one in (tokenizer_from_json(part) for part in data)
+    ]
+    return texts[0] != texts[1]
 
 
 def _said(tokenizer: Any, digest: str | None) -> str:

@@ -339,7 +339,7 @@ def test_bad_input_is_refused(dense, sparse, text):
     with pytest.raises(ValueError, match="sparse: got a model of 51 tokens; expected 50"):
         fit_bridges(dense, SparseTransformer(replace(SMALL, d_vocab=51)), text, progress=False)
     other = CharTokenizer(name="other", symbols=CharTokenizer().symbols[::-1])
-    with pytest.raises(ValueError, match="dense: its tokenizer does not encode"):
+    with pytest.raises(ValueError, match="dense: got the text .mini., of the tokenizer .mini-char"):
         fit_bridges(SparseTransformer(SMALL, tokenizer=other), sparse, text, progress=False)
     with pytest.raises(ValueError, match="dense: got a Linear; expected a SparseTransformer or a Transf"):
         fit_bridges(torch.nn.Linear(2, 2), sparse, text, progress=False)
@@ -378,7 +378,7 @@ def test_a_hugging_face_model_as_the_dense_side(sparse, text, tmp_path):
     assert bridges.summary()["max_nmse_decode"] < 1
     path = bridges.save(tmp_path / "bridges.safetensors")
     load_bridges(path, dense=dense, sparse=sparse)
-    with pytest.raises(ValueError, match="dense: its tokenizer does not encode"):
+    with pytest.raises(ValueError, match="dense: got the text .mini., of the tokenizer .mini-char"):
         fit_bridges(hugging_face(reverse=True), sparse, text, progress=False)
 
 

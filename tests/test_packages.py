@@ -21,7 +21,7 @@ from tasks.packages import (
 from tasks.text_files import pieces
 from tasks.tokenizer import BPE
 
-FEW = ("rich", "typer", "networkx")
+FEW = ("rich", "typer")
 """Small ones, with all that they need."""
 BYTES = BPE.train(["def f(x):\n    return x\n"] * 3, name="bytes", d_vocab=257)
 
@@ -45,7 +45,7 @@ def test_the_packages_are_those_that_this_one_brings():
 
 def test_sources_are_in_order_and_what_they_need_is_among_them(sources):
     assert sources == sorted(sources) == package_sources(FEW[::-1])
-    assert {"rich", "pygments", "markdown-it-py", "networkx", "typer"} <= {s.package for s in sources}
+    assert {"rich", "pygments", "markdown-it-py", "typer"} <= {s.package for s in sources}
     assert not any({"test", "tests"} & set(Path(s.name).parts) for s in sources)
     assert all(s.path.suffix == ".py" and s.digest for s in sources)
 

@@ -98,6 +98,6 @@ def _found(model: Any, where: str | Path | None, known: TextId | None) -> Corpus
         raise UnreadableError(f"corpus: the text {str(name)!r} is none of the model's. {error}") from None
     except ValueError as error:
         raise UnreadableError(
-            f"corpus: the model's text cannot be had ({error}); expected the one that it was trained on. Say where it "
-            "is: corpus= in Python, --corpus on the command line."
+            f"corpus: the model's text cannot be had from {str(name)!r} ({error}); expected the one "
+            "that it was trained on. Say where it is: corpus= in Python, --corpus on the command line."
         ) from None
