@@ -19,7 +19,7 @@ SHARE = 0.5
 """A text of which this share stands in others is a near-duplicate."""
 _BASE = 0x9E3779B97F4A7C15
 
-Prints = UInt64[np.ndarray, " n"]
+Prints = UInt64[np.ndarray, " _"]
 
 
 def fingerprints(pieces: Iterable[str]) -> Prints:
