@@ -19,7 +19,7 @@ setup: $(VENV)/.ready ## Make the virtual environment
 demo: setup ## Train a small sparse model, extract the quote circuit, write out/demo/
 	$(BIN)/circuits demo
 
-test: setup ## Run the fast tests: every check once
+test: setup ## Run the fast tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not notebook and not slow"
 
 test-slow: setup ## Run the tests that train, attack, fuzz or compile at length

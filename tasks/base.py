@@ -248,11 +248,6 @@ def split_of(key: str) -> Split:
     return "test" if bucket == 0 else "val" if bucket == 1 else "train"
 
 
-def is_for_val(path: str) -> bool:
-    """Whether a file is for validation, about one in twenty: its path alone decides, so that it stays where it is."""
-    return hashlib.blake2b(path.encode(), digest_size=1).digest()[0] < 13
-
-
 def draw_pairs(
     draw: Callable[[random.Random], Pair | None], *, name: str, n: int, split: Split, seed: int
 ) -> list[Pair]:

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,14 @@ import torch
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for tokenized text, which nothing has made yet."""
+    folder = tmp_path / "kept" / "tokens"
+    monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture(autouse=True, scope="session")

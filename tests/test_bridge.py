@@ -31,7 +31,7 @@ from tasks.corpus import mini_corpus
 from tasks.tokenizer import CharTokenizer
 
 fit_module = importlib.import_module("circuits.bridges.fit")
-loop_module = importlib.import_module("circuits.training.loop")
+updates_module = importlib.import_module("circuits.training.updates")
 SMALL = ModelConfig(d_vocab=50, d_model=16, n_layers=2, n_heads=2, d_head=8, d_mlp=32, n_ctx=24)
 QUICK = TrainConfig(
     model=SMALL, steps=16, batch_size=8, n_val=16, density=0.3, val_every=60, lr=1e-2, weight_decay=0.01
@@ -245,7 +245,7 @@ def with_older_names(path):
 PLACES = {
     "trained beside, before a step": (fit_module._Fit, "one_step", 4, True),
     "trained beside, in a forward pass": (SparseTransformer, "forward", 21, True),  # six a step
-    "trained beside, before the projection": (loop_module, "project", 4, True),
+    "trained beside, before the projection": (updates_module, "project", 4, True),
     "fixed, before a step": (fit_module._Fit, "one_step", 4, False),
     "fixed, in a forward pass": (SparseTransformer, "forward", 23, False),  # two come before the first step
 }

@@ -22,7 +22,7 @@ from circuits.model.mixers import Compose, sink_softmax
 from circuits.model.mixers.compose import explicit_map, n_parameters
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
-from circuits.training.loop import project
+from circuits.training.updates import project
 from tasks import Batch
 from tasks.tokenizer import WordTokenizer
 

@@ -16,8 +16,9 @@ from circuits.model.config import ModelConfig
 from circuits.model.sites import WEIGHTS, WeightAt
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Updates, train
+from circuits.training.loop import train
 from circuits.training.projection import project_topk
+from circuits.training.updates import Updates
 
 CONFIG = ModelConfig(d_vocab=13, n_layers=2, d_model=24, n_heads=3, d_head=5, d_mlp=37, n_ctx=9)
 

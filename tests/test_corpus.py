@@ -17,7 +17,6 @@ from tasks.corpus import mini_corpus
 from tasks.grammar import MAX_LINE_TOKENS, draw_lines, n_tokens
 from tasks.ngrams import trigram_probs
 from tasks.stdlib import python_corpus, stdlib_files
-from tasks.token_cache import cache_dir
 from tasks.tokenizer import BPE, CharTokenizer
 
 LINES = draw_lines(random.Random(0), 20_000)
@@ -133,12 +132,6 @@ def test_unknown_corpus() -> None:
         ValueError, match=r"name must be one of \[.*'mini'.*\], got 'nonsense', and no file or folder"
     ):
         load_corpus("nonsense")
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(tmp_path / "deep" / "cache"))
-    return cache_dir()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
 from circuits.model.translate import penalty, translate
 from circuits.training.config import TrainConfig, published_lr
-from circuits.training.loop import learning_rate, training_loss
+from circuits.training.loop import training_loss
+from circuits.training.updates import learning_rate
 from docs.experiments.encdec_page import write_table
 from docs.experiments.torch_twin import gradient_pairs, run_twin, torch_twin
 

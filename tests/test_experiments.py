@@ -17,7 +17,8 @@ from circuits.plots import sparse_vs_dense_figure
 from circuits.plots.markdown import around_marks
 from circuits.pruning.config import PruneConfig
 from circuits.training.config import TrainConfig
-from circuits.training.loop import check_budgets, project, with_vocabulary
+from circuits.training.loop import with_vocabulary
+from circuits.training.updates import check_budgets, project
 from docs.experiments import frontier, sparse_vs_dense, trust_page
 from docs.experiments.runs import kept_training, kept_twin, pruned, train_until
 from tasks import load_corpus

@@ -28,10 +28,7 @@ def prose(seed: int, n_lines: int = 60) -> str:
     return "".join(" ".join(rng.choices(WORDS, k=9)) + "\n" for _ in range(n_lines))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -26,12 +26,6 @@ FEW = ("rich", "typer")
 BYTES = BPE.train(["def f(x):\n    return x\n"] * 3, name="bytes", d_vocab=257)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 @pytest.fixture(scope="module")
 def sources() -> list[Source]:
     return package_sources(FEW)

@@ -10,10 +10,11 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Training, learning_rate, train
+from circuits.training.loop import Training, train
 from circuits.training.projection import budget
 from circuits.training.saved import load_trained
 from circuits.training.steps import TrainingInterrupted
+from circuits.training.updates import learning_rate
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
 QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
@@ -89,11 +90,12 @@ def sigint_at(call: int, function, *, times: int = 1):
 
 
 LOOP = importlib.import_module("circuits.training.loop")
+UPDATES = importlib.import_module("circuits.training.updates")
 PLACES = {
     "before the step": (LOOP._Run, "one_step", 12, 12),
     "in the forward pass": (SparseTransformer, "forward", 13, 12),  # one has measured the validation loss
-    "between optimiser and projection": (LOOP, "project", 12, 12),
-    "in the last step": (LOOP, "project", 24, 24),
+    "between optimiser and projection": (UPDATES, "project", 12, 12),
+    "in the last step": (UPDATES, "project", 24, 24),
 }
 
 
@@ -117,7 +119,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_bits_follow(tmp_path, mo
 
 def test_a_second_ctrl_c_stops_at_once_and_keeps_nothing(tmp_path, monkeypatch):
     path, before = tmp_path / "stopped.safetensors", signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(LOOP, "project", sigint_at(3, LOOP.project, times=2))
+    monkeypatch.setattr(UPDATES, "project", sigint_at(3, UPDATES.project, times=2))
     with pytest.raises(KeyboardInterrupt) as stop:
         train(QUICK, checkpoint=path, progress=False)
     assert not isinstance(stop.value, TrainingInterrupted)
@@ -190,7 +192,7 @@ def test_the_shipped_model_whose_file_has_older_names_loads():
 def test_an_interrupted_run_with_older_names_is_taken_up(tmp_path, monkeypatch, trained):
     path = tmp_path / "stopped.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(LOOP, "project", sigint_at(5, LOOP.project))
+        patch.setattr(UPDATES, "project", sigint_at(5, UPDATES.project))
         with pytest.raises(TrainingInterrupted):
             train(QUICK, checkpoint=path, progress=False)
     left = load_checkpoint(path)
@@ -213,7 +215,7 @@ def test_gradient_normalisation_is_over_all_parameters():
         ModelConfig(**{**SMALL.to_json(), "d_vocab": 7, "topk_sites": SMALL.topk_sites})
     )
     model(torch.randint(0, 7, (2, 8)), return_type="loss").backward()
-    LOOP._scale_gradients(model, "rms")
+    UPDATES._scale_gradients(model, "rms")
     every = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     assert float(every.square().mean().sqrt()) == pytest.approx(1.0, rel=1e-4)
 

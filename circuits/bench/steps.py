@@ -23,7 +23,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.pruning.gates import Gates
 from circuits.settings import Count, Density, Seed, Settings, require
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Updates, project
+from circuits.training.updates import Updates, project
 
 STEP_NAMES = ("prune_step", "train_step_exact", "train_step_support", "toy_train_step")
 STEP_TOLERANCE = 1e-9

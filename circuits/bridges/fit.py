@@ -27,7 +27,7 @@ from circuits.model.compute import check_learnable, sparse_compute, with_gradien
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, reading
 from circuits.training.config import TrainConfig, with_new_names
-from circuits.training.loop import Updates, check_budgets, new_model, said_of, with_vocabulary
+from circuits.training.loop import new_model, said_of, with_vocabulary
 from circuits.training.steps import (
     Entry,
     LastGood,
@@ -40,6 +40,7 @@ from circuits.training.steps import (
     stored_count,
     stored_history,
 )
+from circuits.training.updates import Updates, check_budgets
 from tasks import Corpus, tokenizer_hash
 
 

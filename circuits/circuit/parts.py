@@ -44,7 +44,7 @@ def _gated(model: SparseTransformer, by_site: Mapping[Site, list[Node]]) -> list
     edges = []
     for site, neurons in by_site.items():
         if site.name == target and (experts := by_site.get(site._replace(name=source))):
-            size = model.config.d_mlp // model.config.experts
+            size = model.config.expert_size
             own = {expert.index: expert for expert in experts}
             edges += [Edge(own[n.index // size], n, 1.0) for n in neurons if n.index // size in own]
     return edges
@@ -59,39 +59,55 @@ def io_edges(
     each answer and foil; other tokens, and positions, one by one where a node has few of them, else all in one.
     """
     told_apart = {stack: _told_apart(model, batch, stack) for stack in model.stacks}
+    tables = {stack: _Tables(model, stack) for stack in model.stacks}
     answers = set(batch.answer.tolist()) | set(batch.foil.tolist())
     name = tokenizer.token
     found = []
     for node in nodes:
         if ROWS[node.site].stream == "reads":
             stack = read_stack(node.at)
-            column = model.embedding(stack).detach()[:, node.index]
+            column = tables[stack].tokens.weights[:, node.index]
             tokens = [t for t in told_apart[stack] if column[t] != 0]
             found += [IOEdge("embed", name(t), node, float(column[t])) for t in tokens]
-            others = {name(t): w for t, w in _large(model.embedding(stack), node).items() if t not in tokens}
+            large = tables[stack].tokens.large(node)
+            others = [(name(t), weight) for t, weight in large if t not in told_apart[stack]]
             found += _few("shared", node, others, "other tokens")
-            at = {f"position {t}": w for t, w in _large(model.position_table(stack), node).items()}
-            found += _few("position", node, at, "positions")
+            places = [(f"position {t}", weight) for t, weight in tables[stack].positions.large(node)]
+            found += _few("position", node, places, "positions")
         elif ROWS[node.site].stream == "writes" and node.stack == "decoder":
             row = model.W_U.detach()[node.index]
             found += [IOEdge("unembed", name(t), node, float(row[t])) for t in answers if row[t] != 0]
     return found
 
 
-def _large(table: Tensor, node: Node) -> dict[int, float]:
-    """Rows of an embedding or position table on a node's channel, without what is negligible."""
-    column = table.detach()[:, node.index]
-    kept = (column.abs() > NEGLIGIBLE * float(table.detach().abs().max())).nonzero()[:, 0]
-    return {int(row): float(column[row]) for row in kept}
+class _Table:
+    """An embedding or position table, and how large its entries must be to be no noise."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self.weights = weights.detach()
+        self.floor = NEGLIGIBLE * float(self.weights.abs().max())
+
+    def large(self, node: Node) -> list[tuple[int, float]]:
+        """Rows, and their entries on a node's channel, without what is negligible."""
+        column = self.weights[:, node.index]
+        return [(int(row), float(column[row])) for row in (column.abs() > self.floor).nonzero()[:, 0]]
+
+
+class _Tables:
+    """The two tables of a stack."""
+
+    def __init__(self, model: SparseTransformer, stack: Stack) -> None:
+        self.tokens, self.positions = _Table(model.embedding(stack)), _Table(model.position_table(stack))
 
 
 def _few(
-    kind: Literal["shared", "position"], node: Node, weights: Mapping[str, float], plural: str
+    kind: Literal["shared", "position"], node: Node, weights: Sequence[tuple[str, float]], plural: str
 ) -> list[IOEdge]:
     """An edge for each of a few; one for all of many."""
     if len(weights) > FEW:
-        return [IOEdge("several", f"{len(weights)} {plural}", node, max(weights.values(), key=abs))]
-    return [IOEdge(kind, text, node, weight) for text, weight in weights.items()]
+        greatest = max((weight for _, weight in weights), key=abs)
+        return [IOEdge("several", f"{len(weights)} {plural}", node, greatest)]
+    return [IOEdge(kind, text, node, weight) for text, weight in weights]
 
 
 def _told_apart(model: SparseTransformer, batch: Batch, stack: Stack) -> set[int]:

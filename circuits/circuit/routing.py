@@ -80,7 +80,7 @@ def neurons_by_expert(model: SparseTransformer, circuit: Circuit) -> Int[Tensor,
     counts = torch.zeros(config.n_layers, config.experts, dtype=torch.int64)
     for node in circuit.nodes:
         if node.site == "mlp_neuron":
-            counts[node.layer, node.index // (config.d_mlp // config.experts)] += 1
+            counts[node.layer, node.index // config.expert_size] += 1
     return counts
 
 

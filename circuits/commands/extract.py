@@ -113,18 +113,10 @@ def train(
         from circuits.training.config import TrainConfig, with_new_names
         from circuits.training.loop import train as run
         from circuits.training.numbered import Keep, Numbered
-        from tasks.corpus import CORPORA, MACHINE
 
-        presets: dict[str, Callable[..., TrainConfig]] = {
-            "toy": TrainConfig.toy if corpus in CORPORA and corpus not in MACHINE else TrainConfig.python,
-            "paper": TrainConfig.paper,
-            "dense": TrainConfig.dense,
-        }
-        if recipe not in presets:
-            raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
-        chosen = {"steps": steps, "minutes": minutes, "density": density}
-        changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-        chosen = {**presets[recipe](corpus=corpus, seed=seed).to_json(), **changes}
+        given = {"steps": steps, "minutes": minutes, "density": density}
+        changes = {key: value for key, value in given.items() if value is not None}
+        chosen = {**_preset(recipe, corpus)(corpus=corpus, seed=seed).to_json(), **changes}
         settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
         text = load_text(settings.corpus, tokenizer, d_vocab)
         check_writable(out)
@@ -148,6 +140,21 @@ def train(
         "seconds": result.seconds,
     }
     answer(report, as_json, title=f"Trained on {text.name}")
+
+
+def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
+    """What makes the settings of a recipe: for real text, the toy one is that of real Python."""
+    from circuits.training.config import TrainConfig
+    from tasks.corpus import CORPORA, MACHINE
+
+    presets: dict[str, Callable[..., Any]] = {
+        "toy": TrainConfig.toy if corpus in CORPORA and corpus not in MACHINE else TrainConfig.python,
+        "paper": TrainConfig.paper,
+        "dense": TrainConfig.dense,
+    }
+    if recipe not in presets:
+        raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
+    return presets[recipe]
 
 
 def prune(

@@ -50,20 +50,26 @@ def load_model(path: Path, corpus: str | None = None) -> tuple[Any, Any]:
 
 def load_text(corpus: str, tokenizer: Path | None, d_vocab: int | None) -> Any:
     """Training text; tokenizer: a tokenizer.json, or a checkpoint, whose model's it is."""
-    from circuits.model.checkpoint import load_checkpoint
-    from tasks import load_corpus, load_tokenizer
+    from tasks import load_corpus
 
-    if tokenizer is None:
-        return load_corpus(corpus, d_vocab=d_vocab)
-    if tokenizer.suffix != ".safetensors":
-        return load_corpus(corpus, tokenizer=load_tokenizer(tokenizer), d_vocab=d_vocab)
-    found = load_checkpoint(tokenizer).model.tokenizer
+    return load_corpus(
+        corpus, tokenizer=None if tokenizer is None else _tokenizer(tokenizer), d_vocab=d_vocab
+    )
+
+
+def _tokenizer(path: Path) -> Any:
+    from circuits.model.checkpoint import load_checkpoint
+    from tasks import load_tokenizer
+
+    if path.suffix != ".safetensors":
+        return load_tokenizer(path)
+    found = load_checkpoint(path).model.tokenizer
     if found is None:
         raise ValueError(
-            f"tokenizer: {tokenizer} carries none, it is of an older version; expected a checkpoint that does, or a "
+            f"tokenizer: {path} carries none, it is of an older version; expected a checkpoint that does, or a "
             "tokenizer.json."
         )
-    return load_corpus(corpus, tokenizer=found, d_vocab=d_vocab)
+    return found
 
 
 def configured(make: Callable[[Any], C], chosen: dict[str, Any], path: Path | None, old: Names = dict) -> C:

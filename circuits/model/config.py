@@ -131,6 +131,11 @@ class ModelConfig(Settings):
         """Number of coordinates of every site, in forward order."""
         return {site: self.width(site) for site in self.sites}
 
+    @property
+    def expert_size(self) -> int:
+        """Neurons of each expert; experts lie side by side. Of a plain MLP, all of its neurons."""
+        return self.d_mlp // max(1, self.experts)
+
     def topk(self, site: Site) -> int | None:
         """How many coordinates AbsTopK keeps at a site: `max(1, int(fraction * width))`; None = all.
 

@@ -19,6 +19,20 @@ def check_tokens(tokens: Any) -> None:
         raise ValueError(f"tokens: got {tokens.dtype}; expected whole numbers, such as torch.int64.")
 
 
+def check_ids(tokens: Shaped[Tensor, "batch pos"], *, n_ctx: int, d_vocab: int) -> None:
+    """Raise ValueError for texts that are too long for a model, or that hold ids which it has no token for."""
+    if tokens.shape[1] > n_ctx:
+        raise ValueError(
+            f"tokens: got a sequence of {tokens.shape[1]} tokens; expected at most n_ctx = {n_ctx}. Shorten it, or "
+            "train a model with a larger n_ctx."
+        )
+    if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < d_vocab):
+        raise ValueError(
+            f"tokens: got ids from {int(tokens.min())} to {int(tokens.max())}; expected 0 to {d_vocab - 1}. Was the "
+            "text encoded with another tokenizer?"
+        )
+
+
 def real_places(tokens: Any, lengths: Any) -> Bool[Tensor, "batch pos"]:
     """True at the text of each row of tokens [batch, pos], False at the padding after it.
 

@@ -39,7 +39,7 @@ from circuits.model.mlp import MLP
 from circuits.model.sites import OF_SOURCE, Site, Stack, WeightAt, WeightRow, layer_weights, prefix
 from circuits.model.subject import bits_of
 from circuits.model.text import check_vocabulary
-from circuits.model.tokens import check_tokens
+from circuits.model.tokens import check_ids, check_tokens
 from tasks import TextId
 
 RETURN_TYPES = ("logits", "loss", "both", None)
@@ -396,14 +396,4 @@ class SparseTransformer(LensModel):
     def check_tokens(self, tokens: Any) -> None:
         """Raise ValueError for tokens that are not [batch, pos], too long, or out of range."""
         check_tokens(tokens)
-        if tokens.shape[1] > self.config.n_ctx:
-            raise ValueError(
-                f"tokens: got a sequence of {tokens.shape[1]} tokens; expected at most n_ctx = "
-                f"{self.config.n_ctx}. Shorten it, or train a model with a larger n_ctx."
-            )
-        d_vocab = len(self.W_E)
-        if tokens.numel() and not (int(tokens.min()) >= 0 and int(tokens.max()) < d_vocab):
-            raise ValueError(
-                f"tokens: got ids from {int(tokens.min())} to {int(tokens.max())}; expected 0 to "
-                f"{d_vocab - 1}. Was the text encoded with another tokenizer?"
-            )
+        check_ids(tokens, n_ctx=self.n_ctx, d_vocab=self.d_vocab)

@@ -20,8 +20,8 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str = "n_edges", y: str =
         if name not in names:
             raise ValueError(f"{axis}: got {name!r}; expected a column of numbers: {names}.")
     tasks = sorted({row["task"] for row in rows})
-    figure = go.Figure([_trace([row for row in rows if row["task"] == task], task, x, y) for task in tasks])
     by_task = [[row for row in rows if row["task"] == task] for task in tasks]
+    figure = go.Figure([_trace(own, task, x, y) for task, own in zip(tasks, by_task, strict=True)])
     figure.update_layout(
         **base_layout(title="Runs", subtitle="The menus choose what is drawn", height=520),
         xaxis={"title": {"text": x}, "gridcolor": BAND},

@@ -84,47 +84,55 @@ def _command(table: RunTable, name: str) -> list[str]:
 
 
 def by_slurm(table: RunTable, n_workers: int, watch: Watch, options: dict[str, Any]) -> None:
-    """Jobs of a Slurm cluster, through submitit; jobs are sent again for what killed ones have left."""
+    """Jobs of a Slurm cluster, through submitit."""
     submitit = _imported("submitit", "slurm", "sweep")
     folder = table.path.parent
     cluster = options.pop("cluster", "slurm")
     sender = submitit.AutoExecutor(folder=str(folder / "jobs"), cluster=cluster)
     sender.update_parameters(**{"timeout_min": 60, **options})
-    rounds = 0
-    while table.progress().left:
-        rounds += 1
-        names = [f"slurm-{os.getpid()}-{rounds}-{i}" for i in range(n_workers)]
-        jobs = {name: sender.submit(work, folder, name, shared=True) for name in names}
-        while any(not job.done() for job in jobs.values()):
+
+    def one_round(names: list[str]) -> None:
+        jobs = [sender.submit(work, folder, name, shared=True) for name in names]
+        while any(not job.done() for job in jobs):
             watch(table.progress())
             time.sleep(POLL)
-        for name in jobs:
-            table.release(name)
-    watch(table.progress())
+
+    _in_rounds(table, "slurm", n_workers, watch, one_round)
 
 
 def by_ray(table: RunTable, n_workers: int, watch: Watch, options: dict[str, Any]) -> None:
-    """Tasks of a Ray cluster that sees the folder; tasks are sent again for what killed ones have left."""
+    """Tasks of a Ray cluster that sees the folder."""
     ray = _imported("ray", "ray", "ray")
     folder, own = table.path.parent, not ray.is_initialized()
     if own:
         ray.init(**{"num_cpus": n_workers, "log_to_driver": False, **options})
+    task = ray.remote(max_retries=0)(work)
+
+    def one_round(names: list[str]) -> None:
+        waiting = [task.remote(folder, name, shared=True) for name in names]
+        while waiting:
+            _, waiting = ray.wait(waiting, timeout=POLL)
+            watch(table.progress())
+
     try:
-        task = ray.remote(max_retries=0)(work)
-        rounds = 0
-        while table.progress().left:
-            rounds += 1
-            names = [f"ray-{os.getpid()}-{rounds}-{i}" for i in range(n_workers)]
-            waiting = [task.remote(folder, name, shared=True) for name in names]
-            while waiting:
-                _, waiting = ray.wait(waiting, timeout=POLL)
-                watch(table.progress())
-            for name in names:
-                table.release(name)
-        watch(table.progress())
+        _in_rounds(table, "ray", n_workers, watch, one_round)
     finally:
         if own:
             ray.shutdown()
+
+
+def _in_rounds(
+    table: RunTable, kind: str, n_workers: int, watch: Watch, one_round: Callable[[list[str]], None]
+) -> None:
+    """Send workers, wait until all have ended, and send them again for what killed ones have left."""
+    rounds = 0
+    while table.progress().left:
+        rounds += 1
+        names = [f"{kind}-{os.getpid()}-{rounds}-{i}" for i in range(n_workers)]
+        one_round(names)
+        for name in names:
+            table.release(name)
+    watch(table.progress())
 
 
 def _imported(name: str, executor: str, extra: str) -> Any:

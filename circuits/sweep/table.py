@@ -56,8 +56,10 @@ class RunTable:
     def __init__(
         self, path: str | Path, *, shared: bool = False, clock: Callable[[], float] = time.time
     ) -> None:
-        self.path, self.clock, self.shared = Path(path), clock, shared
+        self.path, self.clock = Path(path), clock
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(self.path, timeout=60)) as connection:
+            connection.execute(f"PRAGMA journal_mode={'DELETE' if shared else 'WAL'}")  # the file keeps it
         with self._transaction() as connection:
             connection.execute(SCHEMA)
 
@@ -128,7 +130,6 @@ class RunTable:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as connection:
-            connection.execute(f"PRAGMA journal_mode={'DELETE' if self.shared else 'WAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
-from circuits.model.compute import check_learnable, sparse_compute, with_gradients
+from circuits.model.compute import sparse_compute, with_gradients
 from circuits.model.encdec import next_token_loss
 from circuits.model.experts import balance_loss, router_logits
 from circuits.model.text import check_corpus, text_of
@@ -29,7 +29,6 @@ from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand, reading
 from circuits.training.config import TrainConfig
 from circuits.training.numbered import Numbered, newest_good
-from circuits.training.projection import budget, density_at, project_topk, topk_mask
 from circuits.training.saved import with_corpus
 from circuits.training.steps import (
     Entry,
@@ -43,6 +42,7 @@ from circuits.training.steps import (
     stored_history,
     stored_seconds,
 )
+from circuits.training.updates import Updates, check_budgets
 from circuits.views import Plotted
 from tasks import Corpus, bigram_log_probs, load_corpus
 
@@ -149,37 +149,6 @@ def train(
 def with_vocabulary(config: TrainConfig, corpus: Corpus) -> TrainConfig:
     """The config as run: it names the corpus, and the model's vocabulary is that of its tokenizer."""
     return replace(config, corpus=corpus.name, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
-
-
-class Updates:
-    """One optimiser step under the projection, for this loop and for any other loss of the same model."""
-
-    def __init__(self, model: SparseTransformer, config: TrainConfig) -> None:
-        if any(linear.is_compact for _, linear in model.linears()):
-            raise ValueError(
-                "model: it is compact, its matrices cannot train; expected one with all its weights. Load its "
-                "checkpoint with load_checkpoint(path), without compact=True."
-            )
-        check_learnable(model)
-        self.model, self.config = model, config
-        self.optimizer = torch.optim.Adam(
-            model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-        )
-
-    def __call__(self, loss: Tensor, progress: float) -> tuple[float, float]:
-        """Backward, gradient scaling, Adam, projection, decay; returns the density and learning rate used."""
-        config = self.config
-        start, end = config.anneal
-        density = density_at(progress, config.density, start=start, end=end, shape=config.schedule)
-        lr = learning_rate(config, progress, density)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        _scale_gradients(self.model, config.gradient_scaling)
-        self.optimizer.param_groups[0]["lr"] = lr
-        self.optimizer.step()
-        project(self.model, config, progress)
-        _decay(self.model, config.weight_decay * lr)
-        return density, lr
 
 
 def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
@@ -311,26 +280,12 @@ def _check_text(left: SparseTransformer, corpus: Corpus) -> None:
     """Raise UnreadableError, or ValueError, for a run that was on another text; older files do not say."""
     check_corpus(left, corpus)
     known = left.trained_on
-    demand(
-        known is None or known.fingerprint == corpus.fingerprint,
-        f"corpus: it was on text of hash {known.fingerprint if known else ''} ({known.name if known else ''!r})",
-        f"{corpus.fingerprint}, that of {corpus.name!r}; give the text as it was, or start anew",
-    )
-
-
-def learning_rate(config: TrainConfig, progress: float, density: float) -> float:
-    """Warm-up, then the fall; with sharkfin, times sqrt(final density / current density)."""
-    warm = min(1.0, progress / config.warmup) if config.warmup else 1.0
-    fall = _fall(config, progress) if progress > config.warmup else 1.0
-    sharkfin = (config.density / density) ** 0.5 if config.sharkfin else 1.0
-    return config.lr * max(warm, 1e-3) * fall * sharkfin
-
-
-def _fall(config: TrainConfig, progress: float) -> float:
-    """What is left of the peak after warm-up."""
-    if config.decay == "inverse_sqrt":
-        return math.sqrt(max(config.warmup, 1 / config.steps) / progress)
-    return (1 - progress) / (1 - config.warmup)
+    if known is not None:
+        demand(
+            known.fingerprint == corpus.fingerprint,
+            f"corpus: it was on text of hash {known.fingerprint} ({known.name!r})",
+            f"{corpus.fingerprint}, that of {corpus.name!r}; give the text as it was, or start anew",
+        )
 
 
 def training_loss(
@@ -357,66 +312,11 @@ def _own_loss(
     )
 
 
-def project(model: SparseTransformer, config: TrainConfig, progress: float) -> None:
-    """Zero all but the k largest weights of every matrix and bias, k from the schedule at `progress`."""
-    for matrix in model.matrices():
-        k, min_alive = _budget_at(config, matrix.group, matrix.parameter.numel(), progress)
-        if k < matrix.parameter.numel():
-            alive = min_alive if matrix.unit_axis is not None else 0
-            project_topk(matrix.parameter.data, k, min_alive=alive, unit_axis=matrix.unit_axis)
-
-
 def validation_loss(model: SparseTransformer, tokens: Tensor) -> float:
     """Mean next-token loss in nats over all given sequences [batch, pos]."""
     with torch.no_grad():
         losses = [float(model(chunk, return_type="loss")) * len(chunk) for chunk in tokens.split(64)]
     return sum(losses) / len(tokens)
-
-
-def _budget_at(config: TrainConfig, group: str, numel: int, progress: float) -> tuple[int, int]:
-    final = config.embed_density if group == "embed" and config.embed_density is not None else config.density
-    start, end = config.anneal
-    return budget(
-        numel, density_at(progress, final, start=start, end=end, shape=config.schedule)
-    ), config.min_alive
-
-
-def check_budgets(config: TrainConfig) -> None:
-    """Raise the ValueError that the projection would raise at the final density, before training starts."""
-    with torch.device("meta"):
-        shapes = [
-            (m.name, m.parameter.shape, m.group, m.unit_axis)
-            for m in SparseTransformer(config.model).matrices()
-        ]
-    for name, shape, group, unit_axis in shapes:
-        k, min_alive = _budget_at(config, group, shape.numel(), 1.0)
-        if unit_axis is not None and k < shape.numel():
-            try:
-                _check_alive(shape, k, min_alive, unit_axis)
-            except ValueError as error:
-                raise ValueError(f"density: {config.density:g} is too small for {name}. {error}") from None
-
-
-def _check_alive(shape: torch.Size, k: int, min_alive: int, unit_axis: int) -> None:
-    if min_alive * shape[unit_axis] > k:
-        topk_mask(torch.zeros(shape), k, min_alive=min_alive, unit_axis=unit_axis)
-
-
-def _scale_gradients(model: nn.Module, how: str) -> None:
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    if how == "clip":
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    elif how == "rms":
-        squares = torch.stack([g.square().sum() for g in gradients]).sum()
-        rms = (squares / sum(g.numel() for g in gradients)).sqrt()
-        torch._foreach_div_(gradients, rms.clamp_min(1e-30))
-
-
-def _decay(model: SparseTransformer, amount: float) -> None:
-    with torch.no_grad():
-        for matrix in model.matrices():
-            if matrix.parameter.ndim == 2:
-                matrix.parameter.mul_(1 - amount)
 
 
 def said_of(module: nn.Module) -> str:

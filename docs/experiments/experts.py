@@ -112,7 +112,7 @@ def _one_by_one(shape: ModelConfig) -> float:
         mlp = _grown(MLP(replace(shape, topk_fraction=None), layer=0))
     assert mlp.router is not None
     x = torch.randn(8, 16, shape.d_model, generator=torch.Generator().manual_seed(1))
-    size = shape.d_mlp // shape.experts
+    size = shape.expert_size
     with torch.no_grad():
         share, total = mlp.router(x).flatten(0, 1), mlp.b_out.expand(8 * 16, -1).clone()
         for e in range(shape.experts):

@@ -40,8 +40,9 @@ from circuits.model.transformer import SparseTransformer
 from circuits.pruning.procedure import prune
 from circuits.statistics import interval
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Updates, new_model
+from circuits.training.loop import new_model
 from circuits.training.saved import load_trained
+from circuits.training.updates import Updates
 from docs.experiments.decoys import induction_model
 from docs.experiments.heads_page import write_tables
 from docs.experiments.runs import published

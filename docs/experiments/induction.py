@@ -24,7 +24,7 @@ from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.statistics import spearman
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Updates
+from circuits.training.updates import Updates
 from tasks.tokenizer import LETTERS, WordTokenizer
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
