@@ -251,7 +251,12 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
+SLOW = {name for name, (_, _, _, beside) in PLACES.items() if beside}
+
+
+@pytest.mark.parametrize(
+    "place", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in PLACES]
+)
 def test_ctrl_c_leaves_a_file_from_which_the_same_bits_follow(
     place, dense, sparse, text, tmp_path, monkeypatch
 ):

@@ -109,6 +109,7 @@ def test_a_file_from_before_criteria_were_kept_has_that_of_its_pruning_run(circu
     )
 
 
+@pytest.mark.slow
 def test_nothing_is_computed_from_metrics(model, circuit):
     bare = replace(circuit, metrics={})
     whole, without = (trust_report(model, one, config=QUICK).to_json()["entries"] for one in (circuit, bare))
@@ -217,6 +218,7 @@ def test_every_check_runs_under_every_ablation(model, circuit, ablation):
     assert not any(entry.value != entry.value for entry in report.entries if entry.verdict != "not run")
 
 
+@pytest.mark.slow
 def test_trust_judges_a_faithful_circuit_of_a_model_that_is_wrong():
     """A model that closes every quote with the other one: hopeless at the task, and explained all the same."""
     wrong = quote_closer()
@@ -232,6 +234,7 @@ def test_trust_judges_a_faithful_circuit_of_a_model_that_is_wrong():
         trust_report(wrong, as_task, config=QUICK)
 
 
+@pytest.mark.slow
 def test_a_faithful_circuit_less_a_node_is_not_sufficient(model):
     settings = replace(SMALL, objective="faithful")
     found = prune(model, load_task("quotes"), settings, corpus=CORPUS, progress=False)

@@ -270,6 +270,7 @@ def naive_greedy(model: SparseTransformer, source: Tensor, room: int) -> list[in
     return said
 
 
+@pytest.mark.slow
 def test_greedy_with_and_without_cache(model: SparseTransformer) -> None:
     source = rows()[:, :5]
     for cache in (True, False):

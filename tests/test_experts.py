@@ -249,6 +249,7 @@ def by_routing_alone() -> SparseTransformer:
     return model.eval()
 
 
+@pytest.mark.slow
 def test_pruning_keeps_a_router_that_the_task_needs(tmp_path: Any) -> None:
     model = by_routing_alone()
     settings = PruneConfig(objective="task", starts=1, steps=40, n_eval=32, n_test=32, n_mean=32)

@@ -83,6 +83,7 @@ def test_tables_stubs_and_generated_files_are_no_programs(text, kept):
     assert is_program(text) is kept
 
 
+@pytest.mark.slow
 def test_the_same_environment_gives_the_same_text(sources, cache):
     first = packages_corpus(sources=sources, tokenizer=BYTES)
     (kept,) = cache.glob("packages-*.tokens")

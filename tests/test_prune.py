@@ -70,6 +70,7 @@ def test_the_model_is_left_as_it_was(found):
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
 
 
+@pytest.mark.slow
 def test_same_seed_same_circuit(found):
     model, circuit = found
     config = PruneConfig(starts=2, steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False)

@@ -300,6 +300,7 @@ except UnwritableError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_and_leaves_the_checkpoint_before(tmp_path):
     path = save_checkpoint(tmp_path / "m.safetensors", sparse_model())
     before = path.read_bytes()

@@ -66,6 +66,7 @@ def with_a_ninth_site(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_ninth_site_takes_a_row_of_the_table(with_a_ninth_site):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(ROOT / "tests" / "data" / "format-1")],

@@ -106,6 +106,7 @@ def test_a_circuit_that_lacks_a_node_is_not_sufficient(made: Handmade) -> None:
     assert "checks failed" in report.verdict
 
 
+@pytest.mark.slow
 def test_a_node_too_many_is_not_minimal(made: Handmade) -> None:
     spare = next(
         Node(0, "mlp_in", i)
@@ -138,6 +139,7 @@ def test_patching_every_way_in_gives_the_corrupted_answer(made: Handmade) -> Non
     torch.testing.assert_close(untouched, bench.circuit_margins()[:8])
 
 
+@pytest.mark.slow
 def test_nothing_of_the_model_is_changed(made: Handmade) -> None:
     before = made.model.fingerprint()
     trust_report(made.model, made.circuit, made.task, replace(QUICK, control_steps=2, n_random=2))
