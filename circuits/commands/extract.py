@@ -115,8 +115,8 @@ def train(
         from circuits.training.numbered import Keep, Numbered
 
         given = {"steps": steps, "minutes": minutes, "density": density}
-        changes = {key: value for key, value in given.items() if value is not None}
-        chosen = {**_preset(recipe, corpus)(corpus=corpus, seed=seed).to_json(), **changes}
+        chosen = _preset(recipe, corpus)(corpus=corpus, seed=seed).to_json()
+        chosen |= {key: value for key, value in given.items() if value is not None}
         settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
         text = load_text(settings.corpus, tokenizer, d_vocab)
         check_writable(out)
@@ -128,7 +128,12 @@ def train(
         result = run(settings, corpus=text, checkpoint=stopped, resume=from_where, numbered=numbered)
         result.save(out)
         numbered.clear()
-    report = {
+    answer(_of_training(result, text, out), as_json, title=f"Trained on {text.name}")
+
+
+def _of_training(result: Any, text: Any, out: Path) -> dict[str, Any]:
+    """What there is to say of a finished run."""
+    return {
         "model": str(out),
         "corpus": text.name,
         "n_tokens": len(text.train),
@@ -139,7 +144,6 @@ def train(
         "steps": result.history[-1]["step"],
         "seconds": result.seconds,
     }
-    answer(report, as_json, title=f"Trained on {text.name}")
 
 
 def _preset(recipe: str, corpus: str) -> Callable[..., Any]:

@@ -60,18 +60,16 @@ def _fall(config: TrainConfig, progress: float) -> float:
 def project(model: SparseTransformer, config: TrainConfig, progress: float) -> None:
     """Zero all but the k largest weights of every matrix and bias, k from the schedule at `progress`."""
     for matrix in model.matrices():
-        k, min_alive = _budget_at(config, matrix.group, matrix.parameter.numel(), progress)
+        k = _budget_at(config, matrix.group, matrix.parameter.numel(), progress)
         if k < matrix.parameter.numel():
-            alive = min_alive if matrix.unit_axis is not None else 0
+            alive = config.min_alive if matrix.unit_axis is not None else 0
             project_topk(matrix.parameter.data, k, min_alive=alive, unit_axis=matrix.unit_axis)
 
 
-def _budget_at(config: TrainConfig, group: str, numel: int, progress: float) -> tuple[int, int]:
+def _budget_at(config: TrainConfig, group: str, numel: int, progress: float) -> int:
     final = config.embed_density if group == "embed" and config.embed_density is not None else config.density
     start, end = config.anneal
-    return budget(
-        numel, density_at(progress, final, start=start, end=end, shape=config.schedule)
-    ), config.min_alive
+    return budget(numel, density_at(progress, final, start=start, end=end, shape=config.schedule))
 
 
 def check_budgets(config: TrainConfig) -> None:
@@ -82,10 +80,10 @@ def check_budgets(config: TrainConfig) -> None:
             for m in SparseTransformer(config.model).matrices()
         ]
     for name, shape, group, unit_axis in shapes:
-        k, min_alive = _budget_at(config, group, shape.numel(), 1.0)
+        k = _budget_at(config, group, shape.numel(), 1.0)
         if unit_axis is not None and k < shape.numel():
             try:
-                _check_alive(shape, k, min_alive, unit_axis)
+                _check_alive(shape, k, config.min_alive, unit_axis)
             except ValueError as error:
                 raise ValueError(f"density: {config.density:g} is too small for {name}. {error}") from None
 
