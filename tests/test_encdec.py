@@ -22,8 +22,11 @@ from circuits.model.translate import penalty, translate
 from circuits.training.config import TrainConfig, published_lr
 from circuits.training.loop import training_loss
 from circuits.training.updates import learning_rate
+from docs.experiments import torch_twin as twins
 from docs.experiments.encdec_page import write_table
-from docs.experiments.torch_twin import gradient_pairs, run_twin, torch_twin
+from docs.experiments.torch_twin import gradient_pairs, parity, run_twin, torch_twin
+from tasks.transduction import Transduction
+from tasks.transduction import rows as strings
 
 SHAPE: dict[str, Any] = dict(
     d_vocab=11, n_source=5, pad=0, n_ctx=12, n_layers=2, d_model=16, n_heads=4, d_head=4, d_mlp=24
@@ -109,6 +112,20 @@ def test_equals_torch_forward_and_gradients(position: Any) -> None:
     assert all(grad is not None for grad in grads.values())
     for ours, theirs in gradient_pairs(model, twin):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_are_compared_where_no_rounding_turns_a_relu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One neuron of this model lies on either side of zero by the last bit of float32, and its gradient with it."""
+    shape: Any = Transduction().shape()
+    config = ModelConfig.original(**shape, n_layers=3, d_model=64, n_heads=4, d_head=16, d_mlp=128)
+    tokens = strings("copy", 64, split="test")
+    found = parity(config, tokens)
+    assert found["logits"] < 1e-5
+    assert found["gradients"] < 1e-12
+    monkeypatch.setattr(twins, "run_twin", lambda *given: 1.001 * run_twin(*given))
+    off = parity(config, tokens)
+    assert off["logits"] > 1e-4
+    assert off["gradients"] > 1e-6
 
 
 # What must not matter.

@@ -30,6 +30,7 @@ def torch_twin(model: SparseTransformer) -> nn.Transformer:
             batch_first=True,
             norm_first=config.norm_position == "pre",
             layer_norm_eps=config.norm_eps,
+            dtype=model.W_E.dtype,
         )
     if config.norm_position == "post":
         twin.encoder.norm = twin.decoder.norm = None
@@ -75,19 +76,32 @@ def run_twin(model: SparseTransformer, twin: nn.Transformer, tokens: Tensor) -> 
 
 
 def parity(config: ModelConfig, tokens: Tensor, *, seed: int = 0) -> dict[str, float]:
-    """Greatest difference in logits, and in gradients of all weights of both stacks, under one random loss."""
+    """Greatest difference in logits, in float32, and in gradients of all weights of both stacks, in float64.
+
+    In float32 the last bit decides on which side of zero a relu is that is nearly there, and with it a whole gradient.
+    """
+    logits, _ = differences(config, tokens, torch.float32, seed=seed)
+    _, gradients = differences(config, tokens, torch.float64, seed=seed)
+    return {"logits": logits, "gradients": gradients}
+
+
+def differences(
+    config: ModelConfig, tokens: Tensor, dtype: torch.dtype, *, seed: int = 0
+) -> tuple[float, float]:
+    """Greatest difference in logits, and in gradients under one random loss, both computed in one type of float."""
     model = SparseTransformer(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    model.to(dtype)
     twin = torch_twin(model)
     theirs, ours = run_twin(model, twin, tokens), model(tokens)[:, config.n_source :]
-    weight = torch.randn(ours.shape, generator=generator) / ours.numel() ** 0.5
+    weight = (torch.randn(ours.shape, generator=generator) / ours.numel() ** 0.5).to(dtype)
     for logits in (theirs, ours):
         (logits * weight).sum().backward()
     difference = float((ours - theirs).detach().abs().max())
-    return {"logits": difference, "gradients": max(map(_apart, gradient_pairs(model, twin)))}
+    return difference, max(map(_apart, gradient_pairs(model, twin)))
 
 
 def gradient_pairs(model: SparseTransformer, twin: nn.Transformer) -> list[tuple[Tensor, Tensor]]:
