@@ -1,5 +1,6 @@
 """Ablation that chooses: what is left out takes the worst values, or random ones, between its mean and its own."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from circuits.circuit.ablation import mean_values
 from circuits.circuit.adversary import Attack, drawn, worst
+from circuits.circuit.criterion import Criterion
 from circuits.circuit.evaluator import Evaluator
 from circuits.circuit.nodes import Node, all_nodes
 from circuits.circuit.scope import scope
-from circuits.circuit.score import margin_correlations, margin_error
+from circuits.circuit.score import margin_correlation, margin_correlations, margin_error
 from circuits.handmade import Handmade, quotes
 from circuits.model.sites import Site
 from circuits.pruning.config import PruneConfig
@@ -141,6 +143,36 @@ def test_order_within_an_answer_is_not_that_between_answers() -> None:
     assert set(margin_correlations(reference, flat, answer)) == {
         0
     }  # where the model has no order there is none to have
+
+
+def test_order_over_all_answers_takes_off_what_each_is_on_average() -> None:
+    reference = torch.cat([torch.linspace(1, 3, 10), torch.linspace(4, 4.2, 10)])
+    answer = torch.tensor([0] * 10 + [1] * 10)
+    assert margin_correlation(reference + 5 * answer, reference, answer) == pytest.approx(1.0)
+    assert margin_correlation(5.0 * answer, reference, answer) == 0.0
+    # An answer whose prompts the model is equally sure of has little to say, and says it without a jump.
+    half = torch.where(answer == 0, reference, -reference)
+    assert 0.95 < margin_correlation(half, reference, answer) < 1.0
+    flat = torch.where(answer == 0, 2.0, 5.0)
+    assert math.isnan(margin_correlation(reference, flat, answer))
+
+
+def test_a_criterion_asks_for_the_order() -> None:
+    """A part that meets the other targets does not pass while it is equally sure of every prompt of an answer."""
+    task, loose = load_task("quotes"), dict(target_loss=99.0, target_accuracy=0.0, n_eval=32)
+    model = load_pretrained().model
+    values = {site: torch.zeros(width) for site, width in model.widths.items()}
+    unordered, ordered = (
+        Evaluator(model, task, Criterion.of(task, target_order=order, **loose), values)
+        for order in (0.0, 0.8)
+    )
+    assert unordered.solved([], []) is not None
+    assert ordered.solved([], []) is None
+    assert ordered.solved(ordered.every, "all") is not None
+    assert ordered.criterion.aim_order == pytest.approx(0.85), "stricter where choices are made"
+    assert Criterion.of(task, objective="task").aim_order == 0.0, (
+        "the published objective asks for signs alone"
+    )
 
 
 def test_minimal_ends_where_no_single_part_can_go() -> None:

@@ -105,7 +105,12 @@ def test_a_file_from_before_criteria_were_kept_has_that_of_its_pruning_run(circu
     assert Circuit.from_json(data).criterion == circuit.criterion
     del data["metrics"]["prune"]
     assert Circuit.from_json(data).criterion == Criterion(
-        task="quotes", objective="task", target_loss=0.15, calibrate=False, target_accuracy=0.0
+        task="quotes",
+        objective="task",
+        target_loss=0.15,
+        calibrate=False,
+        target_accuracy=0.0,
+        target_order=0.0,
     )
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from circuits.circuit.nodes import Ablation
-from circuits.circuit.score import TARGETS, UNIT, Objective
+from circuits.circuit.score import ORDER, TARGETS, UNIT, Objective
 from circuits.settings import Count, Fraction, Positive, Seed, Settings
 from tasks import Task, load_task_for, task_options
 
 AIM = 0.75
-"""Share of the target, of margins, that a choice among thousands of circuits must stay within to hold elsewhere."""
+"""Share of what the targets of margins allow that a choice among thousands of circuits must keep to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class Criterion(Settings):
     "What the objective's loss may be; None: `circuits.circuit.score.TARGETS`."
     target_accuracy: Fraction = 0.985
     "Fraction of prompts, at least, on which the circuit prefers what the model prefers (task: what is right)."
+    target_order: Fraction = ORDER
+    "Margins only. Correlation with the model's margins among prompts of one answer, at least."
     calibrate: bool = True
     "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
     ablation: Ablation = "mean"
@@ -52,6 +54,12 @@ class Criterion(Settings):
     def aim(self) -> float:
         """What pruning must reach on the prompts that it chooses by: errors of margins are greater on others."""
         return AIM * self.target if self.objective == "margins" else self.target
+
+    @property
+    def aim_order(self) -> float:
+        """What pruning must reach of the correlation on those prompts; 0 where it is not asked for."""
+        asked = self.target_order if self.objective == "margins" else 0.0
+        return 1 - AIM * (1 - asked) if asked else 0.0
 
     @property
     def unit(self) -> str:

@@ -5,6 +5,7 @@ criterion, with its verdict. Nothing else decides whether a part of a model is g
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Literal
@@ -21,6 +22,7 @@ from circuits.circuit.score import (
     Score,
     fitted_scale,
     loss_against,
+    margin_correlation,
     margin_of,
     margins,
     score_against,
@@ -175,10 +177,26 @@ class Evaluator(MaskedModel):
             read.append(margin_of(logits, part))
             if self._out_of_reach(torch.cat(read)):
                 return None
-        score = self._score(torch.cat(read))
-        if self.meets(score):
-            score = self.hardest(self, score, nodes, edges)
+        margin = torch.cat(read)
+        score = self._score(margin)
+        asked = self.criterion.aim_order
+        if not self.meets(score) or (asked and self.order(margin) < asked):
+            return None
+        score = self.hardest(self, score, nodes, edges)
         return score if self.meets(score) else None
+
+    def order(self, margin: Float[Tensor, " rows"]) -> float:
+        """Correlation within an answer of margins, in the order in which they are read, with the model's.
+
+        1 where the model is equally sure of every prompt of an answer, so that there is no order to have.
+        """
+        found = margin_correlation(margin, self._full_margins, self._answers)
+        return 1.0 if math.isnan(found) else found
+
+    @cached_property
+    def _answers(self) -> Tensor:
+        """The answer of each prompt, in the order in which they are read."""
+        return torch.cat([part.answer for part in self._parts])
 
     def meets(self, score: Score) -> bool:
         """Whether a score on the prompts that decide is within both targets."""

@@ -21,6 +21,8 @@ as sure as it is of each, right or wrong."""
 TARGETS = {"margins": 0.04, "task": 0.15, "faithful": 0.15}
 """What a loss may be by default: a share of the mean square of the model's margins (its root, 0.2, bounds the error of
 their mean), or nats."""
+ORDER = 0.8
+"""Correlation with the model's margins within an answer from which on a circuit orders prompts as the model does."""
 LOSS = {
     "margins": "mean square error of the margins over their mean square",
     "task": "task loss",
@@ -132,6 +134,30 @@ def margin_ratio(margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows
     """Mean margin over that of the reference; nan for a reference that prefers nothing on average."""
     share = share_of(float(margin.mean()), float(reference.mean()))
     return math.nan if share is None else share
+
+
+def margin_correlation(
+    margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], answer: Int64[Tensor, " rows"]
+) -> float:
+    """Pearson's correlation with the reference among prompts of one answer: of what is left of both when each answer's
+    own mean is taken off, over all prompts at once; 0 where `margin` is constant within answers.
+
+    nan where the reference varies within answers by less than a tenth of its size: there is no order to have.
+    """
+    ours, theirs = (_within(x.double(), answer) for x in (margin, reference))
+    if float(theirs.square().mean()) < 0.01 * float(reference.double().square().mean()):
+        return math.nan
+    if float(ours.square().mean()) < 1e-12:
+        return 0.0
+    return float((ours * theirs).mean() / (ours.square().mean() * theirs.square().mean()).sqrt())
+
+
+def _within(x: Tensor, group: Int64[Tensor, " rows"]) -> Tensor:
+    """What is left of each row when the mean of its group is taken off."""
+    _, own = group.unique(return_inverse=True)
+    n = torch.zeros(int(own.max()) + 1, dtype=x.dtype, device=x.device)
+    total = n.index_add(0, own, x)
+    return x - (total / n.index_add(0, own, torch.ones_like(x)))[own]
 
 
 def margin_correlations(

@@ -1,6 +1,5 @@
 """The search for a circuit: learn gates, take what they leave, drop what can go."""
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -19,7 +18,7 @@ from circuits.circuit.score import (
     TARGETS,
     Score,
     UnsolvedError,
-    margin_correlations,
+    margin_correlation,
     margin_error,
     margin_ratio,
     score_against,
@@ -235,7 +234,6 @@ class Search:
         margin, full = test.margins(nodes, edges), test.full_margins
         score, own = score_margins(margin * scale), score_margins(full)
         same, asked = score_against(margin, full), self.judge.score_of(test, margin, scale)
-        order = margin_correlations(margin, full, test.targets.answer).values()
         return {
             "criterion_loss": self.judge.hardest(test, asked, nodes, edges, scale).loss,
             "task_loss": score.loss,
@@ -245,7 +243,7 @@ class Search:
             "logit_scale": scale,
             "margin_error": float(margin_error(margin, full)),
             "margin_ratio": margin_ratio(margin, full),
-            "margin_correlation": sum(order) / len(order) if order else math.nan,
+            "margin_correlation": margin_correlation(margin, full, test.targets.answer),
             "kl_to_model": same.loss,
             "agreement_with_model": same.accuracy,
             "adversarial_loss": self.judge.under_attack(test, nodes, edges, scale).loss,

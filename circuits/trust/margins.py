@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor
 
-from circuits.circuit.score import margin_correlations, margin_ratio
+from circuits.circuit.score import ORDER, margin_correlation, margin_correlations, margin_ratio
 from circuits.trust.report import Entry, judged
 from circuits.trust.workbench import Bench
 
 SURE = (0.8, 1.25)
 """Margin ratios between which a circuit is about as sure as the model."""
-ORDER = 0.8
-"""Correlation within an answer from which on a circuit orders prompts as the model does."""
 N_OTHERS = 5
 """Circuits of random nodes that the order is compared with."""
 
@@ -22,7 +20,7 @@ def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Size of the circuit's margins against the model's, and their order among prompts of the same answer."""
     ours, theirs = bench.circuit_margins(), bench.full_margins
     others = [bench.margins(bench.random_like(rng, outside=False), "between") for _ in range(N_OTHERS)]
-    by_answer, ratio = _correlations(bench, ours), margin_ratio(ours, theirs)
+    order, ratio = _order(bench, ours), margin_ratio(ours, theirs)
     return [
         Entry(
             name="margin ratio",
@@ -35,22 +33,22 @@ def margin_agreement(bench: Bench, rng: random.Random) -> Sequence[Entry]:
         ),
         Entry(
             name="margin correlation",
-            meaning="Correlation of the circuit's margins with the model's among prompts of the same answer, a mean "
-            f"over answers: does it say where the model is surer? At least {ORDER:g} passes; the baseline is the best "
-            "of five random circuits.",
-            value=_mean(by_answer),
-            baseline=max(_mean(_correlations(bench, other)) for other in others),
-            verdict=judged(_mean(by_answer), _mean(by_answer) >= ORDER),
-            details={"by_answer": by_answer},
+            meaning="Correlation of the circuit's margins with the model's among prompts of the same answer (each "
+            "answer's mean taken off): does it say where the model is surer? At least "
+            f"{ORDER:g} passes; the baseline is the best of five random circuits.",
+            value=order,
+            baseline=max(_order(bench, other) for other in others),
+            verdict=judged(order, order >= ORDER),
+            details={"by_answer": _by_answer(bench, ours)},
         ),
     ]
 
 
-def _correlations(bench: Bench, margin: Float[Tensor, " rows"]) -> dict[str, float]:
+def _order(bench: Bench, margin: Float[Tensor, " rows"]) -> float:
+    return margin_correlation(margin, bench.full_margins, bench.targets.answer)
+
+
+def _by_answer(bench: Bench, margin: Float[Tensor, " rows"]) -> dict[str, float]:
     """The correlation with the model's margins, by answer."""
     found = margin_correlations(margin, bench.full_margins, bench.targets.answer)
     return {bench.task.tokenizer.token(answer): value for answer, value in found.items()}
-
-
-def _mean(values: dict[str, float]) -> float:
-    return sum(values.values()) / len(values) if values else float("nan")

@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.score import ORDER
 from circuits.commands.demo import extract
 from circuits.files import once, write_json, write_results
 from circuits.pruning.config import PruneConfig
@@ -25,7 +26,7 @@ from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train
 from circuits.trust import TrustConfig, trust_report
-from circuits.trust.margins import ORDER, SURE
+from circuits.trust.margins import SURE
 from docs.experiments.runs import kept_training, published
 from tasks import load_corpus, load_task, trigram_loss
 
