@@ -3,9 +3,10 @@
 import typer
 
 from circuits.commands.bridges import bridge, steer
-from circuits.commands.extract import Resumable, demo, prune, show, train
+from circuits.commands.extract import demo, prune, show
 from circuits.commands.sweep import sweep
 from circuits.commands.timing import bench
+from circuits.commands.training import Resumable, train
 from circuits.commands.trust import trust, verify
 
 app = typer.Typer(

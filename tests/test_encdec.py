@@ -20,7 +20,7 @@ from circuits.model.sites import Site, weights_among
 from circuits.model.transformer import SparseTransformer
 from circuits.model.translate import penalty, translate
 from circuits.training.config import TrainConfig, published_lr
-from circuits.training.loop import training_loss
+from circuits.training.losses import training_loss
 from circuits.training.updates import learning_rate
 from docs.experiments import torch_twin as twins
 from docs.experiments.encdec_page import write_table

@@ -31,7 +31,8 @@ from circuits.plots import circuit_figure, plot, routing_figure
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
-from circuits.training.loop import train, training_loss
+from circuits.training.loop import train
+from circuits.training.losses import training_loss
 from docs.experiments import experts as experiment
 from tasks import Batch
 

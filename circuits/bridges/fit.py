@@ -26,8 +26,10 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, reading
+from circuits.settings import require
 from circuits.training.config import TrainConfig, with_new_names
-from circuits.training.loop import new_model, said_of, with_vocabulary
+from circuits.training.loop import new_model, with_vocabulary
+from circuits.training.losses import said_of
 from circuits.training.steps import (
     Entry,
     LastGood,
@@ -101,6 +103,10 @@ class _Fit:
         if isinstance(sparse, TrainConfig):
             train = with_vocabulary(sparse, text)
             check_budgets(train)
+            for name, only in (("accumulate", 1), ("precision", "float32")):
+                require(
+                    train, name, getattr(train, name) == only, f"{only!r}, all that a fit of bridges does"
+                )
             sparse = new = new_model(train, text).to(dense.device)
             self.updates = Updates(new, train)
             self.n_steps, self.batch_size = train.steps, train.batch_size
@@ -312,7 +318,7 @@ def _in_new_names(identity: Any, asked: dict[str, Any]) -> Any:
     identity = {**{name: asked[name] for name in ("text_hash", "tokenizer")}, **identity}
     if not isinstance(identity.get("sparse"), dict):
         return identity
-    return {**identity, "sparse": with_new_names(identity["sparse"])}
+    return {**identity, "sparse": {**TrainConfig().to_json(), **with_new_names(identity["sparse"])}}
 
 
 def _described(entry: Entry) -> str:

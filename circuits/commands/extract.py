@@ -1,14 +1,12 @@
-"""The commands that make circuits: demo, train, prune and show."""
+"""The commands that make circuits: demo, prune and show."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
-from typer.core import TyperCommand
 
 from circuits.commands.shared import (
     AsJson,
@@ -20,25 +18,8 @@ from circuits.commands.shared import (
     configured,
     console,
     load_model,
-    load_text,
 )
 from circuits.files import check_writable
-
-NEWEST = "@newest"
-"""What --resume stands for where no file follows it."""
-
-
-class Resumable(TyperCommand):
-    """A command whose --resume may stand alone."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments, with `NEWEST` after a --resume that stands alone."""
-        following = [*args[1:], "--"]
-        told = [
-            [word, NEWEST] if word == "--resume" and after.startswith("--") else [word]
-            for word, after in zip(args, following, strict=False)
-        ]
-        return list(super().parse_args(ctx, [word for words in told for word in words]))
 
 
 def demo(
@@ -65,100 +46,6 @@ def demo(
             " is for print.",
         )
         console().print(Text.assemble(*said))
-
-
-def train(
-    corpus: Annotated[
-        str,
-        typer.Option(
-            help="mini (characters), python (the standard library), packages (installed ones), or the path of a file "
-            "or folder with text of your own."
-        ),
-    ] = "mini",
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="tokenizer.json, or a checkpoint that has one (default: a BPE trained on the text)."
-        ),
-    ] = None,
-    d_vocab: Annotated[
-        int | None, typer.Option(help="Tokens of the BPE for text of your own (default: 2,048).")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("out/model.safetensors"),
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop by the clock (then bits are not repeatable).")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    density: Annotated[float | None, typer.Option(help="Final density, in (0, 1].")] = None,
-    recipe: Annotated[str, typer.Option(help="toy, paper or dense.")] = "toy",
-    config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrainConfig.")] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(
-            help="Go on with an interrupted run of the same config: its checkpoint, or (--resume alone) the newest "
-            "that belongs to --out; where there is none, from the start."
-        ),
-    ] = None,
-    keep_minutes: Annotated[float, typer.Option(help="Minutes between numbered checkpoints.")] = 1.0,
-    keep_steps: Annotated[int | None, typer.Option(help="Keep one every so many steps as well.")] = None,
-    keep_last: Annotated[int, typer.Option(help="How many numbered checkpoints stay.")] = 3,
-    seed: Seed = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Train a weight-sparse transformer and save it; --resume takes up what was interrupted, or killed.
-
-    Ctrl-C, SIGTERM and SIGHUP leave a checkpoint. While it runs, numbered ones lie in the folder OUT.checkpoints.
-    """
-    with clear_errors():
-        from circuits.training.config import TrainConfig, with_new_names
-        from circuits.training.loop import train as run
-        from circuits.training.numbered import Keep, Numbered
-
-        given = {"steps": steps, "minutes": minutes, "density": density}
-        chosen = _preset(recipe, corpus)(corpus=corpus, seed=seed).to_json()
-        chosen |= {key: value for key, value in given.items() if value is not None}
-        settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
-        text = load_text(settings.corpus, tokenizer, d_vocab)
-        check_writable(out)
-        stopped = out.with_suffix(".interrupted.safetensors")
-        keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
-        numbered = Numbered(out.with_suffix(".checkpoints"), keep)
-        left = [path for path in (*numbered.files(), stopped) if path.exists()]
-        from_where = left if resume == Path(NEWEST) else resume
-        result = run(settings, corpus=text, checkpoint=stopped, resume=from_where, numbered=numbered)
-        result.save(out)
-        numbered.clear()
-    answer(_of_training(result, text, out), as_json, title=f"Trained on {text.name}")
-
-
-def _of_training(result: Any, text: Any, out: Path) -> dict[str, Any]:
-    """What there is to say of a finished run."""
-    return {
-        "model": str(out),
-        "corpus": text.name,
-        "n_tokens": len(text.train),
-        "tokenizer": text.tokenizer.name,
-        "val_loss": result.val_loss,
-        "density": result.model.density(),
-        "n_nonzero": result.model.n_nonzero(),
-        "steps": result.history[-1]["step"],
-        "seconds": result.seconds,
-    }
-
-
-def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
-    """What makes the settings of a recipe: for real text, the toy one is that of real Python."""
-    from circuits.training.config import TrainConfig
-    from tasks.corpus import CORPORA, MACHINE
-
-    presets: dict[str, Callable[..., Any]] = {
-        "toy": TrainConfig.toy if corpus in CORPORA and corpus not in MACHINE else TrainConfig.python,
-        "paper": TrainConfig.paper,
-        "dense": TrainConfig.dense,
-    }
-    if recipe not in presets:
-        raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
-    return presets[recipe]
 
 
 def prune(

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from circuits.kernels import SparseWeight, sparse_linear, trained_linear
+from circuits.kernels import SparseWeight, chosen_impl, sparse_linear, trained_linear
 
 
 class AffineMap(nn.Module):
@@ -40,16 +41,22 @@ class AffineMap(nn.Module):
         self.sparse = sparse
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
-        """A plain affine map. On the nonzeros, activations lie feature-major in memory, whatever their shape says."""
+        """A plain affine map. On the nonzeros, activations lie feature-major in memory, whatever their shape says.
+
+        Under autocast the product with nonzeros is in the type that `product_type` says, and so is what comes out.
+        """
         bias = getattr(self, self.BIAS)
         if self.sparse is None:
             return F.linear(x, getattr(self, self.MATRIX).T, bias)
-        flat = x.flatten(0, -2).t()
+        sparse, flat = self.sparse, x.flatten(0, -2).t()
+        if torch.is_autocast_enabled(x.device.type):
+            kind = product_type(sparse.values)
+            sparse, flat, bias = sparse.to(dtype=kind), flat.to(kind), bias.to(kind)
         if self.trains:
-            matrix = getattr(self, self.MATRIX)
-            y = trained_linear(self.sparse, flat, matrix, bias, on_support=self.on_support)
+            matrix = getattr(self, self.MATRIX).to(sparse.values.dtype)
+            y = trained_linear(sparse, flat, matrix, bias, on_support=self.on_support)
         else:
-            y = sparse_linear(self.sparse, flat, bias=bias)
+            y = sparse_linear(sparse, flat, bias=bias)
         return y.t().unflatten(0, x.shape[:-1])
 
     def __getattr__(self, name: str) -> Any:
@@ -94,3 +101,16 @@ class AffineMap(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.is_compact:
             destination[prefix + self.MATRIX] = getattr(self, self.MATRIX)
+
+
+def product_type(values: Float[Tensor, " n_nonzero"]) -> torch.dtype:
+    """The type in which a product with nonzeros is computed: theirs, but under autocast autocast's.
+
+    That only where a compiled kernel takes it: on the CPU none takes bfloat16, and float32 is faster than plain PyTorch
+    with a dense matrix would be. As elsewhere under autocast, float64 stays.
+    """
+    device = values.device.type
+    if not torch.is_autocast_enabled(device) or values.dtype == torch.float64:
+        return values.dtype
+    wanted = torch.get_autocast_dtype(device)
+    return values.dtype if chosen_impl(values.new_empty(1, dtype=wanted)) == "naive" else wanted

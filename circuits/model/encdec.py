@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from circuits.model.config import ModelConfig, Positions
 from circuits.model.hooks import HookPoint
-from circuits.model.layers import RMSNorm
+from circuits.model.layers import RMSNorm, wide
 
 
 def sinusoids(n_positions: int, d_model: int, layout: Positions = "sinusoid") -> Float[Tensor, "pos d_model"]:
@@ -144,12 +144,20 @@ def next_token_loss(
 ) -> Float[Tensor, ""]:
     """Mean next-token cross-entropy in nats: of the target alone, where there is a source, without its padding.
 
+    Of half-precision logits it is worked out in float32.
+
     label_smoothing e: the right token is asked for with 1 - e + e / d_vocab, each other one with e / d_vocab.
     Source: section 5.4.
     """
     return F.cross_entropy(
-        logits[:, n_source:-1].flatten(0, 1),
+        wide(logits[:, n_source:-1]).flatten(0, 1),
         tokens[:, n_source + 1 :].flatten(),
         ignore_index=-100 if pad is None else pad,
         label_smoothing=label_smoothing,
     )
+
+
+def n_targets(tokens: Int[Tensor, "batch pos"], *, n_source: int = 0, pad: int | None = None) -> int:
+    """Tokens over which `next_token_loss` takes its mean."""
+    asked = tokens[:, n_source + 1 :]
+    return asked.numel() if pad is None else int(asked.ne(pad).sum())

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from circuits.model.config import ModelConfig
 from circuits.model.hooks import HookPoint, keep
-from circuits.model.layers import AbsTopK, Linear
+from circuits.model.layers import AbsTopK, Linear, wide
 from circuits.model.sites import Site
 
 
@@ -59,7 +59,7 @@ def balance_loss(logits: Float[Tensor, "*token expert"], n_active: int) -> Float
     f_e: the part of all choices that fell on e, without gradient; P_e: its mean probability. Source: Fedus et al. 2021
     (arXiv 2101.03961), equations 4 to 6, for k choices a token.
     """
-    flat = logits.flatten(0, -2)
+    flat = wide(logits.flatten(0, -2))
     n_experts = flat.shape[-1]
     chosen = flat.topk(n_active, dim=-1).indices
     f = torch.bincount(chosen.flatten(), minlength=n_experts).to(flat) / chosen.numel()

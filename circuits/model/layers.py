@@ -49,6 +49,11 @@ class Linear(AffineMap):
         self.bias = nn.Parameter(torch.zeros(d_out))
 
 
+def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x itself, or in float32 where it is of half precision: what sums over many entries are worked out in."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 class _MeanSquare(torch.autograd.Function):
     """`x.square().mean(-1, keepdim=True)`, the very bits; backward in the memory layout of x, whatever it is."""
 
@@ -74,8 +79,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Root mean square 1 along the last axis."""
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # 256 squared is no float16
-        square = wide.square().mean(-1, keepdim=True) if transformed() else _MeanSquare.apply(wide)
+        y = wide(x)  # 256 squared is no float16
+        square = y.square().mean(-1, keepdim=True) if transformed() else _MeanSquare.apply(y)
         scale = self.hook_scale((square + self.eps).sqrt().to(x.dtype))
         return self.hook_normalized(x / scale)
 

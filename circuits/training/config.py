@@ -38,7 +38,11 @@ class TrainConfig(Settings):
     minutes: Positive | None = None
     "Stop by the clock instead, if that comes first; schedules follow the clock, so bits are not repeatable."
     batch_size: Count = 48
-    "Sequences of n_ctx tokens per step."
+    "Sequences of n_ctx tokens per step, over all parts and processes."
+    accumulate: Count = 1
+    "Parts in which a process takes its sequences, one after the other, to need less memory; the step stays the same."
+    precision: Literal["float32", "bfloat16"] = "float32"
+    "bfloat16: of forward and backward passes (autocast); weights, optimiser and projection stay in float32."
     seed: Seed = 0
     "Decides initial weights and batches."
     density: Density = 0.01
@@ -94,6 +98,12 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "anneal", self.anneal[0] < self.anneal[1], "two rising fractions in [0, 1]")
+        require(
+            self,
+            "accumulate",
+            self.batch_size % self.accumulate == 0,
+            f"a divisor of {self.batch_size}, batch_size",
+        )
         if self.model.n_ctx < 2:
             raise ValueError(
                 f"model.n_ctx: got {self.model.n_ctx}; expected at least 2. A sequence of one token has no next one "

@@ -5,30 +5,30 @@ The density falls on a schedule; the learning rate follows it ("sharkfin"): it i
 and multiplied by sqrt(final / current), so that it rises to its quoted value as the model gets sparser.
 """
 
+import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
 
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import sparse_compute, with_gradients
-from circuits.model.encdec import next_token_loss
-from circuits.model.experts import balance_loss, router_logits
+from circuits.model.encdec import n_targets
 from circuits.model.text import check_corpus, text_of
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand, reading
 from circuits.training.config import TrainConfig
+from circuits.training.losses import losses_of_parts, said_of, validation_loss
 from circuits.training.numbered import Numbered, newest_good
+from circuits.training.ranks import ALONE, Ranks, joined
 from circuits.training.saved import with_corpus
 from circuits.training.steps import (
     Entry,
@@ -113,6 +113,8 @@ def train(
     resume: str | Path | Sequence[Path] | None = None,
     progress: bool = True,
     numbered: Numbered | None = None,
+    ranks: Ranks | None = None,
+    log: Callable[[Entry], None] | None = None,
 ) -> Training:
     """Train a model; the same config gives the same bits (unless `minutes` is set).
 
@@ -121,29 +123,56 @@ def train(
     while a second one stops at once and leaves nothing. numbered: where the run is kept besides every so often, since
     SIGKILL and power cuts do not ask. resume: a file that an interrupted run of the same config left, or several: the
     newest that is whole is taken, of none the run starts anew. It goes on to the very bits it would have reached.
+    ranks: the processes that train together, see `circuits.training.ranks.joined`; None: those that torchrun started,
+    on the CPU. Each returns the same model; files are written by rank 0. log: told of each new entry of the history, in
+    rank 0 (`circuits.training.loggers`).
     Raises ValueError for a config that cannot be met, a checkpoint that cannot be written, or (UnreadableError) a file
-    of another kind to resume, before anything is computed or written; and TrainingDiverged (a ValueError) at a loss
-    that is not finite, or beyond `EXPLODED`.
+    of another kind to resume, before anything is computed or written; TrainingDiverged (a ValueError) at a loss that is
+    not finite, or beyond `EXPLODED`; and RankError (a ValueError) where ranks are lost, or no longer the same.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
     corpus = corpus or load_corpus(config.corpus, 0)
     config = with_vocabulary(config, corpus)
     check_budgets(config)
-    with numbered.held() if numbered is not None else nullcontext():
-        run = _Run(config, corpus)
-        if isinstance(resume, str | Path):
-            run.restore(resume)
-        elif resume is not None:
-            newest_good(list(resume), run.restore, warnings.warn)
-        if checkpoint is not None:
-            check_writable(checkpoint, name="checkpoint")
-        stopped = checkpoint or Path("out") / "interrupted.safetensors"
-        run_to_end(
-            run, name="train", describe=_described, checkpoint=stopped, shown=progress, numbered=numbered
-        )
+    stopped = checkpoint or Path("out") / "interrupted.safetensors"
+    with joined() if ranks is None else nullcontext(ranks) as ranks:
+        check_divisible(config, ranks)
+        with numbered.held() if numbered is not None and ranks.leads else nullcontext():
+            run = _Run(config, corpus, ranks, log if ranks.leads else None)
+            if isinstance(resume, str | Path):
+                run.restore(resume)
+            elif resume is not None:
+                newest_good(list(resume), run.restore, warnings.warn)
+            if checkpoint is not None and ranks.leads:
+                check_writable(checkpoint, name="checkpoint")
+            run.check_same()
+            run_to_end(
+                run,
+                name="train",
+                describe=_described,
+                checkpoint=stopped,
+                shown=progress,
+                numbered=numbered,
+                ranks=ranks,
+            )
     run.model.eval()
     return Training(model=run.model, config=config, text=corpus, history=run.history, seconds=run.seconds)
+
+
+def check_divisible(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise ValueError for a config that these ranks cannot share."""
+    parts = ranks.size * config.accumulate
+    if config.batch_size % parts:
+        raise ValueError(
+            f"batch_size: got {config.batch_size}; expected a multiple of {parts}, for {ranks.size} processes that "
+            f"take their rows in {config.accumulate} parts. Choose another, or another number of processes."
+        )
+    if ranks.size > 1 and config.minutes is not None:
+        raise ValueError(
+            f"minutes: got {config.minutes:g} for {ranks.size} processes, whose clocks differ; expected None. Say how "
+            "long with steps."
+        )
 
 
 def with_vocabulary(config: TrainConfig, corpus: Corpus) -> TrainConfig:
@@ -164,15 +193,21 @@ def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
 class _Run:
     """The mutable state of one training run."""
 
-    def __init__(self, config: TrainConfig, corpus: Corpus) -> None:
-        self.config, self.corpus = config, corpus
-        self.model = new_model(config, corpus)
-        self.updates = Updates(self.model, config)
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        ranks: Ranks = ALONE,
+        log: Callable[[Entry], None] | None = None,
+    ) -> None:
+        self.config, self.corpus, self.ranks, self.log = config, corpus, ranks, log
+        self.model = new_model(config, corpus).to(ranks.device)
+        self.updates = Updates(self.model, config, ranks)
         self.optimizer = self.updates.optimizer
         self.generator = torch.Generator().manual_seed(config.seed)
         self.val_tokens = corpus.windows(
             config.n_val, config.model.n_ctx, split="val", generator=torch.Generator().manual_seed(1)
-        )
+        ).to(ranks.device)
         self.history: list[Entry] = []
         self.step, self.seconds, self._tick = 0, 0.0, time.perf_counter()
         self.good = LastGood(self.model.parameters())
@@ -190,16 +225,26 @@ class _Run:
         tokens = self.corpus.windows(
             config.batch_size, config.model.n_ctx, split="train", generator=self.generator
         )
-        # The graph of the loss holds the nonzeros it ran on: the backward pass needs them no more than this.
+        n_all = n_targets(tokens, n_source=config.model.n_source, pad=config.model.pad)
+        parts = self.ranks.rows(tokens).to(self.ranks.device).chunk(config.accumulate)
         with sparse_compute(self.model, self._weight_gradient()):
-            loss = training_loss(self.model, tokens, config.label_smoothing, config.balance)
-        self._check_finite("loss", float(loss.detach()), self.step + 1)
+            loss = float(self.updates.gradients(losses_of_parts(self.model, config, parts, n_all)))
+        self._check_finite("loss", loss, self.step + 1)
         self.good.keep()
-        density, lr = self.updates(loss, self.progress())
+        density, lr = self.updates.step(self.progress())
         self.step += 1
         now = time.perf_counter()
         self.seconds, self._tick = self.seconds + now - self._tick, now
-        self._record(float(loss.detach()), density, lr)
+        self._record(loss, density, lr)
+
+    def check_same(self) -> None:
+        """Raise RankError where the ranks are no longer in the same state."""
+        if self.ranks.size == 1:
+            return
+        settings = json.dumps([self.config.to_json(), self.corpus.fingerprint, self.step]).encode()
+        state = [("config, text and step", torch.frombuffer(bytearray(settings), dtype=torch.uint8))]
+        state += [("the generator of batches", self.generator.get_state())]
+        self.ranks.check_same([*state, *self.model.named_parameters()], f"at step {self.step}")
 
     def _weight_gradient(self) -> Literal["exact", "support"]:
         return "exact" if self.step % self.config.refresh == 0 else self.config.weight_gradient
@@ -207,6 +252,7 @@ class _Run:
     def _record(self, loss: float, density: float, lr: float) -> None:
         last = self.progress() >= 1
         if last or self.step % self.config.log_every == 0 or self.step == 1:
+            self.check_same()
             rate = self.step * self.config.batch_size * self.config.model.n_ctx / max(self.seconds, 1e-9)
             entry = {"step": self.step, "loss": loss, "density": density, "lr": lr, "tokens_per_s": rate}
             if last or self.step % self.config.val_every == 0:
@@ -214,6 +260,8 @@ class _Run:
                     entry["val_loss"] = validation_loss(self.model, self.val_tokens)
                 self._check_finite("validation loss", entry["val_loss"], self.step)
             self.history.append(entry)
+            if self.log is not None:
+                self.log(entry)
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
         most = EXPLODED * max(1.0, math.log(self.model.d_vocab))
@@ -286,47 +334,6 @@ def _check_text(left: SparseTransformer, corpus: Corpus) -> None:
             f"corpus: it was on text of hash {known.fingerprint} ({known.name!r})",
             f"{corpus.fingerprint}, that of {corpus.name!r}; give the text as it was, or start anew",
         )
-
-
-def training_loss(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], label_smoothing: float, balance: float = 0.0
-) -> Float[Tensor, ""]:
-    """What a step descends: the model's own loss, its targets smoothed and its experts balanced where asked for."""
-    if balance == 0 or model.config.experts == 0:
-        return _own_loss(model, tokens, label_smoothing)
-    with router_logits(model) as logits:
-        own = _own_loss(model, tokens, label_smoothing)
-    uneven = [balance_loss(kept, model.config.experts_active) for kept in logits.values()]
-    return own + balance * torch.stack(uneven).mean()
-
-
-def _own_loss(
-    model: SparseTransformer, tokens: Int[Tensor, "batch pos"], label_smoothing: float
-) -> Float[Tensor, ""]:
-    if label_smoothing == 0:
-        loss: Tensor = model(tokens, return_type="loss")
-        return loss
-    config = model.config
-    return next_token_loss(
-        model(tokens), tokens, n_source=config.n_source, pad=config.pad, label_smoothing=label_smoothing
-    )
-
-
-def validation_loss(model: SparseTransformer, tokens: Tensor) -> float:
-    """Mean next-token loss in nats over all given sequences [batch, pos]."""
-    with torch.no_grad():
-        losses = [float(model(chunk, return_type="loss")) * len(chunk) for chunk in tokens.split(64)]
-    return sum(losses) / len(tokens)
-
-
-def said_of(module: nn.Module) -> str:
-    """What is wrong with the weights of a model, in words."""
-    sizes = {name: float(p.detach().abs().max()) for name, p in module.named_parameters() if p.numel()}
-    bad = [name for name, size in sizes.items() if not math.isfinite(size)]
-    if bad:
-        return f"{bad[0]} holds NaN or infinity"
-    largest = max(sizes, key=lambda name: sizes[name])
-    return f"weights are finite, the largest, of {largest}, is {sizes[largest]:.3g}"
 
 
 def _described(entry: Entry) -> str:

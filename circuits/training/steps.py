@@ -17,6 +17,7 @@ from circuits.files import UnwritableError
 from circuits.reading import UnreadableError, demand
 from circuits.signals import handled, passed_on, unbroken
 from circuits.training.numbered import Numbered
+from circuits.training.ranks import ALONE, RankError, Ranks
 
 Entry = dict[str, int | float]
 """One line of a run's history."""
@@ -56,9 +57,12 @@ class TrainingDiverged(ValueError):
     """
 
     def __init__(self, message: str, path: Path, resumable: Path | None = None) -> None:
-        last = "" if resumable is None else f" The last checkpoint to go on from is {resumable}."
-        super().__init__(f"{message} The weights before it are in {path}.{last}")
+        super().__init__(f"{message} The weights before it are in {path}.{_said_of_last(resumable)}")
         self.path, self.resumable = path, resumable
+
+
+def _said_of_last(checkpoint: Path | None) -> str:
+    return "" if checkpoint is None else f" The last checkpoint to go on from is {checkpoint}."
 
 
 class NotFiniteError(ValueError):
@@ -93,6 +97,7 @@ def run_to_end(
     checkpoint: str | Path,
     shown: bool,
     numbered: Numbered | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Step until the run is done, with a bar that ends in what `describe` says of the last entry of its history.
 
@@ -100,19 +105,32 @@ def run_to_end(
     and TrainingInterrupted is raised. A second one stops at once, with a plain KeyboardInterrupt and no file, unless
     the file is being written already. A loss that is not finite raises TrainingDiverged, with the weights in
     `checkpoint`. numbered: where the run is kept now and then besides, for what no process can be told of beforehand.
+    ranks: the processes that do the run together: a signal to one stops all at the end of the same step, and rank 0
+    writes and shows for all. Raises RankError where one is gone.
     """
-    with progress_bar(name, shown=shown) as show, whole_steps() as asked_to_stop:
+    numbered = numbered if ranks.leads else None
+    with progress_bar(name, shown=shown and ranks.leads) as show, whole_steps() as asked_to_stop:
         while run.progress() < 1:
             try:
                 run.one_step()
-            except NotFiniteError as bad:
+                number = ranks.highest(asked_to_stop())
+            except (NotFiniteError, RankError) as bad:
                 last = None if numbered is None else numbered.newest()
-                raise TrainingDiverged(str(bad), _written(bad.rescue, checkpoint), last) from None
+                if isinstance(bad, RankError):
+                    raise RankError(f"{bad}{_said_of_last(last)}") from None
+                raise TrainingDiverged(str(bad), _written_once(bad.rescue, checkpoint, ranks), last) from None
             show(run.progress(), describe(run.history[-1]))
-            if number := asked_to_stop():
-                raise TrainingInterrupted(_written(run.save, checkpoint), number)
+            if number:
+                raise TrainingInterrupted(_written_once(run.save, checkpoint, ranks), number)
             if numbered is not None and run.progress() < 1:
                 numbered.keep_if_due(run.step, run.save)
+
+
+def _written_once(save: Callable[[str | Path], Path], path: str | Path, ranks: Ranks) -> Path:
+    """Where rank 0 wrote; the others wait for it, since as a rule the first process that ends takes all with it."""
+    written = _written(save, path) if ranks.leads else Path(path)
+    ranks.wait()
+    return written
 
 
 def _written(save: Callable[[str | Path], Path], path: str | Path) -> Path:

@@ -1,39 +1,64 @@
 """One update of a model under the projection: learning rate, gradient scaling, Adam, projection, weight decay."""
 
 import math
+from collections.abc import Iterable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuits.model.compute import check_learnable
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
+from circuits.training.ranks import ALONE, Ranks
 
 
 class Updates:
-    """One optimiser step under the projection, for this loop and for any other loss of the same model."""
+    """One optimiser step under the projection, for this loop and for any other loss of the same model.
 
-    def __init__(self, model: SparseTransformer, config: TrainConfig) -> None:
+    ranks: the processes whose models are updated alike, each by the gradients of all.
+    """
+
+    def __init__(self, model: SparseTransformer, config: TrainConfig, ranks: Ranks = ALONE) -> None:
         if any(linear.is_compact for _, linear in model.linears()):
             raise ValueError(
                 "model: it is compact, its matrices cannot train; expected one with all its weights. Load its "
                 "checkpoint with load_checkpoint(path), without compact=True."
             )
         check_learnable(model)
-        self.model, self.config = model, config
+        self.model, self.config, self.ranks = model, config, ranks
         self.optimizer = torch.optim.Adam(
             model.parameters(), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
         )
 
     def __call__(self, loss: Tensor, progress: float) -> tuple[float, float]:
-        """Backward, gradient scaling, Adam, projection, decay; returns the density and learning rate used."""
+        """`gradients` of one loss, and `step`."""
+        self.gradients([loss])
+        return self.step(progress)
+
+    def gradients(self, losses: Iterable[Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """Set the gradients of the sum of some losses, those of all ranks; returns that sum.
+
+        The graph of each loss is gone before the next one is asked for.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        total: Tensor | None = None
+        for loss in losses:
+            loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None, "a step has a loss"
+        if self.ranks.size > 1:
+            total = total.clone()
+            self.ranks.add_up([*(p.grad for p in self.model.parameters() if p.grad is not None), total])
+        return total
+
+    def step(self, progress: float) -> tuple[float, float]:
+        """Gradient scaling, Adam, projection, decay; returns the density and learning rate used."""
         config = self.config
         start, end = config.anneal
         density = density_at(progress, config.density, start=start, end=end, shape=config.schedule)
         lr = learning_rate(config, progress, density)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
         _scale_gradients(self.model, config.gradient_scaling)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()

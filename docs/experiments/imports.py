@@ -43,6 +43,8 @@ LIBRARIES = {
     "networkx": "circuits.circuit*",
     "triton": "circuits.kernels.triton*",
     "optuna": "circuits.pruning.tune",
+    "tensorboard": "circuits.training.loggers",
+    "wandb": "circuits.training.loggers",
 }
 """Libraries that have one place, and the modules that may import them."""
 

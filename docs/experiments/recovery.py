@@ -1,9 +1,10 @@
-"""Recovery: runs that are killed and go on to the same bits, hostile files, and sweeps whose workers are killed.
+"""Recovery: killed runs that go on to the same bits, hostile files, killed workers of sweeps, and several processes.
 
     python -m docs.experiments.recovery kills     # 10 runs killed by each signal at random moments, and resumed
     python -m docs.experiments.recovery fuzz      # 20,000 hostile files
     python -m docs.experiments.recovery sweeps    # 24 runs with three killed workers, on each executor
-    python -m docs.experiments.recovery all       # all three
+    python -m docs.experiments.recovery processes # two processes against one: how far the loss curves part
+    python -m docs.experiments.recovery all       # all four
 
 Each part writes its own keys of docs/results/recovery.json and leaves those of others (`record`).
 """
@@ -30,6 +31,7 @@ from circuits.model.checkpoint import load_checkpoint
 from circuits.sweep import Progress, RunTable, run_sweep
 from circuits.sweep.plan import Axes, Plan
 from docs.experiments.fuzz import fuzz as run_fuzz
+from docs.experiments.processes import compared
 
 app = typer.Typer(help=__doc__)
 RESULTS = Path(__file__).parents[1] / "results" / "recovery.json"
@@ -97,7 +99,7 @@ def sweep_with_kills(executor: str, n_kills: int = 3) -> dict[str, Any]:
 
     def kill(progress: Progress) -> None:
         if len(killed) < n_kills and progress.claimed and progress.done >= 3 * len(killed):
-            alive = [pid for pid in processes(WORKER[executor]) if pid not in killed]
+            alive = [pid for pid in running(WORKER[executor]) if pid not in killed]
             if alive:
                 os.kill(alive[-1], signal.SIGKILL)
                 killed.append(alive[-1])
@@ -115,7 +117,7 @@ def sweep_with_kills(executor: str, n_kills: int = 3) -> dict[str, Any]:
     }
 
 
-def processes(said: str) -> list[int]:
+def running(said: str) -> list[int]:
     """Processes whose command line holds some text, oldest first."""
     told = subprocess.run(["pgrep", "-f", said], capture_output=True, text=True)
     return [int(pid) for pid in told.stdout.split()]
@@ -235,12 +237,21 @@ def fuzz(cases: Cases = 20_000, seed: Seed = 0) -> None:
     record(numbers, seconds=time.perf_counter() - started, seed=seed)
 
 
+@app.command()
+def processes(seeds: Annotated[int, typer.Option(help="Seeds of each way to take gradients.")] = 3) -> None:
+    """Train in two processes and in one, on the same batches: the largest difference of the loss curves."""
+    started = time.perf_counter()
+    found = compared(seeds)
+    record({"processes": found}, seconds=time.perf_counter() - started)
+
+
 @app.command("all")
 def everything(each: Each = 10, cases: Cases = 20_000, seed: Seed = 0) -> None:
     """All parts, one after the other."""
     kills(each, seed)
     fuzz(cases, seed)
     sweeps()
+    processes()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from circuits.files import once
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Training, new_model, train, validation_loss, with_vocabulary
+from circuits.training.loop import Training, new_model, train, with_vocabulary
+from circuits.training.losses import validation_loss
 from circuits.training.updates import Updates, check_budgets
 from tasks import Corpus, load_corpus, load_task
 
