@@ -68,7 +68,10 @@ class TurboPast(Past):
 
 @dataclass
 class Given:
-    """What attention is told beside its input, for the pass that goes on. One object for all layers of a model."""
+    """What attention is told beside its input, for the pass that goes on. One object for all layers of a model.
+
+    A copy of a model is told nothing: what `approximated` says of one ends with it, and would never end for its copy.
+    """
 
     real: Bool[Tensor, "batch source"] | None = None
     "True at the source's tokens, False at its padding."
@@ -76,6 +79,9 @@ class Given:
     "Keys and values so far; None: every pass begins anew."
     turbo: TurboConfig | None = None
     "Numbers of few bits that attention is to compute with; None: as they are."
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Given, ()
 
 
 def begun(
