@@ -111,6 +111,7 @@ SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
 EXPERTS = {"experts": "experts=4"}
 FEW_BITS = {"turbo": "few_bits=True"}
+NO_GRADIENTS = {"turbo": "few_bits=True, inside approximated(), and rounding has no gradients"}
 PLAIN = {name: "experts=0" for name in MODEL_OPTIONS if name not in EXPERTS}
 THROUGH = NORMED | SCALED | FEW_BITS
 """What products of weights from embeddings to logits leave out."""
@@ -1002,11 +1003,11 @@ TABLE: dict[str, Row] = {
     "to_html": row(check_page, WRITTEN_OUT, on_circuits=True),
     "explore": row(check_widget, WRITTEN_OUT, on_circuits=True),
     "describe": row(check_describe, on_circuits=True),
-    "prune": row(check_prune, FEW_BITS, on_circuits=True, n_layers=1),
-    "trust_report": row(check_trust_report, FEW_BITS, on_circuits=True, n_layers=1),
-    "gate_floor": row(check_gate_floor, FEW_BITS, on_circuits=True),
-    "rank": row(check_rankings, FEW_BITS),
-    "rank, edges": row(check_edge_rankings, FEW_BITS),
+    "prune": row(check_prune, NO_GRADIENTS, on_circuits=True, n_layers=1),
+    "trust_report": row(check_trust_report, NO_GRADIENTS, on_circuits=True, n_layers=1),
+    "gate_floor": row(check_gate_floor, NO_GRADIENTS, on_circuits=True),
+    "rank": row(check_rankings, NO_GRADIENTS),
+    "rank, edges": row(check_edge_rankings, NO_GRADIENTS),
     "rank, magnitude": row(check_weight_magnitude, COMPOSED | FEW_BITS),
     "qk_circuit": row(check_qk_and_ov),
     "full_qk": row(check_full_qk, COMPOSED | THROUGH),
@@ -1029,10 +1030,10 @@ TABLE: dict[str, Row] = {
     "run_composed": row(check_run_composed),
     "prune_compositions": row(
         check_prune_compositions,
-        {name: "compose='none'" for name in MODEL_OPTIONS if name not in COMPOSED} | FEW_BITS,
+        {name: "compose='none'" for name in MODEL_OPTIONS if name not in COMPOSED} | NO_GRADIENTS,
     ),
-    "fit_bridges": row(check_bridges, FEW_BITS),
-    "fit_bridges, dense side": row(check_dense_side, FEW_BITS),
+    "fit_bridges": row(check_bridges, NO_GRADIENTS),
+    "fit_bridges, dense side": row(check_dense_side, NO_GRADIENTS),
     "identity_bridges": row(check_identity),
     "steer": row(check_steer),
     "channel_effects": row(check_channel_effects),
