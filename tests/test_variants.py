@@ -24,8 +24,8 @@ DECODERS = {
 PARTLY = {"static": "dynamic maps only", "full": "static maps only"}
 """What a refusal of one kind of composed heads leaves."""
 REASONS = {
-    "few_bits, learning": "It learns or differentiates, and rounding has no gradients. Learn on the model as it is, and "
-    "run inside `approximated` what was found.",
+    "few_bits, learning": "It learns or differentiates, and rounding has no gradients. Learn on the model as it "
+    "is, and run inside `approximated` what was found.",
     "experts=0": "It looks at routers, and there are none.",
     "compose='none'": "It looks at what composes heads, and nothing does.",
     **{option: WHY[option] for option in ("few_bits", "compose", "experts", "arch")},
