@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from naive_forward import gelu
+from naive_turbo_forward import NaiveTurbo
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
@@ -38,6 +39,8 @@ class NaiveEncDec:
     masks: Mapping[Site, Tensor] = field(default_factory=dict)
     cut: Mapping[WeightAt, Tensor] = field(default_factory=dict)
     values: Mapping[Site, Tensor] = field(default_factory=dict)
+    turbo: NaiveTurbo | None = None
+    "Attention in few bits; None: as it is."
 
     @classmethod
     def of(cls, model: SparseTransformer) -> "NaiveEncDec":
@@ -126,15 +129,27 @@ class NaiveEncDec:
             self._site(at, f"{part}_{c.lower()}", self._linear(at, f"W_{letter}{c}", z))
             for c, z in (("Q", x), ("K", y), ("V", y))
         )
+        sink = self.weights[f"{_prefix(at[0])}blocks.{at[1]}.{part}.sink"] if self.config.sink else None
+        if self.turbo is not None:
+            z = self._in_few_bits(q, k, v, sink, open)
+            return self._site(at, f"{part}_out", self._linear(at, f"W_{letter}O", z))
         out = []
         for h in range(self.config.n_heads):
             own = slice(h * d, (h + 1) * d)
             weight = (q[..., own] @ k[..., own].mT / math.sqrt(d)).exp() * open
             total = weight.sum(-1, keepdim=True)
-            if self.config.sink:
-                total = total + self.weights[f"{_prefix(at[0])}blocks.{at[1]}.{part}.sink"][h].exp()
+            if sink is not None:
+                total = total + sink[h].exp()
             out.append(weight / total @ v[..., own])
         return self._site(at, f"{part}_out", self._linear(at, f"W_{letter}O", torch.cat(out, -1)))
+
+    def _in_few_bits(self, q: Tensor, k: Tensor, v: Tensor, sink: Tensor | None, open: Tensor) -> Tensor:
+        assert self.turbo is not None
+        q, k, v = (x.unflatten(-1, (self.config.n_heads, -1)) for x in (q, k, v))
+        q, k, v = self.turbo.query(q), self.turbo.stored(k), self.turbo.stored(v)
+        scores = torch.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(self.config.d_head)
+        pattern = self.turbo.pattern(scores.masked_fill(~open[:, None], -math.inf), sink, rounded=True)
+        return torch.einsum("bhqk,bkhd->bqhd", pattern, v).flatten(2)
 
     def _mlp(self, at: Any, x: Tensor) -> Tensor:
         pre = self._linear(at, "W_in", self._site(at, "mlp_in", x))

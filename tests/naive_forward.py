@@ -5,10 +5,11 @@ It shares no code with `circuits.model`, reads nothing but a configuration and w
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from naive_turbo_forward import NaiveTurbo
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
@@ -43,6 +44,8 @@ class Naive:
     masks: Mapping[Site, Tensor] = field(default_factory=dict)
     cut: Mapping[WeightAt, Tensor] = field(default_factory=dict)
     values: Mapping[Site, Tensor] = field(default_factory=dict)
+    turbo: NaiveTurbo | None = None
+    "Attention in few bits; None: as it is."
 
     @classmethod
     def of(cls, model: SparseTransformer) -> "Naive":
@@ -76,9 +79,8 @@ class Naive:
                 ):
                     cut[at][edge.source.index, edge.target.index] = 1
         values = {site: value.double() for site, value in circuit.values.items()}
-        return Naive(
-            config=self.config,
-            weights=self.weights,
+        return replace(
+            self,
             masks={site: mask.double() for site, mask in masks.items()},
             cut={} if inverse else {at: mask.double() for at, mask in cut.items()},
             values=values,
@@ -162,20 +164,33 @@ class Naive:
             for name in "QKV"
         )
         d, later = config.d_head, torch.ones(pos, pos).triu(1).bool()
+        if self.turbo is not None:
+            q, k, v = self._in_few_bits(q, k, v)
         scores = torch.stack(
             [q[..., h * d : (h + 1) * d] @ k[..., h * d : (h + 1) * d].mT for h in self._heads], 1
         )
         scores = self._composed(layer, "pre", scores / math.sqrt(d), x, found).masked_fill(later, -math.inf)
-        weights = scores.exp()
-        total = weights.sum(-1, keepdim=True)
-        if config.sink:
-            total = total + self.weights[f"blocks.{layer}.attn.sink"].exp()[:, None, None]
-        found.patterns[layer] = weights / total
-        pattern = self._composed(layer, "post", weights / total, x, found)
+        found.patterns[layer] = self._weighed(layer, scores)
+        pattern = self._composed(layer, "post", found.patterns[layer], x, found)
+        if self.turbo is not None and config.compose != "none":
+            pattern = self.turbo.composed(pattern)
         found.carried[layer] = pattern
         z = torch.cat([pattern[:, h] @ v[..., h * d : (h + 1) * d] for h in self._heads], dim=-1)
         # What a cut weight passes is its source's value, not what attention makes of it.
         return self._site(layer, "attn_out", self._linear(layer, "W_O", z), found)
+
+    def _in_few_bits(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        assert self.turbo is not None
+        q, k, v = (x.unflatten(-1, (self.config.n_heads, -1)) for x in (q, k, v))
+        return [x.flatten(2) for x in (self.turbo.query(q), self.turbo.stored(k), self.turbo.stored(v))]
+
+    def _weighed(self, layer: int, scores: Tensor) -> Tensor:
+        sink = self.weights[f"blocks.{layer}.attn.sink"] if self.config.sink else None
+        if self.turbo is not None:
+            return self.turbo.pattern(scores, sink, rounded=self.config.compose == "none")
+        weights = scores.exp()
+        total = weights.sum(-1, keepdim=True)
+        return weights / (total if sink is None else total + sink.exp()[:, None, None])
 
     @property
     def _heads(self) -> range:

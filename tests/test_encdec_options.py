@@ -24,6 +24,7 @@ from circuits.circuit import ablation, compare, masked, parts, routing, score
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, Node
+from circuits.explorer import circuit_view, explore, to_html
 from circuits.handmade import rankings
 from circuits.model import checkpoint, compute
 from circuits.model.config import ModelConfig
@@ -32,6 +33,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.plots import plot
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.ranking import RankConfig, rank
 from circuits.ranking.gradients import embeddings
 from circuits.trust import yardsticks
 from tasks import Corpus, load_corpus, load_task
@@ -238,6 +240,25 @@ def check_rankings(s: Subject) -> None:
     same(blends["encoder.embedding.hook_embed"], table[tokens[:, :7]])
 
 
+def check_edge_rankings(s: Subject) -> None:
+    """By finite differences: an edge's mask a little lower and higher, at its source's corrupted value."""
+    batch = TASK.batch(1, split="train", seed=0)
+    found = rank(s.model, TASK, method="EAP", config=RankConfig(n_pairs=1)).scores
+    corrupt = {site: value[0] for site, value in s.naive.run(batch.corrupt)[1].items()}
+    targets = Targets(batch.clean, batch.answer, batch.foil, batch.position)
+    assert set(found) == set(s.naive.places())
+    for at, effect in found.items():
+        if at.name in ("W_O", "W_CO"):  # read what heads carried to a place, for which no value of v stands
+            continue
+        for i, j in effect.isfinite().nonzero().tolist()[::4]:
+            loss = []
+            for change in (1e-5, -1e-5):
+                mask = torch.ones(effect.shape).double()
+                mask[i, j] += change
+                loss.append(loss_of(replace(s.naive, cut={at: mask}, values=corrupt), targets))
+            same(effect[i, j], abs(loss[0] - loss[1]) / 2e-5)
+
+
 def check_weight_magnitude(s: Subject) -> None:
     ranked = rankings.weight_magnitude(s.model, TASK)
     total = {node: 0.0 for node in ranked}
@@ -308,6 +329,7 @@ WORKS: dict[str, Callable[..., None]] = {
     "trust_report": check_trust,
     "gate_floor": check_gate_floor,
     "rank": check_rankings,
+    "rank, edges": check_edge_rankings,
     "rank, magnitude": check_weight_magnitude,
     "run_composed": check_run_composed,
 }
@@ -318,6 +340,9 @@ WORKS_BEFORE: dict[str, Callable[..., None]] = {
 """Products of weights: with norms before each sublayer; with norms after it they are refused."""
 EVEN: dict[str, Call] = {
     "to_python": lambda s: decompile.to_python(s.model, s.circuit, TASK, n_pairs=8),
+    "circuit_view": lambda s: circuit_view(s.model, s.circuit, TASK, n_pairs=8),
+    "to_html": lambda s: to_html("never-written.html", s.model, s.circuit, TASK, n_pairs=8),
+    "explore": lambda s: explore(s.model, s.circuit, TASK, n_pairs=8),
     "describe": lambda s: decompile.describe(s.model, s.circuit, TASK, n_pairs=8),
     "qk_circuit": lambda s: heads.qk_circuit(s.model),
     "full_qk": lambda s: heads.full_qk(s.model, TOKENS[0], layer=0, head=0),
@@ -351,6 +376,14 @@ ROUTED: dict[str, Call] = {
     "neurons_by_expert": lambda s: routing.neurons_by_expert(s.model, s.circuit),
 }
 """Refused because an encoder-decoder has no experts."""
+CELLS = {
+    **dict.fromkeys(WORKS, "works"),
+    **dict.fromkeys(WORKS_BEFORE, "norms first"),
+    **dict.fromkeys(EVEN, "two stacks"),
+    **dict.fromkeys(ROUTED, "routed"),
+    "prune_compositions": "composed",
+}
+"""Every analysis, and what becomes of it: what the table of docs/explanation/variants.md is made from."""
 
 
 def on_brackets(circuit: Circuit) -> Circuit:
@@ -359,8 +392,7 @@ def on_brackets(circuit: Circuit) -> Circuit:
 
 def test_every_row_has_a_cell() -> None:
     names = {name.split(",")[0] for name in decoders.TABLE}
-    cells = {*WORKS, *WORKS_BEFORE, *EVEN, *ROUTED, "prune_compositions"}
-    assert names == {name.split(",")[0] for name in cells}
+    assert names == {name.split(",")[0] for name in CELLS}
 
 
 @pytest.mark.parametrize(

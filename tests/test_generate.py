@@ -191,3 +191,4 @@ def test_config() -> None:
     config = TurboConfig(n_r=-8, tile=16)
     assert TurboConfig.from_json(config.to_json()) == config
     assert [replace(config, quant=q).n_low(4) for q in ("int8", "int8+kv4", "int8+kv42")] == [0, 0, 2]
+    assert [TurboConfig(low_share=share).n_low(8) for share in (0.0, 0.25, 0.375, 1.0)] == [0, 2, 3, 8]

@@ -151,6 +151,19 @@ def test_buffers_after_each_token(case: dict[str, Any]) -> None:
     assert off(finest.unpacked()[0], k) < 0.15
 
 
+def test_a_token_beyond_the_scale_is_kept_whole() -> None:
+    """Each larger than the last: none is clamped, and each is off by half a step of the scale so far, once a growth."""
+    k = torch.cat([torch.full((1, 1, 2, 6), x) for x in (1.0, -1.0, -3.0, -9.0)], dim=1)
+    found = begun(k[:, :1], k[:, :1], TurboConfig(tile=4, quant="int8+kv4"))
+    for i in range(1, 3):
+        found = _after(found, k[:, i], k[:, i])
+        assert off(found.unpacked()[0], k[:, : i + 1]) < 0.01
+    torch.testing.assert_close(found.key_scale, k[:, :3].abs().amax((1, 3)) / quantised.LIMIT)
+    full = _after(found, k[:, 3], k[:, 3])
+    assert full.n_recent == 0
+    assert off(full.unpacked()[1], k) < 0.1
+
+
 @pytest.mark.parametrize("with_sink", [False, True])
 @pytest.mark.parametrize(
     "case", [CASES[0], *(pytest.param(case, marks=pytest.mark.slow) for case in CASES[1:])]

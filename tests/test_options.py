@@ -6,6 +6,7 @@ refuses instead. Columns are the options of models, of circuits, and Transformer
 
 import importlib
 import inspect
+import json
 import math
 import pkgutil
 import re
@@ -23,6 +24,8 @@ import pytest
 import torch
 from induction_model import bridge as lens_bridge
 from naive_forward import Naive, Pass
+from naive_program import answer_logits
+from naive_turbo_forward import NaiveTurbo
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,9 +38,12 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, Node
 from circuits.composition import Reader, Writer
+from circuits.explorer import circuit_view, explore, to_html
+from circuits.explorer.program import circuit_program
 from circuits.handmade import rankings
 from circuits.model import checkpoint, compute
 from circuits.model.config import ModelConfig
+from circuits.model.mixers.turbo import TurboConfig, approximated
 from circuits.model.options import SIZES, Says
 from circuits.model.sites import ALL_WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
@@ -91,18 +97,23 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "layer": {"norm": "layer"},
     "post": {"norm_position": "post"},
     "experts": {"experts": 4, "experts_active": 2},
+    "turbo": {},
 }
 """Encoder-decoders have rows of two texts, and so a table of their own: test_encdec_options.py."""
 if any(option.name == "act" for option in fields(ModelConfig)):
     MODEL_OPTIONS["relu"] = {"act": "relu"}
+TURBO = TurboConfig(quant="int8+kv4", tile=4)
+"""Two tiles in these prompts. With heads in 2 bits, which are chosen by the batch, each batch would be a case."""
 CIRCUIT_OPTIONS = ("zero", "position", "resample", "some sites")
 DYNAMIC = {"full": "compose='full'"}
 COMPOSED = {"static": "compose='static'", **DYNAMIC}
 SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
 EXPERTS = {"experts": "experts=4"}
+FEW_BITS = {"turbo": "few_bits=True"}
+NO_GRADIENTS = {"turbo": "few_bits=True, inside approximated(), and rounding has no gradients"}
 PLAIN = {name: "experts=0" for name in MODEL_OPTIONS if name not in EXPERTS}
-THROUGH = NORMED | SCALED
+THROUGH = NORMED | SCALED | FEW_BITS
 """What products of weights from embeddings to logits leave out."""
 
 
@@ -150,6 +161,8 @@ def subject(
         assert any(linear.is_compact for _, linear in model.linears())
     if option == "sparse compute":
         assert "cpu" in set(stack.enter_context(compute.sparse_compute(model)).values())
+    if option == "turbo":
+        stack.enter_context(approximated(model, TURBO))
     return Subject(option=option, model=model, naive=naive, circuit=circuit, other=plain(n_words, n_ctx))
 
 
@@ -169,7 +182,7 @@ def known(
         topk_fraction=0.5,
     )
     model = noisy(SparseTransformer(replace(config, **MODEL_OPTIONS.get(option, {}))), seed=1)
-    naive = Naive.of(model)
+    naive = replace(Naive.of(model), turbo=NaiveTurbo(config=TURBO) if option == "turbo" else None)
     return model, naive, circuit_of(model, naive, option, n_words)
 
 
@@ -311,13 +324,18 @@ def check_checkpoint(s: Subject, tmp_path: Path) -> None:
     for compact in (False, True):
         again = checkpoint.load_checkpoint(path, compact=compact).model
         assert again.fingerprint() == s.model.fingerprint() == s.circuit.model_hash
-        same(again(TOKENS), s.naive.run(TOKENS).logits)
+        same(again(TOKENS), exact(s.naive).run(TOKENS).logits)
+
+
+def exact(naive: Naive) -> Naive:
+    """What a file or a copy of a model computes, whatever the model is told for the moment."""
+    return replace(naive, turbo=None)
 
 
 def check_sparse_compute(s: Subject) -> None:
     with compute.sparse_compute(s.model):
         same(s.model(TOKENS), s.naive.run(TOKENS).logits)
-    same(compute.compact(deepcopy(s.model))(TOKENS), s.naive.run(TOKENS).logits)
+    same(compute.compact(deepcopy(s.model))(TOKENS), exact(s.naive).run(TOKENS).logits)
 
 
 def check_routing(s: Subject) -> None:
@@ -354,6 +372,29 @@ def check_to_python(s: Subject) -> None:
     for prompt in TOKENS:
         for n in (3, N_CTX):
             same(space["first"](prompt[:n].tolist()), expected.run(prompt[None, :n]).logits[0, -1, :2])
+
+
+def check_view(s: Subject) -> None:
+    """What the page is given to compute with, carried out; that the page does so, test_explorer.py shows."""
+    view = circuit_view(s.model, s.circuit, TASK, n_prompts=2, n_pairs=8)
+    program, expected = view["program"], s.naive.of_circuit(s.circuit)
+    assert program == circuit_program(s.model, s.circuit, TASK)
+    for prompt in TOKENS[:3]:
+        for n in (3, N_CTX):
+            logits = expected.run(prompt[None, :n]).logits[0, -1, program["answers"]]
+            same(answer_logits(program, prompt[:n].tolist()), logits)
+
+
+def check_page(s: Subject, tmp_path: Path) -> None:
+    page = to_html(tmp_path / "page.html", s.model, s.circuit, TASK, n_prompts=2, n_pairs=8).read_text()
+    held = re.search(r'<script type="application/json" id="view">(.*?)</script>', page, re.S)
+    assert held is not None
+    assert json.loads(held[1])["program"] == circuit_program(s.model, s.circuit, TASK)
+
+
+def check_widget(s: Subject) -> None:
+    shown = explore(s.model, s.circuit, TASK, n_prompts=2, n_pairs=8)
+    assert shown.view["program"] == circuit_program(s.model, s.circuit, TASK)
 
 
 def check_describe(s: Subject) -> None:
@@ -658,7 +699,7 @@ def check_virtual_head(s: Subject) -> None:
 
 
 def check_head_paths(s: Subject) -> None:
-    deep = s if s.naive.config.n_layers == 1 else three_layers(s)
+    deep = s if s.naive.config.n_layers == 1 or s.naive.turbo else three_layers(s)
     found = {str(path): path for path in composition.head_paths(deep.model, top=1000)}
     if s.naive.config.n_layers == 1:
         assert not found
@@ -756,7 +797,8 @@ def check_folded(s: Subject) -> None:
 def check_run_composed(s: Subject) -> None:
     """Closed, all compositions leave plain attention."""
     masks = {name: torch.zeros(shape) for name, shape in composition.compose_gates(s.model).items()}
-    plain_naive = Naive(
+    plain_naive = replace(
+        s.naive,
         config=replace(s.naive.config, attention="softmax", compose="none"),
         weights={name: value for name, value in s.naive.weights.items() if "compose" not in name},
     )
@@ -957,13 +999,16 @@ TABLE: dict[str, Row] = {
         WRITTEN_OUT,
         on_circuits=True,
     ),
+    "circuit_view": row(check_view, WRITTEN_OUT, on_circuits=True),
+    "to_html": row(check_page, WRITTEN_OUT, on_circuits=True),
+    "explore": row(check_widget, WRITTEN_OUT, on_circuits=True),
     "describe": row(check_describe, on_circuits=True),
-    "prune": row(check_prune, on_circuits=True, n_layers=1),
-    "trust_report": row(check_trust_report, on_circuits=True, n_layers=1),
-    "gate_floor": row(check_gate_floor, on_circuits=True),
-    "rank": row(check_rankings),
-    "rank, edges": row(check_edge_rankings),
-    "rank, magnitude": row(check_weight_magnitude, COMPOSED),
+    "prune": row(check_prune, NO_GRADIENTS, on_circuits=True, n_layers=1),
+    "trust_report": row(check_trust_report, NO_GRADIENTS, on_circuits=True, n_layers=1),
+    "gate_floor": row(check_gate_floor, NO_GRADIENTS, on_circuits=True),
+    "rank": row(check_rankings, NO_GRADIENTS),
+    "rank, edges": row(check_edge_rankings, NO_GRADIENTS),
+    "rank, magnitude": row(check_weight_magnitude, COMPOSED | FEW_BITS),
     "qk_circuit": row(check_qk_and_ov),
     "full_qk": row(check_full_qk, COMPOSED | THROUGH),
     "full_ov": row(check_full_ov, THROUGH),
@@ -973,22 +1018,22 @@ TABLE: dict[str, Row] = {
     "induction_scores": row(check_induction, COMPOSED | THROUGH),
     "pattern_scores": row(check_patterns),
     "head_report": row(check_head_report, COMPOSED | THROUGH),
-    "composition_scores": row(check_composition_scores, DYNAMIC | NORMED),
-    "composition": row(check_composition, DYNAMIC | NORMED),
-    "virtual_head": row(check_virtual_head, DYNAMIC | NORMED),
-    "head_paths": row(check_head_paths, DYNAMIC | NORMED),
-    "weight_paths": row(check_weight_paths, NORMED),
-    "composition_on_data": row(check_on_data, {"post": NORMED["post"]}),
+    "composition_scores": row(check_composition_scores, DYNAMIC | NORMED | FEW_BITS),
+    "composition": row(check_composition, DYNAMIC | NORMED | FEW_BITS),
+    "virtual_head": row(check_virtual_head, DYNAMIC | NORMED | FEW_BITS),
+    "head_paths": row(check_head_paths, DYNAMIC | NORMED | FEW_BITS),
+    "weight_paths": row(check_weight_paths, NORMED | FEW_BITS),
+    "composition_on_data": row(check_on_data, {"post": NORMED["post"]} | FEW_BITS),
     "composition_maps": row(check_maps),
     "head_mixing": row(check_head_mixing),
     "folded_circuits": row(check_folded, DYNAMIC),
     "run_composed": row(check_run_composed),
     "prune_compositions": row(
         check_prune_compositions,
-        {name: "compose='none'" for name in MODEL_OPTIONS if name not in COMPOSED},
+        {name: "compose='none'" for name in MODEL_OPTIONS if name not in COMPOSED} | NO_GRADIENTS,
     ),
-    "fit_bridges": row(check_bridges),
-    "fit_bridges, dense side": row(check_dense_side),
+    "fit_bridges": row(check_bridges, NO_GRADIENTS),
+    "fit_bridges, dense side": row(check_dense_side, NO_GRADIENTS),
     "identity_bridges": row(check_identity),
     "steer": row(check_steer),
     "channel_effects": row(check_channel_effects),
@@ -1034,13 +1079,25 @@ PARTS = {
     "parts_of", "search", "with_static_maps",  # parts of analyses in the table
     "recover",  # pruning of hand-made models
     "check_folds", "rest_of", "positions", "node_ends",  # parts of a circuit written out, and in words
+    "circuit_program",  # what the explorer's page computes with
     "rivals", "stability_card",  # pruning, more than once
     "scope", "site_values",  # masked runs on other prompts, and what a run gives
     "node_scores", "edge_scores", "embeddings", "task_means", "curve", "curves", "nodes_by",  # of rankings
     "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py
 }  # fmt: skip
 """Functions that take a model and have no row of their own."""
-ROOMS = ("circuit", "pruning", "trust", "decompile", "handmade", "heads", "composition", "bridges", "ranking")
+ROOMS = (
+    "circuit",
+    "pruning",
+    "trust",
+    "decompile",
+    "handmade",
+    "heads",
+    "composition",
+    "bridges",
+    "ranking",
+    "explorer",
+)
 TAKES = {"model", "dense", "sparse", "bridges", "made"}
 
 

@@ -1,12 +1,17 @@
 """Attention in few bits under the model's own hooks: the algorithm once more in loops, circuits, refusals."""
 
 import math
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import test_encdec_options as stacks
+import test_options as options
 import torch
+from naive_turbo_forward import NaiveTurbo
 from test_generate import made, text, variants
 from torch import Tensor
 
@@ -218,3 +223,47 @@ def test_a_packed_cache_inside_is_refused() -> None:
     model = made()
     with approximated(model, TurboConfig()), pytest.raises(ValueError, match="'turbo' inside approximated"):
         model.generate(text(), 2, kv_cache="turbo")
+
+
+WHOLE = {
+    "default": TurboConfig(tile=4),
+    "in 4 bits": TurboConfig(quant="int8+kv4", tile=4),
+    "sas": TurboConfig(quant="none"),
+}
+
+
+@pytest.mark.parametrize("config", WHOLE.values(), ids=list(WHOLE))
+@pytest.mark.parametrize("option", ["default", "static", "full", "experts", "post"])
+def test_every_decoder_in_few_bits_is_the_naive_model(option: str, config: TurboConfig) -> None:
+    """Logits, a circuit's logits, and patterns; `naive_turbo_forward` shares no code with the kernels."""
+    model, naive, circuit = options.known(option, options.N_WORDS, options.N_CTX)
+    naive = replace(naive, turbo=NaiveTurbo(config=config))
+    with torch.no_grad(), approximated(model, config):
+        logits, cache = model.run_with_cache(options.TOKENS)
+        of_circuit = masked.run_circuit(model, circuit, options.TOKENS)
+    expected = naive.run(options.TOKENS)
+    options.same(logits, expected.logits)
+    options.same(cache["blocks.1.attn.hook_pattern"], expected.patterns[1])
+    options.same(of_circuit, naive.of_circuit(circuit).run(options.TOKENS).logits)
+
+
+@pytest.mark.parametrize("config", WHOLE.values(), ids=list(WHOLE))
+@pytest.mark.parametrize("kind", list(stacks.CONFIGS))
+def test_an_encoder_decoder_in_few_bits_is_the_naive_model(kind: str, config: TurboConfig) -> None:
+    s = stacks.known(kind)
+    naive = replace(s.naive, turbo=NaiveTurbo(config=config))
+    with torch.no_grad(), approximated(s.model, config):
+        options.same(s.model(stacks.TOKENS), naive.run(stacks.TOKENS)[0])
+        found = masked.run_circuit(s.model, s.circuit, stacks.TOKENS)
+    options.same(found, naive.of_circuit(s.circuit).run(stacks.TOKENS)[0])
+
+
+def test_a_copy_made_inside_is_the_model_outside() -> None:
+    """By `copy` and by pickle: nothing would ever take back what the copy was told."""
+    model, tokens = made(), text(20)
+    with approximated(model, TurboConfig()):
+        copies = [deepcopy(model), pickle.loads(pickle.dumps(model))]
+        assert model.given.turbo is not None
+    for copy in copies:
+        assert torch.equal(logits_of(copy, tokens, None), logits_of(model, tokens, None))
+        assert copy.given is copy.blocks[0].attn.given

@@ -61,7 +61,13 @@ def with_gradients(function: F) -> F:
 
 
 def check_learnable(model: nn.Module, name: str = "model") -> None:
-    """Raise ValueError for a model made in inference mode: nothing can be learned through its weights."""
+    """Raise ValueError for a model that lets no gradients through: made in inference mode, or in few bits."""
+    given = getattr(model, "given", None)
+    if given is not None and given.turbo is not None:
+        raise ValueError(
+            f"{name}: it has few_bits=True, inside approximated(), and rounding has no gradients; expected it as it "
+            "is. Learn outside, and run what was found inside (run_circuit, task_score, describe)."
+        )
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ValueError(
             f"{name}: its weights were made inside torch.inference_mode(), which allows no gradients through them; "

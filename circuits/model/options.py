@@ -31,6 +31,9 @@ WHY: dict[str, str] = {
     "sums of what sublayers wrote, leave out a factor in between that differs from token to token.",
     "norm": "LayerNorm subtracts a mean over channels and multiplies by a gain, which products of weights leave out.",
     "few_bits": "Inside approximated() attention rounds what it multiplies, and weights say nothing of that.",
+    "compose": "A head's scores and pattern are mixed with those of the others: no head has a QK and an OV circuit to "
+    "itself, and maps that depend on the text have no weights that say them.",
+    "embed_scale": "Embeddings are multiplied by sqrt(d_model), which products of weights leave out.",
     "experts": "Each neuron is multiplied by the share of its expert, which a router gives it token by token.",
     "arch": "It reads one stack of layers over one text; an encoder-decoder has two, tied by cross-attention.",
 }

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from circuits.kernels.quantised import Packed, Stored, bits_of_heads, int8_scale, pack, tiled, to_int8
+from circuits.kernels.quantised import LIMIT, Packed, Stored, bits_of_heads, int8_scale, pack, tiled, to_int8
 from circuits.model.mixers.turbo import TurboConfig
 
 
@@ -37,8 +37,9 @@ class Past:
 class TurboPast(Past):
     """Keys and values in few bits: whole tiles packed to 4 or 2, the latest tokens in INT8.
 
-    The first pass decides each head's bits, and the one scale that later tokens share (what lies beyond it is
-    clamped). When the INT8 buffers are full they become a packed tile. Source: TurboAttention, sections 3 and 5.
+    The first pass decides each head's bits, and the scale that later tokens share until one lies beyond it: then it
+    grows, and what the buffer holds is rounded anew. When the INT8 buffers are full they become a packed tile.
+    Source: TurboAttention, sections 3 and 5; that the scale grows is chosen here.
     """
 
     def __init__(self, config: TurboConfig) -> None:
@@ -68,7 +69,10 @@ class TurboPast(Past):
 
 @dataclass
 class Given:
-    """What attention is told beside its input, for the pass that goes on. One object for all layers of a model."""
+    """What attention is told beside its input, for the pass that goes on. One object for all layers of a model.
+
+    A copy of a model is told nothing: what `approximated` says of one ends with it, and would never end for its copy.
+    """
 
     real: Bool[Tensor, "batch source"] | None = None
     "True at the source's tokens, False at its padding."
@@ -76,6 +80,9 @@ class Given:
     "Keys and values so far; None: every pass begins anew."
     turbo: TurboConfig | None = None
     "Numbers of few bits that attention is to compute with; None: as they are."
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return Given, ()
 
 
 def begun(
@@ -113,17 +120,26 @@ def _side(x: Tensor, config: TurboConfig) -> tuple[Packed, Tensor, Tensor]:
 def _after(stored: Stored, k: Tensor, v: Tensor) -> Stored:
     """With one more token [batch, head, d_head]; full buffers are packed."""
     at = stored.n_recent
-    sides = ((stored.recent_keys, k, stored.key_scale), (stored.recent_values, v, stored.value_scale))
-    for recent, new, scale in sides:
-        recent[:, :, at] = to_int8(new, scale[..., None])
+    key_scale = _taken_in(stored.recent_keys, at, k, stored.key_scale)
+    value_scale = _taken_in(stored.recent_values, at, v, stored.value_scale)
+    stored = replace(stored, key_scale=key_scale, value_scale=value_scale, n_recent=at + 1)
     if at + 1 < stored.keys.tile:
-        return replace(stored, n_recent=at + 1)
+        return stored
     return replace(
         stored,
-        keys=stored.keys.joined(_flushed(stored.recent_keys, stored.key_scale, stored.keys.bits)),
-        values=stored.values.joined(_flushed(stored.recent_values, stored.value_scale, stored.values.bits)),
+        keys=stored.keys.joined(_flushed(stored.recent_keys, key_scale, stored.keys.bits)),
+        values=stored.values.joined(_flushed(stored.recent_values, value_scale, stored.values.bits)),
         n_recent=0,
     )
+
+
+def _taken_in(recent: Tensor, at: int, new: Tensor, scale: Tensor) -> Float[Tensor, "batch head"]:
+    """Put a token into a buffer [batch, head, tile, d_head]; returns the scale that all of it then has."""
+    grown = torch.maximum(scale, new.abs().amax(-1) / LIMIT)
+    if bool((grown > scale).any()):
+        recent[:, :, :at] = to_int8(recent[:, :, :at] * scale[..., None, None], grown[..., None, None])
+    recent[:, :, at] = to_int8(new, grown[..., None])
+    return grown
 
 
 def _flushed(recent: Tensor, scale: Tensor, bits: tuple[int, ...]) -> Packed:

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from circuits.kernels.naive_turbo import Exponential, tiled_pattern
 from circuits.kernels.quantised import LIMIT, bits_of_heads, fake_int8, fake_stored, sas
-from circuits.settings import Count, Settings, Within, require
+from circuits.settings import Count, Fraction, Settings, Within, require
 
 Quant = Literal["none", "int8", "int8+kv4", "int8+kv42"]
-"""int8: q, k, v and weights by tiles. +kv4: keys and values as stored in 4 bits. +kv42: half of the heads in 2 bits."""
+"""int8: q, k, v and weights by tiles. +kv4: keys and values as stored in 4 bits. +kv42: some heads' in 2 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class TurboConfig(Settings):
     "Weights of scores this far below the largest are 0, in nats."
     tile: Count = 64
     "Tokens that share a scale: a power of two, at least 4."
+    low_share: Fraction = 0.5
+    "Share of the heads, rounded down, that `int8+kv42` stores in 2 bits."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,7 +47,7 @@ class TurboConfig(Settings):
 
     def n_low(self, n_heads: int) -> int:
         """How many heads are stored in 2 bits."""
-        return n_heads // 2 if self.quant == "int8+kv42" else 0
+        return int(n_heads * self.low_share) if self.quant == "int8+kv42" else 0
 
     @property
     def exponential(self) -> Exponential:
