@@ -23,12 +23,14 @@ function signed(value, digits = 2) {
 /** Pixels of a place: rows run downwards, closer together where there are many. */
 function scales(picture) {
   const points = [...picture.nodes.map((n) => n.at), ...picture.ends.map((e) => e.at), ...picture.lines.flatMap((l) => l.points)];
-  let [low, high, columns] = [0, 0, 1]; // no spread of an array into arguments: there may be too many
-  for (const [along, across] of points) [low, high, columns] = [Math.min(low, across), Math.max(high, across), Math.max(columns, along)];
-  const rows = high - low;
+  let [low, high] = [0, picture.folded ? 4 : 0]; // no spread of an array into arguments: there may be too many
+  for (const [, across] of points) [low, high] = [Math.min(low, across), Math.max(high, across)];
+  const rows = high - low, columns = Math.max(1, ...picture.columns.map((column) => column.along));
   const row = Math.max(14, Math.min(ROW, 900 / Math.max(rows, 1)));
   return {
     row,
+    top: MARGIN.top + 40,
+    rows: rows * row,
     x: (a) => MARGIN.left + a * COLUMN,
     y: (c) => MARGIN.top + 40 + (c - low) * row,
     width: MARGIN.left + MARGIN.right + columns * COLUMN,
@@ -51,10 +53,10 @@ function lineMark(line, s, most) {
   const weight = line.kind === "weight" ? most.node : most.end;
   const look = ["score", "residual"].includes(line.kind) ? line.kind : line.weight < 0 ? "negative" : "positive";
   const width = look === "score" || look === "residual" ? 1.6 : 1.2 + (5 * Math.abs(line.weight)) / (weight || 1);
-  const path = make("path", { d: curved(line.points, s), class: `line ${look}`, "stroke-width": width });
+  const path = make("path", { d: curved(line.points, s), class: `line ${look} ${line.kept ? `kept-${line.kept}` : ""}`, "stroke-width": width });
   const words = { residual: "same residual channel: carried along", score: "this key times this query" };
   const said = words[line.kind] || `weight ${signed(line.weight)}`;
-  path.append(make("title", {}, `${line.source} \u2192 ${line.target}\n${said}`));
+  path.append(make("title", {}, `${line.source} \u2192 ${line.target}\n${said}${line.kept ? `\n${KINDS[line.kept]}` : ""}`));
   path.dataset.source = line.source;
   path.dataset.target = line.target;
   return path;
@@ -73,9 +75,10 @@ function nodeMark(node, s, top, view, fed) {
   const size = Math.max(5, Math.min(13, s.row * 0.3));
   const radius = size * (0.55 + 0.45 * Math.sqrt(Math.max(0, node.effect || 0) / (top || 1)));
   const [x, y] = [s.x(node.at[0]), s.y(node.at[1])];
-  const mark = make("g", { class: `node ${node.kind ? `kind-${node.kind}` : ""}`, tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
+  const mark = make("g", { class: `node ${node.kind ? `kind-${node.kind}` : ""} ${node.core ? "core" : ""}`, tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
   mark.dataset.id = node.id;
   mark.append(make("circle", { r: radius + 4, class: "ring" }), make("circle", { r: radius, class: "dot" }));
+  if (node.core) mark.append(make("circle", { r: Math.max(1.5, radius * 0.3), class: "pith" }));
   if (s.row > 24) mark.append(make("text", { y: radius + 13, class: "name" }, node.label), make("text", { y: -radius - 4, class: "value" }));
   const unseen = unseenInput(node.id, view, fed);
   if (unseen && s.row > 24) mark.append(make("text", { x: -radius - 6, y: 4, class: "constant" }, unseen));
@@ -94,13 +97,17 @@ function columnHeads(picture, s) {
   });
 }
 
-/** The whole drawing as one SVG element whose marks carry data-id and whose lines carry data-source and data-target. */
-function drawing(view) {
-  const picture = view.picture, s = scales(picture);
-  const weights = (kinds) => picture.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
-  const fed = new Set(picture.lines.filter((l) => l.kind !== "score").map((l) => l.target));
+/**
+ * The whole drawing as one SVG element whose marks carry data-id and whose lines carry data-source and data-target.
+ * open: layers that are not folded, where the circuit is so large that layers fold.
+ */
+function drawing(view, open = []) {
+  const whole = view.picture, folds = foldsOf(whole, open), canFold = whole.nodes.length > FOLD_ABOVE;
+  const picture = canFold ? { ...folded(whole, folds), folded: folds.size > 0 } : whole, s = scales(picture);
+  const weights = (kinds) => whole.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
+  const fed = new Set(whole.lines.filter((l) => l.kind !== "score").map((l) => l.target));
   const most = { node: weights(["weight"]), end: weights(["embed", "shared", "position", "several", "unembed"]) };
-  const top = Math.max(0, ...picture.nodes.map((n) => n.effect || 0));
+  const top = whole.nodes.reduce((most, n) => Math.max(most, n.effect || 0), 0);
   const svg = make("svg", { viewBox: `0 0 ${s.width} ${s.height}`, class: "picture", preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
   const world = make("g", { class: "world" });
   const boxes = picture.boxes.map((box) => {
@@ -114,6 +121,7 @@ function drawing(view) {
   });
   world.append(...boxes, ...columnHeads(picture, s), ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);
   world.append(...picture.nodes.map((n) => nodeMark(n, s, top, view, fed)));
+  if (canFold) world.append(...foldMarks(picture, folds, s));
   svg.append(world);
   pannable(svg, world);
   return svg;
@@ -130,7 +138,7 @@ function pannable(svg, world) {
     [x, y, scale] = [p.x - ((p.x - x) * next) / scale, p.y - ((p.y - y) * next) / scale, next];
     show();
   }, { passive: false });
-  svg.addEventListener("pointerdown", (event) => { if (!event.target.closest(".node")) { from = place(event); svg.setPointerCapture(event.pointerId); } });
+  svg.addEventListener("pointerdown", (event) => { if (!event.target.closest(".node, .fold")) { from = place(event); svg.setPointerCapture(event.pointerId); } });
   svg.addEventListener("pointermove", (event) => {
     if (!from) return;
     const p = place(event);

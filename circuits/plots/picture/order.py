@@ -74,7 +74,8 @@ class _Graph:
 
 def _groups(of: Numbers, n: int) -> list[Numbers]:
     """Where each of n groups has its members, in order."""
-    return np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of, minlength=n))[:-1])
+    starts = np.searchsorted(np.sort(of), np.arange(1, n))
+    return np.split(np.argsort(of, kind="stable"), starts)[:n]
 
 
 def order(ranks: Ranks[T], joints: Sequence[Joint[T]], body: BodyOf[T]) -> tuple[Ranks[T], int]:
@@ -114,12 +115,13 @@ def n_crossings(ranks: Ranks[T], joints: Sequence[Joint[T]]) -> int:
 
 def _n_crossings(graph: _Graph, ranks: Sequence[Numbers]) -> int:
     index, (lower, upper) = graph.index(ranks), graph.ends
-    return sum(_crossings_in_gap(index[lower[gap]], index[upper[gap]]) for gap in graph.at[0] if len(gap) > 1)
+    ends = np.stack([index[lower], index[upper]], axis=1)
+    return sum(_crossings_in_gap(ends[gap]) for gap in graph.at[0] if len(gap) > 1)
 
 
-def _crossings_in_gap(lower: Numbers, upper: Numbers) -> int:
+def _crossings_in_gap(ends: np.ndarray) -> int:
     """Pairs of lines whose ends stand in opposite orders; lines that share an end do not cross."""
-    return _inversions(upper[np.lexsort((upper, lower))])
+    return _inversions(ends[np.lexsort((ends[:, 1], ends[:, 0])), 1])
 
 
 def _inversions(values: Numbers) -> int:
