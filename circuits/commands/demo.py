@@ -52,7 +52,7 @@ def extract(
     }
     write_json(out / "report.json", report)
     figures = [history_figure(training.history), pruning_figure(circuit.metrics["history"])]
-    demo_page(out / "circuit.html", circuit, report, figures)
-    trust = report_beside(out / "circuit.json", circuit)
-    to_html(out / "explorer.html", training.model, circuit, load_task(task), trust=trust)
+    found, trust = load_task(task), report_beside(out / "circuit.json", circuit)
+    demo_page(out / "circuit.html", circuit, report, figures, model=training.model, task=found)
+    to_html(out / "explorer.html", training.model, circuit, found, trust=trust)
     return report

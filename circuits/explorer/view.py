@@ -49,7 +49,7 @@ def circuit_view(
         "calibrated": circuit.criterion.calibrated,
         "loss": circuit.loss if circuit.loss == circuit.loss else None,
         "n_edges": circuit.n_edges,
-        "picture": _picture(circuit, circuit_picture(circuit), stability),
+        "picture": _picture(circuit, circuit_picture(circuit, task=task), stability),
         "program": program,
         "tokens": _tokens(task.tokenizer),
         "prompts": _prompts(task, n_prompts),

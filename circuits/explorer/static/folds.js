@@ -27,9 +27,9 @@ function folded(picture, folds) {
     boxes: picture.boxes.filter((box) => !folds.has(box.inside)) };
 }
 
-/** One mark for each fold, a line for all that runs from it to another mark, and a handle above each open layer. */
+/** One mark for each fold, and one line for all that run from it to another mark. */
 function foldMarks(picture, folds, s) {
-  const middle = s.top + s.rows / 2, half = 70, span = (nodes) => nodes.reduce(([a, b], n) => [Math.min(a, n.at[0]), Math.max(b, n.at[0])], [Infinity, -Infinity]);
+  const middle = s.top + s.rows / 2, half = 70;
   const sides = new Map([...folds].map(([layer, nodes]) => [layer, span(nodes).map((along, i) => s.x(along) + (i ? 30 : -30))]));
   const place = (layer, at, side) => (layer === undefined ? [s.x(at[0]), s.y(at[1])] : [sides.get(layer)[side], middle]);
   const lines = picture.gathered.map(({ from, to, line, n }) => {
@@ -48,16 +48,21 @@ function foldMarks(picture, folds, s) {
       make("text", { x: (x0 + x1) / 2, y: middle - 4, class: "found" }, ""),
       make("text", { x: (x0 + x1) / 2, y: middle + 14, class: "middle" }, "click or Enter opens them"), ...counts);
   });
-  return [...lines, ...marks, ...handles(picture, s, span)];
+  return [...lines, ...marks];
 }
 
-function handles(picture, s, span) {
-  if (!picture.gathered) return [];
+/** First and last column of some nodes. */
+function span(nodes) { return nodes.reduce(([a, b], n) => [Math.min(a, n.at[0]), Math.max(b, n.at[0])], [Infinity, -Infinity]); }
+
+/** What folds an open layer again, among the heads of the columns. */
+function handles(picture, s) {
   const open = new Map();
   for (const node of picture.nodes) open.set(node.layer, [...(open.get(node.layer) || []), node]);
   return [...open].map(([layer, nodes]) => {
-    const [x0, x1] = span(nodes).map(s.x), x = (x0 + x1) / 2;
-    return foldButton(layer, `${layer} is open. Enter folds it.`, make("rect", { x: x - 60, y: 56, width: 120, height: 20, rx: 5, class: "box" }), make("text", { x, y: 70 }, `fold ${layer}`));
+    const [x0, x1] = span(nodes).map(s.x);
+    const mark = foldButton(layer, `${layer} is open. Enter folds it.`, make("rect", { x: -60, y: 54, width: 120, height: 20, rx: 5, class: "box" }), make("text", { y: 68 }, `fold ${layer}`));
+    mark.dataset.x = (x0 + x1) / 2;
+    return mark;
   });
 }
 

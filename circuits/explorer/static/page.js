@@ -151,6 +151,7 @@ class Explorer {
     if (chosen && this.nodes.size > FOLD_ABOVE && !this.state.open.includes(chosen.layer)) this.state.open = [...this.state.open, chosen.layer];
     if (JSON.stringify(this.state.open) !== this.drawn) this.draw();
     this.render();
+    if (chosen) this.svg.show(this.marks.get(chosen.id));
     this.onChange(this.state);
   }
   pin(id) { this.set({ pins: toggled(this.state.pins, id) }); }
@@ -238,6 +239,7 @@ class Explorer {
       if (mark.querySelector(".value")) { mark.querySelector(".value").textContent = signed(value); mark.querySelector(".name").textContent = name || label; }
     }
     for (const text of this.svg.querySelectorAll(".fold .found")) text.textContent = found ? `${[...found].filter((id) => this.nodes.get(id).layer === text.parentNode.dataset.layer).length} found` : "";
+    for (const line of this.lines) line.classList.toggle("of-chosen", [line.dataset.source, line.dataset.target].includes(this.state.chosen));
     for (const line of this.lines) line.classList.toggle("cut", this.state.cut.includes(`${line.dataset.source}>${line.dataset.target}`));
   }
 

@@ -1,6 +1,7 @@
 // The drawing: places come from Python, marks and lines are SVG. Nothing here reads markup out of a text.
 
 const SVG = "http://www.w3.org/2000/svg";
+const CROWD = 300; // lines above which they are faint, but those of the chosen node
 const COLUMN = 92, ROW = 54, MARGIN = { left: 90, top: 58, right: 90, bottom: 40 };
 
 /** An element with attributes and children; a child that is no element becomes text. */
@@ -90,9 +91,9 @@ function columnHeads(picture, s) {
   const names = { attn_in: "reads", attn_q: "seeks", attn_k: "matches", attn_v: "carries", attn_out: "writes", mlp_in: "reads", mlp_neuron: "fires", mlp_out: "writes" };
   return picture.columns.map((column) => {
     const where = column.layer === null ? "" : `layer ${column.layer}`;
-    const head = make("g", { class: "head", transform: `translate(${s.x(column.along)},16)` });
-    head.append(make("text", {}, column.name.replace("attn_", "attn ").replace("mlp_", "mlp ")));
-    head.append(make("text", { y: 13, class: "faint" }, names[column.name] || ""), make("text", { y: 26, class: "faint" }, where));
+    const head = make("g", { class: "head", "data-x": s.x(column.along) });
+    head.append(make("text", { y: 16 }, column.name.replace("attn_", "attn ").replace("mlp_", "mlp ")));
+    head.append(make("text", { y: 29, class: "faint" }, names[column.name] || ""), make("text", { y: 42, class: "faint" }, where));
     return head;
   });
 }
@@ -106,10 +107,12 @@ function drawing(view, open = []) {
   const picture = canFold ? { ...folded(whole, folds), folded: folds.size > 0 } : whole, s = scales(picture);
   const weights = (kinds) => whole.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
   const fed = new Set(whole.lines.filter((l) => l.kind !== "score").map((l) => l.target));
+  const moved = new Set(whole.lines.map((l) => l.target)); // logits that some weight leads to
   const most = { node: weights(["weight"]), end: weights(["embed", "shared", "position", "several", "unembed"]) };
   const top = whole.nodes.reduce((most, n) => Math.max(most, n.effect || 0), 0);
-  const svg = make("svg", { viewBox: `0 0 ${s.width} ${s.height}`, class: "picture", preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
-  const world = make("g", { class: "world" });
+  const height = Math.min(s.height, Math.max(700, 0.8 * s.width)); // more rows than that are reached by moving
+  const svg = make("svg", { viewBox: `0 0 ${s.width} ${height}`, class: `picture ${picture.lines.length > CROWD ? "crowd" : ""}`, preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
+  const world = make("g", { class: "world" }), heads = make("g", { class: "heads" }, make("rect", { x: -5000, y: -500, width: 20000, height: canFold ? 582 : 548, class: "ground-colour" }));
   const boxes = picture.boxes.map((box) => {
     const [x0, x1, y0, y1] = [s.x(box.along[0]) - 24, s.x(box.along[1]) + 24, s.y(box.across[0]) - 24, s.y(box.across[1]) + 24];
     const title = make("text", { x: x0 + 4, y: y0 - 4, class: "faint" }, `head ${box.layer}.${box.head}`);
@@ -117,24 +120,37 @@ function drawing(view, open = []) {
   });
   const ends = picture.ends.map((end) => {
     const isToken = !end.id.startsWith("logit:");
-    return make("text", { x: s.x(end.at[0]) + (isToken ? -6 : 6), y: s.y(end.at[1]) + 4, class: `end ${isToken ? "left" : ""}` }, end.label);
+    return make("text", { x: s.x(end.at[0]) + (isToken ? -6 : 6), y: s.y(end.at[1]) + 4, class: `end ${isToken ? "left" : ""} ${isToken || moved.has(end.id) ? "" : "faint"}` }, end.label + (isToken || moved.has(end.id) ? "" : " (constant)"));
   });
-  world.append(...boxes, ...columnHeads(picture, s), ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);
+  world.append(...boxes, ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);
   world.append(...picture.nodes.map((n) => nodeMark(n, s, top, view, fed)));
+  heads.append(...columnHeads(picture, s));
   if (canFold) world.append(...foldMarks(picture, folds, s));
-  svg.append(world);
-  pannable(svg, world);
+  if (canFold) heads.append(...handles(picture, s));
+  svg.append(world, heads);
+  pannable(svg, world, heads, (s.height - height) / 2);
   return svg;
 }
 
-/** Wheel zooms about the pointer, dragging the ground moves. */
-function pannable(svg, world) {
-  let [x, y, scale] = [0, 0, 1], from = null;
-  const show = () => world.setAttribute("transform", `translate(${x},${y}) scale(${scale})`);
+/** Wheel zooms about the pointer, dragging the ground moves; heads of columns stay above. `svg.show(mark)` moves a mark into view. */
+function pannable(svg, world, heads, down) {
+  let [x, y, scale] = [0, -down, 1], from = null;
+  const show = () => {
+    world.setAttribute("transform", `translate(${x},${y}) scale(${scale})`);
+    for (const head of heads.querySelectorAll("[data-x]")) head.setAttribute("transform", `translate(${x + scale * head.dataset.x},0)`);
+  };
   const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+  show();
+  svg.show = (mark) => {
+    const own = mark.getBoundingClientRect(), all = svg.getBoundingClientRect();
+    if (!own.width || (own.left > all.left && own.right < all.right && own.top > all.top + 60 && own.bottom < all.bottom)) return;
+    const [at, middle] = [place({ clientX: own.left, clientY: own.top }), place({ clientX: all.left + all.width / 2, clientY: all.top + all.height / 2 })];
+    [x, y] = [x + middle.x - at.x, y + middle.y - at.y];
+    show();
+  };
   svg.addEventListener("wheel", (event) => {
     event.preventDefault();
-    const p = place(event), next = Math.max(0.3, Math.min(8, scale * Math.exp(-event.deltaY / 500)));
+    const p = place(event), next = Math.max(0.1, Math.min(8, scale * Math.exp(-event.deltaY / 500)));
     [x, y, scale] = [p.x - ((p.x - x) * next) / scale, p.y - ((p.y - y) * next) / scale, next];
     show();
   }, { passive: false });
