@@ -164,7 +164,10 @@ def write_json(path: str | Path, data: dict[str, Any]) -> Path:
 
 def json_text(data: Any, *, indent: int | None = None) -> str:
     """Data as JSON that any reader takes: numbers that are not finite become null, those of numpy and torch plain."""
-    return json.dumps(_plain(data), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(data, indent=indent, allow_nan=False, default=_plain)
+    except ValueError:  # some number is not finite, and a walk over all of it finds which
+        return json.dumps(_plain(data), indent=indent, allow_nan=False)
 
 
 def _plain(data: Any) -> Any:

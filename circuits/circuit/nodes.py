@@ -1,6 +1,7 @@
 """What a circuit is made of: nodes, edges, and the masks that keep some of them."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -214,14 +215,16 @@ def without(node: Node, nodes: Sequence[Node], edges: Sequence[Edge]) -> tuple[l
 def residual_links(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:
     """Pairs of kept nodes that meet in one residual channel: one writes it, a later sublayer reads it."""
     on_stream = [node for node in sorted(nodes) if ROWS[node.site].stream]
+    readers: dict[tuple[int, Stack], list[Node]] = defaultdict(list)
+    for node in on_stream:
+        if ROWS[node.site].stream == "reads":
+            readers[node.index, read_stack(node.at)].append(node)
     return [
         (writer, reader)
         for writer in on_stream
-        for reader in on_stream
         if ROWS[writer.site].stream == "writes"
-        and ROWS[reader.site].stream == "reads"
-        and (writer.index, writer.stack) == (reader.index, read_stack(reader.at))
-        and (writer.stack != reader.stack or _place(writer) < _place(reader))
+        for reader in readers[writer.index, writer.stack]
+        if writer.stack != reader.stack or _place(writer) < _place(reader)
     ]
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from circuits.commands.shared import report_beside
 from circuits.explorer import to_html
 from circuits.files import check_writable, write_json
 from circuits.plots import demo_page, history_figure, pruning_figure
@@ -51,6 +52,7 @@ def extract(
     }
     write_json(out / "report.json", report)
     figures = [history_figure(training.history), pruning_figure(circuit.metrics["history"])]
-    demo_page(out / "circuit.html", circuit, report, figures)
-    to_html(out / "explorer.html", training.model, circuit, load_task(task))
+    found, trust = load_task(task), report_beside(out / "circuit.json", circuit)
+    demo_page(out / "circuit.html", circuit, report, figures, model=training.model, task=found)
+    to_html(out / "explorer.html", training.model, circuit, found, trust=trust)
     return report

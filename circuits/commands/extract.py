@@ -18,6 +18,7 @@ from circuits.commands.shared import (
     configured,
     console,
     load_model,
+    report_beside,
 )
 from circuits.files import check_writable
 
@@ -92,7 +93,8 @@ def show(
 ) -> None:
     """Print a circuit and write a page with its picture, to be opened in any browser, offline.
 
-    Where its model lies beside it, the weights of the circuit are held against the model's, and the page runs it.
+    Where its model lies beside it, the weights of the circuit are held against the model's, and the page runs it;
+    with the report of `circuits trust` beside it, the page says how far it can be trusted.
     """
     page = page or circuit.with_suffix(".html")
     with clear_errors():
@@ -102,7 +104,7 @@ def show(
         check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
         model = _model_of(found, circuit.parent)
-        if not _explore(page, found, model):
+        if not _explore(page, found, model, report_beside(circuit, found)):
             history = found.metrics.get("history")
             demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
@@ -124,7 +126,7 @@ def _model_of(circuit: Any, folder: Path) -> Any:
     return model
 
 
-def _explore(page: Path, circuit: Any, model: Any) -> bool:
+def _explore(page: Path, circuit: Any, model: Any, trust: Any) -> bool:
     """Write the explorer; False without a model, and where no page can run the circuit (which is said)."""
     from circuits.explorer import circuit_view
     from circuits.explorer.page import page_html
@@ -133,7 +135,8 @@ def _explore(page: Path, circuit: Any, model: Any) -> bool:
     if model is None:
         return False
     try:
-        text = page_html(circuit_view(model, circuit, circuit.criterion.load_task(model.tokenizer)))
+        task = circuit.criterion.load_task(model.tokenizer)
+        text = page_html(circuit_view(model, circuit, task, trust=trust))
     except ValueError as error:
         console(stderr=True).print(f"The picture stands alone: the page cannot run this circuit. {error}")
         return False

@@ -94,6 +94,28 @@ def check_apart(out: Path, *inputs: Path, name: str = "out") -> None:
             )
 
 
+def report_path(circuit: Path) -> Path:
+    """Where the trust report of a circuit's file is kept."""
+    return circuit.with_suffix(".trust.json")
+
+
+def report_beside(path: Path, circuit: Any) -> Any:
+    """The trust report kept beside a circuit's file; None without one, or where it is of another circuit (it is said)."""
+    from circuits.explorer.view import check_about
+    from circuits.trust import TrustReport
+
+    kept = report_path(path)
+    if not kept.exists():
+        return None
+    try:
+        report = TrustReport.load(kept)
+        check_about(circuit, report)
+    except ValueError as error:
+        console(stderr=True).print(f"{kept} is left out. {error}", highlight=False, soft_wrap=True)
+        return None
+    return report
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """Bad input: one clear line, status 2. Ctrl-C: the place to resume from, status 130; SIGTERM: 143."""

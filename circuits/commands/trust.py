@@ -17,6 +17,7 @@ from circuits.commands.shared import (
     configured,
     console,
     load_model,
+    report_path,
 )
 from circuits.files import check_writable
 
@@ -37,7 +38,10 @@ def trust(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict."""
+    """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict.
+
+    The report is kept as CIRCUIT.trust.json, from which `circuits show` puts it on the circuit's page.
+    """
     page = page or circuit.with_suffix(".trust.html")
     with clear_errors():
         from circuits.circuit.circuit import Circuit
@@ -52,8 +56,10 @@ def trust(
         settings = configured(TrustConfig.from_json, chosen, config)
         check_apart(page, circuit, path, name="page")
         check_writable(page, name="page")
+        check_writable(report_path(circuit), name="circuit")
         report = trust_report(loaded, found, config=settings, corpus=text)
         trust_page(page, report)
+        report.save(report_path(circuit))
     if as_json:
         answer(
             {"circuit": str(circuit), "model": str(path), "page": str(page), **report.to_json()},
@@ -62,7 +68,8 @@ def trust(
         )
         return
     _print_report(report)
-    console().print(Text.assemble("With figures: ", (str(page), "bold")))
+    show = f"circuits show {circuit}"
+    console().print(Text.assemble("With figures: ", (str(page), "bold"), "; on the circuit's page: ", (show, "bold")))
 
 
 def verify(

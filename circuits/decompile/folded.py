@@ -9,6 +9,7 @@ from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
+from circuits.circuit.nodes import edge_masks
 from circuits.circuit.score import check_task
 from circuits.model.options import Says
 from circuits.model.sites import WEIGHTS, Site, SiteName, WeightAt
@@ -46,7 +47,10 @@ def rest_of(model: SparseTransformer, circuit: Circuit, site: Site) -> Float[Ten
     """What each coordinate of a site gets from its bias and from everything that is cut."""
     at = WeightAt(site.layer, INTO[site.name], site.stack)
     linear = model.linear(*at)
-    cut = linear.weight.detach() * ~circuit.to_edge_mask()[at].to(linear.weight.device)
+    widths = {end: circuit.widths[end] for end in (at.source, at.target)}
+    here = [edge for edge in circuit.edges if edge.target.at == site]
+    kept = edge_masks(here, widths, torch.empty(0, dtype=torch.bool))[at]
+    cut = linear.weight.detach() * ~kept.to(linear.weight.device)
     source = circuit.values[at.source].to(cut)
     return (linear.bias.detach() + source @ cut).cpu()
 

@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +52,7 @@ class Observed:
         self.judge = Evaluator(model, task, circuit.criterion, values)
         self.scale = self.judge.scale(circuit.nodes, circuit.edges)
         self.kept: dict[Site, Tensor] = {}
+        self._real_values: dict[Site, np.ndarray] = {}
         self.loss(circuit.nodes, self.kept)
         n_pos = self.targets.tokens.shape[1]
         self.real = torch.arange(n_pos) <= self.targets.position[:, None]
@@ -96,7 +99,7 @@ class Observed:
 
     def constant(self, node: Node) -> float | None:
         """The value that a node has at every real token, to a thousandth; None where it varies."""
-        values = self.kept[node.at][..., node.index][self.real]
+        values = self._at_real(node.at)[node.index]
         low, high = float(values.min()), float(values.max())
         return low if high - low < 1e-3 else None
 
@@ -106,20 +109,40 @@ class Observed:
 
     def places(self, node: Node, *, highest: bool, n: int = 3) -> list["Place"]:
         """Where the node is highest or lowest, no text twice; the last token of each is the one meant."""
-        values = self.kept[node.at][..., node.index].masked_fill(
-            ~self.real, -torch.inf if highest else torch.inf
-        )
-        found: dict[str, Place] = {}
-        for flat in values.flatten().argsort(descending=highest, stable=True)[: 50 * n].tolist():
-            row, position = divmod(flat, values.shape[1])
-            if not bool(self.real[row, position]):
-                break
-            ids = self.targets.tokens[row, max(0, position - 5) : position + 1].tolist()
-            texts = tuple(map(self.task.tokenizer.token, ids))
-            found.setdefault("".join(texts), Place(texts, float(values[row, position])))
+        values = self._at_real(node.at)[node.index]
+        found: dict[tuple[str, ...], Place] = {}
+        for place in _least(-values if highest else values, 50 * n):
+            texts = self._texts[place]
+            found.setdefault(texts, Place(texts, float(values[place])))
             if len(found) == n:
                 break
         return list(found.values())
+
+    def _at_real(self, site: Site) -> np.ndarray:
+        """Values of a site at real tokens, prompt after prompt: [width, tokens]."""
+        if site not in self._real_values:
+            values = self.kept[site][self.real].float().T.contiguous()
+            self._real_values[site] = values.cpu().numpy()
+        return self._real_values[site]
+
+    @cached_property
+    def _texts(self) -> list[tuple[str, ...]]:
+        """Up to six tokens that end at each real one, in the order of `_at_real`."""
+        rows, real = self.targets.tokens.tolist(), self.real.tolist()
+        said = {id: self.task.tokenizer.token(id) for id in {id for row in rows for id in row}}
+        return [
+            tuple(said[id] for id in row[max(0, at - 5) : at + 1])
+            for row, here in zip(rows, real, strict=True)
+            for at in range(len(row))
+            if here[at]
+        ]
+
+
+def _least(values: np.ndarray, n: int) -> list[int]:
+    """Where the n least values are, in rising order; among equal ones, the first come first."""
+    n = min(n, len(values))
+    few = np.flatnonzero(values <= np.partition(values, n - 1)[n - 1])
+    return few[np.argsort(values[few], kind="stable")][:n].tolist()
 
 
 class Place(NamedTuple):

@@ -1,5 +1,7 @@
 """A circuit in words: what turns each node on, what it reads and writes, what breaks without it."""
 
+from collections.abc import Mapping, Sequence
+
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.nodes import Node, without
@@ -33,6 +35,35 @@ def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs:
         rest = seen.judge.score(*without(node, circuit.nodes, circuit.edges)).loss
         lines.append(f"  without it: loss {whole:.3f} -> {rest:.3f} nats")
     return "\n".join(lines) + "\n"
+
+
+@of_ours
+def sentences(
+    model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64
+) -> Mapping[Node, str]:
+    """Each node in one sentence: where it is high and low, what it reads and writes. Errors as `describe`."""
+    ONE_STACK.check(model, "sentences", instead="Draw it: circuit.plot().")
+    check_belongs(model, circuit)
+    check_task(model, task)
+    seen = Observed(model, circuit, task, n_pairs)
+    ends = node_ends(model, circuit, task)
+    return {node: one_line(_sentence(seen, node, ends[node])) for node in circuit.nodes}
+
+
+def _sentence(seen: Observed, node: Node, ends: Ends) -> str:
+    constant = seen.constant(node)
+    if constant is not None:
+        where = f"Constant: {constant:+.2f} at every token of the prompts"
+    else:
+        high, low = (seen.contexts(node, highest=highest, n=1)[0] for highest in (True, False))
+        where = f"Highest at {high}, lowest at {low}"
+    return f"{where}; reads {_some(ends.reads)}; writes {_some(ends.writes)}."
+
+
+def _some(words: Sequence[str], n: int = 4) -> str:
+    """The first few of a list, and how many more there are."""
+    more = [f"{len(words) - n} more"] if len(words) > n else []
+    return ", ".join([*words[:n], *more])
 
 
 def _where(seen: Observed, node: Node) -> list[str]:

@@ -15,7 +15,7 @@ from tasks import Task
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What the page may do: run its own scripts, and reach nothing."""
-SCRIPTS = ("forward.js", "picture.js", "page.js")
+SCRIPTS = ("forward.js", "folds.js", "picture.js", "page.js")
 """In the order in which they need one another."""
 
 

@@ -1,12 +1,14 @@
 """What the page computes with: a circuit's weights and constants as JSON, for `static/forward.js`."""
 
 import base64
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import is_pair
+from circuits.circuit.nodes import Edge, is_pair
 from circuits.decompile.folded import INTO, answers_of, check_folds, packable, rest_of
 from circuits.model.sites import WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
@@ -32,7 +34,7 @@ def circuit_program(model: SparseTransformer, circuit: Circuit, task: Task) -> d
         "offset": packed(model.b_U[answers]),
         "bigram": None if model.bigram is None else packed(model.bigram[:, answers]),
         "sink": [attn.sink.tolist() for attn in attention] if config.sink else None,
-        "sites": {str(site): _site(model, circuit, site) for site in circuit.sites},
+        "sites": _sites(model, circuit),
     }
 
 
@@ -41,15 +43,31 @@ def packed(table: Tensor) -> str:
     return base64.b64encode(packable(table).numpy().astype("<f4").tobytes()).decode()
 
 
+def _sites(model: SparseTransformer, circuit: Circuit) -> dict[str, Any]:
+    nodes: dict[Site, list[int]] = defaultdict(list)
+    edges: dict[Site, list[Edge]] = defaultdict(list)
+    for node in circuit.nodes:
+        nodes[node.at].append(node.index)
+    for edge in circuit.edges:
+        if not is_pair(edge):
+            edges[edge.target.at].append(edge)
+    return {
+        str(site): _site(model, circuit, site) | {"nodes": nodes[site], "edges": _plain(edges[site])}
+        for site in circuit.sites
+    }
+
+
 def _site(model: SparseTransformer, circuit: Circuit, site: Site) -> dict[str, Any]:
     weight = INTO.get(site.name)
-    edges = [e for e in circuit.edges if e.target.at == site and not is_pair(e)]
     return {
         "width": circuit.widths[site],
         "k": model.config.topk(site),
-        "nodes": [node.index for node in circuit.nodes if node.at == site],
         "values": packed(circuit.values[site]),
         "source": None if weight is None else str(site._replace(name=WEIGHTS[weight].source)),
         "rest": None if weight is None else packed(rest_of(model, circuit, site)),
-        "edges": [[e.source.index, e.target.index, e.weight] for e in edges],
     }
+
+
+def _plain(edges: Sequence[Edge]) -> list[list[float]]:
+    """Indices of both ends and the weight."""
+    return [[edge.source.index, edge.target.index, edge.weight] for edge in edges]

@@ -1,6 +1,5 @@
 """All that the page shows of a circuit, as one JSON object: picture, program, tokens, prompts and notes."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from circuits.circuit.circuit import Circuit
@@ -42,7 +41,6 @@ def circuit_view(
     """
     program = circuit_program(model, circuit, task)
     check_about(circuit, trust)
-    kinds = {} if stability is None else {node: kept.kind for node, kept in stability.nodes.items()}
     return {
         "schema": SCHEMA,
         "task": circuit.task,
@@ -51,7 +49,7 @@ def circuit_view(
         "calibrated": circuit.criterion.calibrated,
         "loss": circuit.loss if circuit.loss == circuit.loss else None,
         "n_edges": circuit.n_edges,
-        "picture": _picture(circuit, circuit_picture(circuit), kinds),
+        "picture": _picture(circuit, circuit_picture(circuit, task=task), stability),
         "program": program,
         "tokens": _tokens(task.tokenizer),
         "prompts": _prompts(task, n_prompts),
@@ -81,18 +79,27 @@ def _trust(report: TrustReport) -> dict[str, Any]:
     return {"verdict": report.verdict, "entries": entries}
 
 
-def _picture(circuit: Circuit, layout: Layout, kinds: Mapping[Node, str]) -> dict[str, Any]:
-    """Places in columns and rows, as `circuit_layout` has them."""
+def _picture(circuit: Circuit, layout: Layout, stability: Stability | None) -> dict[str, Any]:
+    """Places in columns and rows, as `circuit_layout` has them; what runs keep a part as its `kind` or `kept`."""
     ends = [key for key in layout.place if isinstance(key, str)]
+    nodes = {} if stability is None else {node: kept.kind for node, kept in stability.nodes.items()}
+    edges = {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
+    core = set(circuit.core)
     return {
-        "nodes": [_mark(circuit, node, layout) | {"kind": kinds.get(node)} for node in circuit.nodes],
+        "nodes": [
+            _mark(circuit, node, layout, is_core=node in core) | {"kind": nodes.get(node)}
+            for node in circuit.nodes
+        ],
         "ends": [{"id": key, "label": _text(key), "at": layout.place[key]} for key in ends],
         "lines": [
-            {"source": str(a), "target": str(b), "kind": kind, "weight": weight, "points": points}
+            {
+                "source": str(a), "target": str(b), "kind": kind, "weight": weight, "points": points,
+                "kept": edges.get((a, b)),
+            }
             for (a, b, kind, weight), points in layout.lines
         ],
         "columns": [column._asdict() for column in layout.columns],
-        "boxes": [box._asdict() for box in layout.boxes],
+        "boxes": [box._asdict() | {"inside": _layer(box.layer)} for box in layout.boxes],
     }
 
 
@@ -100,13 +107,23 @@ def _text(key: str) -> str:
     return printable(end_text(key)) if is_token(key) else end_text(key)
 
 
-def _mark(circuit: Circuit, node: Node, layout: Layout) -> dict[str, Any]:
+def _mark(circuit: Circuit, node: Node, layout: Layout, *, is_core: bool) -> dict[str, Any]:
+    """A node; `core` says whether the model itself cannot do without it, None where that was not measured."""
     facts = circuit.facts.get(node, NodeFacts(float("nan"), float("nan")))
     effect = facts.effect if facts.effect == facts.effect else None
+    core = is_core if facts.model_loss == facts.model_loss else None
     row = node.at.row
     label = f"{'ch' if row.stream else row.label} {node.index}"
     held = float(circuit.values[node.at][node.index])
-    return {"id": str(node), "label": label, "at": layout.place[node], "effect": effect, "held": held}
+    return {
+        "id": str(node), "label": label, "layer": _layer(node.layer), "at": layout.place[node],
+        "effect": effect, "held": held, "core": core,
+    }  # fmt: skip
+
+
+def _layer(layer: int) -> str:
+    """What folds as one: the page runs models of one stack."""
+    return f"layer {layer}"
 
 
 def _tokens(tokenizer: Tokenizer) -> dict[str, Any]:

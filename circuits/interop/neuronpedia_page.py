@@ -67,7 +67,7 @@ def _view(
             "columns": [
                 {
                     "layer": None,
-                    "name": layer if layer == "E" else f"layer {layer}",
+                    "name": _named(layer),
                     "along": i,
                     "stack": "decoder",
                 }
@@ -84,6 +84,10 @@ def _view(
         "trust": None,
         "state": _state(asked, place),
     }
+
+
+def _named(layer: str) -> str:
+    return layer if layer == "E" else f"layer {layer}"
 
 
 def _depth(layer: str) -> tuple[int, int]:
@@ -137,6 +141,8 @@ def _mark(node: Mapping[str, Any], place: Mapping[str, tuple[int, int]]) -> dict
     return {
         "id": id,
         "label": _said(node),
+        "layer": _named(str(node["layer"])),
+        "core": None,
         "at": place[id],
         "effect": node.get("influence"),
         "held": 0.0,

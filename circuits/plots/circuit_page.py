@@ -7,11 +7,13 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import kind_of
+from circuits.circuit.nodes import Node, kind_of
 from circuits.model.sites import ROWS
+from circuits.model.subject import Subject
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
-from circuits.plots.picture.circuit import circuit_figure
+from circuits.plots.picture.circuit import circuit_figure, node_words
 from circuits.plots.picture.labels import long_label, short_label
+from tasks import Task
 
 __all__ = ["demo_page"]
 
@@ -39,10 +41,12 @@ def demo_page(
     *,
     title: str | None = None,
     d_head: int | None = None,
+    model: Subject | None = None,
+    task: Task | None = None,
 ) -> Path:
     """One page for one circuit: headline numbers, picture, nodes, edges, then `figures` (its histories).
 
-    Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
+    `model` and `task` as for `circuit_figure`: with both, each node is told in a sentence. Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
     """
     numbers = {word: form.format(report[key]) for key, (word, form) in HEADLINES.items() if key in report}
     rest = [
@@ -53,9 +57,10 @@ def demo_page(
     blocks: list[Block] = [
         headline(numbers),
         reading_guide(circuit),
-        circuit_figure(circuit, title="", d_head=d_head),
+        circuit_figure(circuit, title="", d_head=d_head, model=model, task=task),
     ]
-    nodes = heading("Nodes") + table(node_rows(circuit), {"mean": "+.3f", "effect": "+.3f"})
+    rows = node_rows(circuit, node_words(circuit, model, task))
+    nodes = heading("Nodes") + table(rows, {"mean": "+.3f", "effect": "+.3f"})
     edges = heading("Edges") + table(edge_rows(circuit), {"weight": "+.3f"}) if circuit.edges else ""
     blocks += [Html(f'<div class="pair"><section>{nodes}</section><section>{edges}</section></div>')]
     figures = list(figures)
@@ -81,8 +86,11 @@ def reading_guide(circuit: Circuit) -> str:
     return " ".join([*does, "Everything that is not drawn is held at a constant."])
 
 
-def node_rows(circuit: Circuit) -> list[dict[str, Any]]:
-    """Rows for `table`: every node with its site, mean and ablation effect (of the loss), in forward order."""
+def node_rows(circuit: Circuit, words: Mapping[Node, str] | None = None) -> list[dict[str, Any]]:
+    """Rows for `table`: every node with its site, mean and ablation effect (of the loss), in forward order.
+
+    words: a sentence about each, as `circuits.decompile.sentences` has them.
+    """
     order = {site: i for i, site in enumerate(circuit.sites)}
     rows = []
     for node in sorted(circuit.nodes, key=lambda node: (order[node.at], node.index)):
@@ -90,6 +98,7 @@ def node_rows(circuit: Circuit) -> list[dict[str, Any]]:
         mean, effect = (facts.mean, facts.effect) if facts else (float("nan"), float("nan"))
         rows.append({"node": short_label(node), "layer": node.layer, "site": node.site, "index": node.index})
         rows[-1] |= {"mean": mean, "effect": effect}
+        rows[-1] |= {"what it does": words[node]} if words else {}
     return rows
 
 

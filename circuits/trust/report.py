@@ -5,9 +5,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from circuits.files import json_text
+from circuits.files import json_text, read_json, write_json
+from circuits.reading import reading
 from circuits.views import Cell, Plotted, html_table
 
 Verdict = Literal["pass", "fail", "note", "inconclusive", "not run"]
@@ -49,6 +51,15 @@ class Entry:
             "verdict": self.verdict,
             "details": json.loads(json_text(self.details)),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Entry":
+        """What `to_json` wrote."""
+        numbers = {name: math.nan if data[name] is None else float(data[name]) for name in ("value", "baseline")}
+        said = {name: str(data[name]) for name in ("name", "meaning", "unit")}
+        if data["verdict"] not in get_args(Verdict):
+            raise ValueError(f"verdict: got {data['verdict']!r}; expected one of {get_args(Verdict)}.")
+        return cls(**said, **numbers, verdict=data["verdict"], details=data["details"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,25 @@ class TrustReport(Plotted):
             "seconds": self.seconds,
             "entries": [entry.to_json() for entry in self.entries],
         }
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON; returns the path. `circuits show` looks for it as CIRCUIT.trust.json."""
+        return write_json(path, self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TrustReport":
+        """Read what `save` wrote. Raises UnreadableError (a ValueError) for any other file."""
+        expected = "a report that TrustReport.save or `circuits trust` wrote"
+        data = read_json(path, name="report", expected=expected)
+        with reading(path, expected, name="report"):
+            return cls(
+                task=str(data["task"]),
+                model_hash=str(data["model_hash"]),
+                n_nodes=int(data["n_nodes"]),
+                n_edges=int(data["n_edges"]),
+                entries=tuple(map(Entry.from_json, data["entries"])),
+                seconds=float(data["seconds"]),
+            )
 
     def __str__(self) -> str:
         lines = [f"{self.task}: {self.n_nodes} nodes, {self.n_edges} edges. {self.verdict}"]

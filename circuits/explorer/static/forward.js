@@ -50,24 +50,20 @@ function normed(row, eps) {
 
 /** AbsTopK at a site, then everything but the circuit's nodes at its value, then what the reader set by hand. */
 function held(site, rows, edits) {
+  const byHand = site.nodes.map((i) => [i, edits.values[`${site.name}.${i}`]]).filter(([, set]) => set !== undefined);
   return rows.map((row, at) => {
     largest(row, site.k);
     for (let i = 0; i < row.length; i++) if (!site.kept[i]) row[i] = site.values[i];
-    for (const i of site.nodes) {
-      const set = edits.values[`${site.name}.${i}`];
-      if (set !== undefined) row[i] = typeof set === "number" ? set : set[Math.min(at, set.length - 1)];
-    }
+    for (const [i, set] of byHand) row[i] = typeof set === "number" ? set : set[Math.min(at, set.length - 1)];
     return row;
   });
 }
 
 /** What the kept weights bring to a site, and the constant of all others; a cut weight passes its source's value. */
 function affine(p, site, rows, edits) {
-  const rest = site.rest.slice(), used = [];
-  for (const [s, t, w] of site.edges) {
-    if (edits.cut.has(`${site.source}.${s}>${site.name}.${t}`)) rest[t] += w * p.sites[site.source].values[s];
-    else used.push([s, t, w]);
-  }
+  const rest = site.rest.slice(), isCut = ([s, t]) => edits.cut.has(`${site.source}.${s}>${site.name}.${t}`);
+  const used = edits.cut.size ? site.edges.filter((edge) => !isCut(edge)) : site.edges;
+  if (edits.cut.size) for (const [s, t, w] of site.edges.filter(isCut)) rest[t] += w * p.sites[site.source].values[s];
   return rows.map((row) => {
     const out = rest.slice();
     for (const [s, t, w] of used) out[t] += w * row[s];

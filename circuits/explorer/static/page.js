@@ -1,6 +1,7 @@
 // The page: state, panes and what keys and pointers do. `mount` is the one way in, for the file and for Jupyter.
 
 const LN_CHANCE = Math.log(2);
+const CORE = { true: "Core: the whole model fails at the task without this node.", false: "Not core: the whole model does the task without this node too." };
 const KINDS = { core: "core: every run keeps it", contingent: "contingent: whether it is kept depends on the run", noise: "noise: few runs keep it" };
 
 class Explorer {
@@ -15,29 +16,37 @@ class Explorer {
   /** What a view is when nothing was asked yet. */
   fresh() {
     const tokens = this.view.prompts.length ? this.view.prompts[0].clean : this.view.given || [];
-    return { tokens, pair: 0, side: "clean", chosen: null, pins: [], groups: [], names: {}, cut: [], values: {}, keep: this.nodes.size, theme: "" };
+    return { tokens, pair: 0, side: "clean", chosen: null, pins: [], groups: [], names: {}, cut: [], values: {}, keep: this.nodes.size, open: [], theme: "" };
   }
 
   build() {
-    this.svg = drawing(this.view);
-    this.marks = new Map([...this.svg.querySelectorAll(".node")].map((m) => [m.dataset.id, m]));
-    this.lines = [...this.svg.querySelectorAll(".line")];
+    this.ground = make("div", { class: "ground" });
+    this.draw();
     this.panel = make("aside", { class: "panel", "aria-live": "polite" });
     this.pinned = make("section", { class: "pinned" });
     this.prompt = make("div", { class: "tokens" });
     this.answer = make("div", { class: "answer", role: "status" });
-    const ground = make("div", { class: "ground" }, this.svg);
-    this.root.replaceChildren(this.bar(), this.asking(), make("main", {}, ground, make("div", { class: "side" }, this.panel, this.pinned)));
+    this.root.replaceChildren(this.bar(), this.asking(), make("main", {}, this.ground, make("div", { class: "side" }, this.panel, this.pinned)));
     this.root.classList.add("explorer");
     this.root.tabIndex = 0;
     this.listen();
     this.render();
   }
 
+  /** The picture anew, with the layers that are open. */
+  draw() {
+    this.drawn = JSON.stringify(this.state.open);
+    this.svg = drawing(this.view, this.state.open);
+    this.marks = new Map([...this.svg.querySelectorAll(".node")].map((m) => [m.dataset.id, m]));
+    this.lines = [...this.svg.querySelectorAll(".line")];
+    this.listenTo(this.svg);
+    this.ground.replaceChildren(this.svg);
+  }
+
   bar() {
     const view = this.view;
     const button = (text, title, does) => make("button", { title, onclick: does }, text);
-    this.search = make("input", { type: "search", placeholder: "search nodes (/)", "aria-label": "search", oninput: () => this.paint() });
+    this.search = make("input", { type: "search", placeholder: "search nodes (/)", "aria-label": "search", oninput: () => this.find(), onkeydown: (event) => { if (event.key === "Enter") this.chooseFound(); } });
     this.slider = make("input", { type: "range", min: 0, max: this.nodes.size, "aria-label": "nodes kept", oninput: () => this.set({ keep: Number(this.slider.value) }) });
     this.kept = make("span", { class: "kept" });
     this.file = make("input", { type: "file", accept: ".json", hidden: true, onchange: () => this.open(this.file.files[0]) });
@@ -66,16 +75,41 @@ class Explorer {
   }
 
   listen() {
-    this.svg.addEventListener("click", (event) => {
-      const mark = event.target.closest(".node"), line = event.target.closest(".line");
-      if (mark) event.ctrlKey || event.metaKey ? this.pin(mark.dataset.id) : this.set({ chosen: mark.dataset.id });
-      else if (line && event.altKey) this.cut(`${line.dataset.source}>${line.dataset.target}`);
-    });
-    this.svg.addEventListener("dblclick", (event) => { const mark = event.target.closest(".node"); if (mark) this.rename(mark.dataset.id); });
     this.root.addEventListener("pointerover", (event) => { const at = event.target.closest("[data-id]"); this.hover(at ? at.dataset.id : null); });
-    this.svg.addEventListener("pointerdown", (event) => this.drag(event));
     this.root.addEventListener("keydown", (event) => this.key(event));
   }
+
+  listenTo(svg) {
+    svg.addEventListener("click", (event) => {
+      const mark = event.target.closest(".node"), line = event.target.closest(".line"), fold = event.target.closest(".fold");
+      if (fold) this.fold(fold.dataset.layer);
+      else if (mark) event.ctrlKey || event.metaKey ? this.pin(mark.dataset.id) : this.set({ chosen: mark.dataset.id });
+      else if (line && event.altKey) this.cut(`${line.dataset.source}>${line.dataset.target}`);
+    });
+    svg.addEventListener("dblclick", (event) => { const mark = event.target.closest(".node"); if (mark) this.rename(mark.dataset.id); });
+    svg.addEventListener("pointerdown", (event) => this.drag(event));
+  }
+
+  /** Fold an open layer, or open a folded one. */
+  fold(layer) {
+    this.set({ open: toggled(this.state.open, layer) });
+    this.svg.querySelector(`.fold[data-layer="${CSS.escape(layer)}"]`)?.focus();
+  }
+
+  /** Nodes whose id, label or given name holds what is searched for. */
+  found() {
+    const wanted = this.search.value.toLowerCase(), { names } = this.state;
+    return wanted ? [...this.nodes.values()].filter((n) => `${n.id} ${n.label} ${names[n.id] || ""}`.toLowerCase().includes(wanted)) : [];
+  }
+
+  /** Show what is searched for; the layers of a few found nodes are opened. */
+  find() {
+    const found = this.found();
+    if (found.length && found.length <= FEW && this.nodes.size > FOLD_ABOVE) this.set({ open: [...new Set([...this.state.open, ...found.map((n) => n.layer)])] });
+    else this.paint();
+  }
+
+  chooseFound() { const [first] = this.found(); if (first) this.set({ chosen: first.id }); }
 
   /** Dragging a mark up or down changes its value at every token. */
   drag(event) {
@@ -97,6 +131,8 @@ class Explorer {
 
   key(event) {
     if (event.target.matches("input, select")) { if (event.key === "Escape") this.root.focus(); return; }
+    const fold = event.target.closest(".fold");
+    if (fold && ["Enter", " "].includes(event.key)) { event.preventDefault(); this.fold(fold.dataset.layer); return; }
     const ids = [...this.nodes.keys()], at = ids.indexOf(this.state.chosen);
     const does = {
       "/": () => this.search.focus(),
@@ -109,7 +145,15 @@ class Explorer {
     if (does) { event.preventDefault(); does(); }
   }
 
-  set(change) { Object.assign(this.state, change); this.render(); this.onChange(this.state); }
+  set(change) {
+    Object.assign(this.state, change);
+    const chosen = this.nodes.get(change.chosen); // what is chosen is shown, even inside a fold
+    if (chosen && this.nodes.size > FOLD_ABOVE && !this.state.open.includes(chosen.layer)) this.state.open = [...this.state.open, chosen.layer];
+    if (JSON.stringify(this.state.open) !== this.drawn) this.draw();
+    this.render();
+    if (chosen) this.svg.show(this.marks.get(chosen.id));
+    this.onChange(this.state);
+  }
   pin(id) { this.set({ pins: toggled(this.state.pins, id) }); }
   cut(edge) { if (this.view.picture.lines.some((l) => l.kind === "weight" && `${l.source}>${l.target}` === edge)) this.set({ cut: toggled(this.state.cut, edge) }); }
   setValue(id, value) { if (this.program) this.set({ chosen: id, values: { ...this.state.values, [id]: value } }); }
@@ -181,7 +225,7 @@ class Explorer {
   }
 
   paint() {
-    const wanted = this.search.value.toLowerCase(), held = new Set(this.order.slice(this.state.keep));
+    const held = new Set(this.order.slice(this.state.keep)), found = this.search.value ? new Set(this.found().map((n) => n.id)) : null;
     for (const [id, mark] of this.marks) {
       const value = this.valueOf(id), name = this.state.names[id], label = this.nodes.get(id).label;
       mark.classList.toggle("chosen", id === this.state.chosen);
@@ -189,11 +233,13 @@ class Explorer {
       mark.classList.toggle("grouped", this.state.groups.some((g) => g.ids.includes(id)));
       mark.classList.toggle("held", held.has(id));
       mark.classList.toggle("set", id in this.state.values);
-      mark.classList.toggle("off", Boolean(wanted) && !`${id} ${label} ${name || ""}`.toLowerCase().includes(wanted));
+      mark.classList.toggle("off", found !== null && !found.has(id));
       mark.querySelector(".dot").style.fillOpacity = Math.min(1, 0.12 + (0.88 * Math.abs(value)) / this.spread(id));
       mark.querySelector(".dot").classList.toggle("below", value < 0);
       if (mark.querySelector(".value")) { mark.querySelector(".value").textContent = signed(value); mark.querySelector(".name").textContent = name || label; }
     }
+    for (const text of this.svg.querySelectorAll(".fold .found")) text.textContent = found ? `${[...found].filter((id) => this.nodes.get(id).layer === text.parentNode.dataset.layer).length} found` : "";
+    for (const line of this.lines) line.classList.toggle("of-chosen", [line.dataset.source, line.dataset.target].includes(this.state.chosen));
     for (const line of this.lines) line.classList.toggle("cut", this.state.cut.includes(`${line.dataset.source}>${line.dataset.target}`));
   }
 
@@ -238,7 +284,7 @@ class Explorer {
     const number = make("input", { type: "number", step: "any", class: "number", value: value.toFixed(3), "aria-label": "value", onchange: (e) => this.setValue(id, Number(e.target.value)) });
     const held = this.state.values[id] === undefined ? "value at the last token" : "value set by hand";
     const effect = node.effect === null ? "not measured" : `${signed(node.effect, 3)} nats of ${this.view.calibrated ? "calibrated " : ""}task loss`;
-    this.panel.replaceChildren(make("h2", {}, this.state.names[id] || node.label), make("p", { class: "faint" }, id), ...(KINDS[node.kind] ? [make("p", { class: "kind" }, KINDS[node.kind])] : []), name,
+    this.panel.replaceChildren(make("h2", {}, this.state.names[id] || node.label), make("p", { class: "faint" }, id), ...(KINDS[node.kind] ? [make("p", { class: "kind" }, KINDS[node.kind])] : []), ...(node.core === null || node.core === undefined ? [] : [make("p", { class: "in-core" }, CORE[node.core])]), name,
       make("p", {}, make("label", {}, `${held} `, number)),
       make("p", {}, make("button", { onclick: () => this.swap(id), class: "swap" }, id in this.state.values ? "let go (x)" : "take the other prompt's (x)"), make("button", { onclick: () => this.pin(id) }, "pin (p)")),
       ...this.contexts(note), this.list("Reads", note.reads), this.list("Writes", note.writes), make("p", {}, make("b", {}, "Without it: "), effect), this.weights(id));
@@ -263,7 +309,8 @@ class Explorer {
     const said = ["Left to right: tokens write to residual channels, nodes read channels, and the last ones move the logits. Blue passes a value on, orange turns its sign."];
     if (kinds.has("score")) said.push("A dotted line pairs a query and a key: their product decides where a head looks.");
     else if (sites.has("attn_v")) said.push("No query is paired with a key here: its head looks where keys alone, or constants, point.");
-    if (this.view.picture.nodes.some((n) => n.kind)) said.push("Outlines: thick is core (kept by every run), dashed contingent (depends on the run), dotted noise (kept by few).");
+    if (this.view.picture.nodes.some((n) => n.core)) said.push("A light centre marks the core: nodes that the whole model cannot do the task without. Of the others it has more than it needs, so another circuit may do without them.");
+    if (this.view.picture.nodes.some((n) => n.kind)) said.push("Outlines: thick is kept by every run of pruning, dashed depends on the run, dotted is kept by few.");
     if (kinds.has("residual")) said.push("A grey line is one residual channel, written by one node and read by a later one.");
     said.push("Click a mark to ask about it, Ctrl-click to pin, double click to rename, drag it up or down to change its value; Alt-click a line to cut it. Keys: \u2190 \u2192 choose, p pin, g group, r rename, x exchange, / search, Esc.");
     return said.map((text) => make("p", {}, text));
@@ -272,7 +319,8 @@ class Explorer {
   /** The verdicts of a trust report, each with what it says under the pointer. */
   trust() {
     const report = this.view.trust;
-    if (!report) return [make("p", { class: "trust faint" }, "Trust: no report was given to this page.")];
+    if (!this.program) return [];
+    if (!report) return [make("h2", {}, "Trust"), make("p", { class: "trust faint" }, "Not asked yet: is the circuit what the model really uses? \u201ccircuits trust CIRCUIT.json\u201d asks, and \u201ccircuits show CIRCUIT.json\u201d then puts its verdicts here (in Python: to_html(..., trust=circuits.trust_report(...))).")];
     const line = (e) => make("li", { class: `verdict ${e.verdict.replace(" ", "-")}`, title: e.meaning }, make("b", {}, e.verdict), ` ${e.name}: ${e.shown[0]} against ${e.shown[1]} ${e.unit}`);
     return [make("h2", {}, "Trust"), make("p", {}, report.verdict), make("ul", { class: "trust" }, report.entries.map(line))];
   }
@@ -291,7 +339,8 @@ class Explorer {
     const known = (ids) => (ids || []).filter((id) => this.nodes.has(id)), base = this.fresh();
     const some = (object) => Object.fromEntries(Object.entries(object || {}).filter(([id]) => this.nodes.has(id)));
     const tokens = (saved.tokens || []).filter((t) => Number.isInteger(t) && t >= 0 && t < this.view.tokens.texts.length).slice(0, this.program ? this.program.n_ctx : this.view.given.length);
-    this.set({ ...base, ...Object.fromEntries(Object.entries(saved).filter(([key]) => key in base)), tokens: tokens.length ? tokens : base.tokens,
+    const layers = new Set(this.view.picture.nodes.map((n) => n.layer));
+    this.set({ ...base, ...Object.fromEntries(Object.entries(saved).filter(([key]) => key in base)), open: (saved.open || []).filter((layer) => layers.has(layer)), tokens: tokens.length ? tokens : base.tokens,
       chosen: this.nodes.has(saved.chosen) ? saved.chosen : null, pins: known(saved.pins), names: some(saved.names), values: some(saved.values),
       groups: (saved.groups || []).map((g) => ({ name: String(g.name), ids: known(g.ids) })) });
   }

@@ -1,6 +1,7 @@
 // The drawing: places come from Python, marks and lines are SVG. Nothing here reads markup out of a text.
 
 const SVG = "http://www.w3.org/2000/svg";
+const CROWD = 300; // lines above which they are faint, but those of the chosen node
 const COLUMN = 92, ROW = 54, MARGIN = { left: 90, top: 58, right: 90, bottom: 40 };
 
 /** An element with attributes and children; a child that is no element becomes text. */
@@ -23,12 +24,14 @@ function signed(value, digits = 2) {
 /** Pixels of a place: rows run downwards, closer together where there are many. */
 function scales(picture) {
   const points = [...picture.nodes.map((n) => n.at), ...picture.ends.map((e) => e.at), ...picture.lines.flatMap((l) => l.points)];
-  let [low, high, columns] = [0, 0, 1]; // no spread of an array into arguments: there may be too many
-  for (const [along, across] of points) [low, high, columns] = [Math.min(low, across), Math.max(high, across), Math.max(columns, along)];
-  const rows = high - low;
+  let [low, high] = [0, picture.folded ? 4 : 0]; // no spread of an array into arguments: there may be too many
+  for (const [, across] of points) [low, high] = [Math.min(low, across), Math.max(high, across)];
+  const rows = high - low, columns = Math.max(1, ...picture.columns.map((column) => column.along));
   const row = Math.max(14, Math.min(ROW, 900 / Math.max(rows, 1)));
   return {
     row,
+    top: MARGIN.top + 40,
+    rows: rows * row,
     x: (a) => MARGIN.left + a * COLUMN,
     y: (c) => MARGIN.top + 40 + (c - low) * row,
     width: MARGIN.left + MARGIN.right + columns * COLUMN,
@@ -51,10 +54,10 @@ function lineMark(line, s, most) {
   const weight = line.kind === "weight" ? most.node : most.end;
   const look = ["score", "residual"].includes(line.kind) ? line.kind : line.weight < 0 ? "negative" : "positive";
   const width = look === "score" || look === "residual" ? 1.6 : 1.2 + (5 * Math.abs(line.weight)) / (weight || 1);
-  const path = make("path", { d: curved(line.points, s), class: `line ${look}`, "stroke-width": width });
+  const path = make("path", { d: curved(line.points, s), class: `line ${look} ${line.kept ? `kept-${line.kept}` : ""}`, "stroke-width": width });
   const words = { residual: "same residual channel: carried along", score: "this key times this query" };
   const said = words[line.kind] || `weight ${signed(line.weight)}`;
-  path.append(make("title", {}, `${line.source} \u2192 ${line.target}\n${said}`));
+  path.append(make("title", {}, `${line.source} \u2192 ${line.target}\n${said}${line.kept ? `\n${KINDS[line.kept]}` : ""}`));
   path.dataset.source = line.source;
   path.dataset.target = line.target;
   return path;
@@ -73,9 +76,10 @@ function nodeMark(node, s, top, view, fed) {
   const size = Math.max(5, Math.min(13, s.row * 0.3));
   const radius = size * (0.55 + 0.45 * Math.sqrt(Math.max(0, node.effect || 0) / (top || 1)));
   const [x, y] = [s.x(node.at[0]), s.y(node.at[1])];
-  const mark = make("g", { class: `node ${node.kind ? `kind-${node.kind}` : ""}`, tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
+  const mark = make("g", { class: `node ${node.kind ? `kind-${node.kind}` : ""} ${node.core ? "core" : ""}`, tabindex: "-1", role: "button", "aria-label": node.id, transform: `translate(${x},${y})` });
   mark.dataset.id = node.id;
   mark.append(make("circle", { r: radius + 4, class: "ring" }), make("circle", { r: radius, class: "dot" }));
+  if (node.core) mark.append(make("circle", { r: Math.max(1.5, radius * 0.3), class: "pith" }));
   if (s.row > 24) mark.append(make("text", { y: radius + 13, class: "name" }, node.label), make("text", { y: -radius - 4, class: "value" }));
   const unseen = unseenInput(node.id, view, fed);
   if (unseen && s.row > 24) mark.append(make("text", { x: -radius - 6, y: 4, class: "constant" }, unseen));
@@ -87,22 +91,28 @@ function columnHeads(picture, s) {
   const names = { attn_in: "reads", attn_q: "seeks", attn_k: "matches", attn_v: "carries", attn_out: "writes", mlp_in: "reads", mlp_neuron: "fires", mlp_out: "writes" };
   return picture.columns.map((column) => {
     const where = column.layer === null ? "" : `layer ${column.layer}`;
-    const head = make("g", { class: "head", transform: `translate(${s.x(column.along)},16)` });
-    head.append(make("text", {}, column.name.replace("attn_", "attn ").replace("mlp_", "mlp ")));
-    head.append(make("text", { y: 13, class: "faint" }, names[column.name] || ""), make("text", { y: 26, class: "faint" }, where));
+    const head = make("g", { class: "head", "data-x": s.x(column.along) });
+    head.append(make("text", { y: 16 }, column.name.replace("attn_", "attn ").replace("mlp_", "mlp ")));
+    head.append(make("text", { y: 29, class: "faint" }, names[column.name] || ""), make("text", { y: 42, class: "faint" }, where));
     return head;
   });
 }
 
-/** The whole drawing as one SVG element whose marks carry data-id and whose lines carry data-source and data-target. */
-function drawing(view) {
-  const picture = view.picture, s = scales(picture);
-  const weights = (kinds) => picture.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
-  const fed = new Set(picture.lines.filter((l) => l.kind !== "score").map((l) => l.target));
+/**
+ * The whole drawing as one SVG element whose marks carry data-id and whose lines carry data-source and data-target.
+ * open: layers that are not folded, where the circuit is so large that layers fold.
+ */
+function drawing(view, open = []) {
+  const whole = view.picture, folds = foldsOf(whole, open), canFold = whole.nodes.length > FOLD_ABOVE;
+  const picture = canFold ? { ...folded(whole, folds), folded: folds.size > 0 } : whole, s = scales(picture);
+  const weights = (kinds) => whole.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
+  const fed = new Set(whole.lines.filter((l) => l.kind !== "score").map((l) => l.target));
+  const moved = new Set(whole.lines.map((l) => l.target)); // logits that some weight leads to
   const most = { node: weights(["weight"]), end: weights(["embed", "shared", "position", "several", "unembed"]) };
-  const top = Math.max(0, ...picture.nodes.map((n) => n.effect || 0));
-  const svg = make("svg", { viewBox: `0 0 ${s.width} ${s.height}`, class: "picture", preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
-  const world = make("g", { class: "world" });
+  const top = whole.nodes.reduce((most, n) => Math.max(most, n.effect || 0), 0);
+  const height = Math.min(s.height, Math.max(700, 0.8 * s.width)); // more rows than that are reached by moving
+  const svg = make("svg", { viewBox: `0 0 ${s.width} ${height}`, class: `picture ${picture.lines.length > CROWD ? "crowd" : ""}`, preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
+  const world = make("g", { class: "world" }), heads = make("g", { class: "heads" }, make("rect", { x: -5000, y: -500, width: 20000, height: canFold ? 582 : 548, class: "ground-colour" }));
   const boxes = picture.boxes.map((box) => {
     const [x0, x1, y0, y1] = [s.x(box.along[0]) - 24, s.x(box.along[1]) + 24, s.y(box.across[0]) - 24, s.y(box.across[1]) + 24];
     const title = make("text", { x: x0 + 4, y: y0 - 4, class: "faint" }, `head ${box.layer}.${box.head}`);
@@ -110,27 +120,41 @@ function drawing(view) {
   });
   const ends = picture.ends.map((end) => {
     const isToken = !end.id.startsWith("logit:");
-    return make("text", { x: s.x(end.at[0]) + (isToken ? -6 : 6), y: s.y(end.at[1]) + 4, class: `end ${isToken ? "left" : ""}` }, end.label);
+    return make("text", { x: s.x(end.at[0]) + (isToken ? -6 : 6), y: s.y(end.at[1]) + 4, class: `end ${isToken ? "left" : ""} ${isToken || moved.has(end.id) ? "" : "faint"}` }, end.label + (isToken || moved.has(end.id) ? "" : " (constant)"));
   });
-  world.append(...boxes, ...columnHeads(picture, s), ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);
+  world.append(...boxes, ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);
   world.append(...picture.nodes.map((n) => nodeMark(n, s, top, view, fed)));
-  svg.append(world);
-  pannable(svg, world);
+  heads.append(...columnHeads(picture, s));
+  if (canFold) world.append(...foldMarks(picture, folds, s));
+  if (canFold) heads.append(...handles(picture, s));
+  svg.append(world, heads);
+  pannable(svg, world, heads, (s.height - height) / 2);
   return svg;
 }
 
-/** Wheel zooms about the pointer, dragging the ground moves. */
-function pannable(svg, world) {
-  let [x, y, scale] = [0, 0, 1], from = null;
-  const show = () => world.setAttribute("transform", `translate(${x},${y}) scale(${scale})`);
+/** Wheel zooms about the pointer, dragging the ground moves; heads of columns stay above. `svg.show(mark)` moves a mark into view. */
+function pannable(svg, world, heads, down) {
+  let [x, y, scale] = [0, -down, 1], from = null;
+  const show = () => {
+    world.setAttribute("transform", `translate(${x},${y}) scale(${scale})`);
+    for (const head of heads.querySelectorAll("[data-x]")) head.setAttribute("transform", `translate(${x + scale * head.dataset.x},0)`);
+  };
   const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
+  show();
+  svg.show = (mark) => {
+    const own = mark.getBoundingClientRect(), all = svg.getBoundingClientRect();
+    if (!own.width || (own.left > all.left && own.right < all.right && own.top > all.top + 60 && own.bottom < all.bottom)) return;
+    const [at, middle] = [place({ clientX: own.left, clientY: own.top }), place({ clientX: all.left + all.width / 2, clientY: all.top + all.height / 2 })];
+    [x, y] = [x + middle.x - at.x, y + middle.y - at.y];
+    show();
+  };
   svg.addEventListener("wheel", (event) => {
     event.preventDefault();
-    const p = place(event), next = Math.max(0.3, Math.min(8, scale * Math.exp(-event.deltaY / 500)));
+    const p = place(event), next = Math.max(0.1, Math.min(8, scale * Math.exp(-event.deltaY / 500)));
     [x, y, scale] = [p.x - ((p.x - x) * next) / scale, p.y - ((p.y - y) * next) / scale, next];
     show();
   }, { passive: false });
-  svg.addEventListener("pointerdown", (event) => { if (!event.target.closest(".node")) { from = place(event); svg.setPointerCapture(event.pointerId); } });
+  svg.addEventListener("pointerdown", (event) => { if (!event.target.closest(".node, .fold")) { from = place(event); svg.setPointerCapture(event.pointerId); } });
   svg.addEventListener("pointermove", (event) => {
     if (!from) return;
     const p = place(event);

@@ -7,9 +7,12 @@ import plotly.graph_objects as go
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
-from circuits.circuit.nodes import STREAM
+from circuits.circuit.nodes import STREAM, Node
 from circuits.circuit.score import LOSS
+from circuits.decompile.folded import answers_of
+from circuits.decompile.words import sentences
 from circuits.model.subject import Subject
+from circuits.model.transformer import SparseTransformer
 from circuits.plots import plot
 from circuits.plots.picture.frame import SIDE_PX, Frame, make_frame
 from circuits.plots.picture.furniture import annotations, shapes
@@ -26,10 +29,13 @@ from circuits.plots.picture.marks import (
     token_traces,
 )
 from circuits.plots.style import DESIGN_WIDTH, FAINT, INK, base_layout
+from tasks import Task
 
 __all__ = ["circuit_figure", "circuit_picture"]
 
 DEFAULT_D_HEAD = 16
+MAX_ANSWERS = 8
+"""Answers of a task up to which all their logits are drawn."""
 LEAST_WIDTH = 860
 """Pixels below which labels would collide; a page scrolls instead (`layout.meta` tells it)."""
 LEGEND = {
@@ -49,6 +55,7 @@ def circuit_figure(
     orientation: str = "horizontal",
     d_head: int | None = None,
     model: Subject | None = None,
+    task: Task | None = None,
 ) -> go.Figure:
     """Draw a circuit with the forward pass from left to right (or `vertical`: from bottom to top).
 
@@ -59,7 +66,9 @@ def circuit_figure(
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
     it is the circuit's own, and 16 where that is not known.
 
-    The picture shows the weights that the circuit names; with `model` they are held against the model's first.
+    The picture shows the weights that the circuit names; with `model` they are held against the model's first. With
+    `task` the logits of its answers are there even where no weight leads to them; with both, a sentence about each
+    node is under the pointer.
 
     Raises ValueError when `orientation` is unknown, when the circuit does not belong to `model`, or when there are q,
     k or v nodes and `d_head` does not divide the q channels.
@@ -69,10 +78,10 @@ def circuit_figure(
     if model is not None:
         check_belongs(model, circuit)
     width = _d_head(circuit, d_head)
-    layout = circuit_picture(circuit, d_head=width)
+    layout = circuit_picture(circuit, d_head=width, task=task)
     frame = make_frame(layout, is_horizontal=orientation == "horizontal")
     links = [link for link, _ in layout.lines]
-    hovers = key_hovers(circuit, links, width)
+    hovers = key_hovers(circuit, links, width, layout.place, node_words(circuit, model, task))
     diameters = mark_diameters(circuit, frame)
     traces = [
         *line_traces(layout, frame),
@@ -96,9 +105,18 @@ def circuit_figure(
     return figure
 
 
-def circuit_picture(circuit: Circuit, *, d_head: int | None = None) -> Layout:
-    """Where the picture has everything: the one layout of figure and page. Raises ValueError as `circuit_figure`."""
-    return circuit_layout(circuit, d_head=_d_head(circuit, d_head))
+def circuit_picture(circuit: Circuit, *, d_head: int | None = None, task: Task | None = None) -> Layout:
+    """Where the picture has everything: the one layout of figure and page. Errors and arguments as `circuit_figure`."""
+    answers = [] if task is None else [task.tokenizer.token(answer) for answer in answers_of(task)]
+    shown = answers if len(answers) <= MAX_ANSWERS else []
+    return circuit_layout(circuit, d_head=_d_head(circuit, d_head), logits=shown)
+
+
+def node_words(circuit: Circuit, model: Subject | None, task: Task | None) -> Mapping[Node, str]:
+    """A sentence about each node; none without model and task, or where the model is of a kind that none are made of."""
+    if task is None or not isinstance(model, SparseTransformer) or model.config.arch != "decoder":
+        return {}
+    return sentences(model, circuit, task)
 
 
 _LEGEND_BOX: Mapping[str, Any] = {

@@ -1,7 +1,8 @@
 """The words of the circuit picture: short labels on it, full sentences under the pointer."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
@@ -31,6 +32,8 @@ GLOSS: dict[str, str] = {
 _STACK = {"decoder": "", "encoder": "encoder, "}
 """What is said of the stack of a node."""
 
+HOVER_WIDTH = 72
+"""Characters of a line of a sentence under the pointer."""
 MAX_LISTED = 8
 """Weights listed under the pointer for one node, each way."""
 
@@ -50,15 +53,30 @@ def long_label(key: Key) -> str:
     return f"{key.partition(':')[0]} {short_label(key)}" if is_token(key) else short_label(key)
 
 
-def key_hovers(circuit: Circuit, links: Sequence[Link], d_head: int) -> dict[Key, str]:
-    """Hover text of every node, token and logit."""
+def key_hovers(
+    circuit: Circuit,
+    links: Sequence[Link],
+    d_head: int,
+    keys: Iterable[Key],
+    words: Mapping[Node, str] | None = None,
+) -> dict[Key, str]:
+    """Hover text of these nodes, tokens and logits; words: a sentence of what each node does."""
     incoming: dict[Key, list[Link]] = defaultdict(list)
     outgoing: dict[Key, list[Link]] = defaultdict(list)
     for link in links:
         incoming[link.target].append(link)
         outgoing[link.source].append(link)
-    keys = {*circuit.nodes, *incoming, *outgoing}
-    return {key: _hover(key, circuit, incoming, outgoing, d_head) for key in keys}
+    said = {node: _wrapped(text) for node, text in (words or {}).items()}
+    return {
+        key: _hover(key, circuit, incoming, outgoing, d_head)
+        + "".join(f"<br>{line}" for line in (said.get(key, []) if isinstance(key, Node) else []))
+        for key in keys
+    }
+
+
+def _wrapped(text: str) -> list[str]:
+    """Lines of a sentence, escaped for plotly."""
+    return [f"<i>{escaped(line)}</i>" for line in wrap(text, HOVER_WIDTH)]
 
 
 def _hover(
@@ -73,6 +91,7 @@ def _hover(
         lines += _node_lines(key, circuit, d_head)
     else:
         lines[0] = f"<b>{long_label(key)}</b>"
+        lines += [] if key in incoming or key in outgoing else ["no weight of the circuit leads here: a constant"]
     lines += _listed("in", [(link.source, link) for link in incoming.get(key, ())])
     lines += _listed("out", [(link.target, link) for link in outgoing.get(key, ())])
     return "<br>".join(lines)

@@ -98,10 +98,14 @@ class Layout:
         return min(values), max(values)
 
 
-def circuit_layout(circuit: Circuit, *, d_head: int) -> Layout:
-    """Lay a circuit out. `d_head` is the number of q (k, v) channels in a head."""
+def circuit_layout(circuit: Circuit, *, d_head: int, logits: Sequence[str] = ()) -> Layout:
+    """Lay a circuit out. `d_head` is the number of q (k, v) channels in a head.
+
+    logits: texts of tokens whose logits are drawn even where no weight leads to them.
+    """
     links = circuit_links(circuit)
-    ends = (end for link in links for end in (link.source, link.target))
+    ends = [end for link in links for end in (link.source, link.target)]
+    ends += [f"logit:{text}" for text in logits]
     ranks, chains = _ranks_and_chains(sorted({*circuit.nodes, *ends}, key=first_order), links)
     joints = _joints(links, chains)
 
