@@ -6,21 +6,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
 from circuits.commands.shared import (
     AsJson,
+    Force,
     OwnCorpus,
     Seed,
+    SeedOver,
     answer,
     check_apart,
+    check_free,
     clear_errors,
     configured,
     console,
     load_model,
     load_text,
+    read_config,
+    say_replaced,
+    show_table,
 )
 from circuits.files import check_writable
 
@@ -51,8 +56,9 @@ def demo(
 ) -> None:
     """Train on mini-Python, extract one circuit, write a report, the circuit and a page with its picture."""
     with clear_errors():
-        from circuits.commands.demo import run_demo
+        from circuits.commands.demo import FILES, run_demo
 
+        say_replaced(*(out / name for name in FILES))
         report = run_demo(task=task, seed=seed, out=out)
     answer(report, as_json, title=f"The circuit for {task}")
     if not as_json:
@@ -69,12 +75,12 @@ def demo(
 
 def train(
     corpus: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="mini (characters), python (the standard library), packages (installed ones), or the path of a file "
-            "or folder with text of your own."
+            help="mini (characters; the default), python (the standard library), packages (installed ones), that of a "
+            "toy task (circuits tasks lists them), or the path of a file or folder with text of your own."
         ),
-    ] = "mini",
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -102,7 +108,8 @@ def train(
     keep_minutes: Annotated[float, typer.Option(help="Minutes between numbered checkpoints.")] = 1.0,
     keep_steps: Annotated[int | None, typer.Option(help="Keep one every so many steps as well.")] = None,
     keep_last: Annotated[int, typer.Option(help="How many numbered checkpoints stay.")] = 3,
-    seed: Seed = 0,
+    seed: SeedOver = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a weight-sparse transformer and save it; --resume takes up what was interrupted, or killed.
@@ -114,10 +121,12 @@ def train(
         from circuits.training.loop import train as run
         from circuits.training.numbered import Keep, Numbered
 
-        given = {"steps": steps, "minutes": minutes, "density": density}
-        chosen = _preset(recipe, corpus)(corpus=corpus, seed=seed).to_json()
-        chosen |= {key: value for key, value in given.items() if value is not None}
-        settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
+        given = {"corpus": corpus, "steps": steps, "minutes": minutes, "density": density, "seed": seed}
+        file = read_config(config, with_new_names)
+        named = str(corpus or file.get("corpus") or "mini")
+        base = _preset(recipe, named)(corpus=named).to_json()
+        settings = configured(TrainConfig.from_json, config, given, base=base, file=file)
+        check_free(out, force=force)
         text = load_text(settings.corpus, tokenizer, d_vocab)
         check_writable(out)
         stopped = out.with_suffix(".interrupted.safetensors")
@@ -150,6 +159,7 @@ def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
     """What makes the settings of a recipe: for real text, the toy one is that of real Python."""
     from circuits.training.config import TrainConfig
     from tasks.corpus import CORPORA, MACHINE
+    from tasks.near import unknown
 
     presets: dict[str, Callable[..., Any]] = {
         "toy": TrainConfig.toy if corpus in CORPORA and corpus not in MACHINE else TrainConfig.python,
@@ -157,7 +167,7 @@ def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
         "dense": TrainConfig.dense,
     }
     if recipe not in presets:
-        raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
+        raise ValueError(unknown("recipe", recipe, presets))
     return presets[recipe]
 
 
@@ -168,15 +178,19 @@ def prune(
     ] = "quotes",
     out: Annotated[Path | None, typer.Option(help="Circuit to write (default: out/TASK.json).")] = None,
     objective: Annotated[
-        str, typer.Option(help="margins (the model's, with their sizes), task (right answers), or faithful.")
-    ] = "margins",
+        str | None,
+        typer.Option(
+            help="margins (the model's, with their sizes; the default), task (right answers), or faithful."
+        ),
+    ] = None,
     target_loss: Annotated[
         float | None,
         typer.Option(help="Loss that the circuit may reach (by default 0.04 for margins, else 0.15 nats)."),
     ] = None,
     corpus: OwnCorpus = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of PruneConfig.")] = None,
-    seed: Seed = 0,
+    seed: SeedOver = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest circuit that still solves a task, and save it."""
@@ -186,10 +200,11 @@ def prune(
         from circuits.pruning.procedure import prune as run
         from tasks import load_task_for
 
-        found, text = load_model(model, corpus)
-        chosen = {"objective": objective, "target_loss": target_loss, "seed": seed}
-        settings = configured(PruneConfig.from_json, chosen, config)
+        given = {"objective": objective, "target_loss": target_loss, "seed": seed}
+        settings = configured(PruneConfig.from_json, config, given)
         check_apart(out, model)
+        check_free(out, force=force)
+        found, text = load_model(model, corpus)
         check_writable(out)
         circuit = run(found, load_task_for(found.tokenizer, task), settings, corpus=text)
         circuit.save(out)
@@ -214,6 +229,7 @@ def show(
 
         check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
+        say_replaced(page)
         model = _model_of(found, circuit.parent)
         if not _explore(page, found, model):
             history = found.metrics.get("history")
@@ -257,10 +273,10 @@ def _explore(page: Path, circuit: Any, model: Any) -> bool:
 def _print_nodes(circuit: Any) -> None:
     from circuits.circuit.nodes import NodeFacts
 
-    table = Table("layer", "site", "index", "mean", "effect (nats)", title="Nodes")
+    rows = []
     for node in circuit.nodes:
         facts = circuit.facts.get(node, NodeFacts(math.nan, math.nan))
-        table.add_row(
-            str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"
+        rows.append(
+            (str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}")
         )
-    console().print(table)
+    show_table("Nodes", ("layer", "site", "index", "mean", f"effect{circuit.criterion.unit}"), rows)
