@@ -3,6 +3,7 @@
 Names load when they are first used: `import circuits` costs nothing, and neither does `circuits --help`.
 """
 
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,7 @@ _HOMES = {
 """The module, inside the package, that each public name comes from."""
 _ROOMS = (
     *("bench", "bridges", "circuit", "composition", "decompile", "handmade", "heads", "kernels", "model"),
-    *("interop", "plots", "pruning", "ranking", "training", "trust", "zoo"),
+    *("explorer", "interop", "plots", "pruning", "ranking", "sweep", "training", "trust", "zoo"),
 )
 
 __all__ = [
@@ -100,7 +101,11 @@ def __getattr__(name: str) -> Any:
             return found
     if name in _ROOMS:
         return import_module(f"circuits.{name}")
-    raise AttributeError(f"module 'circuits' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    near = get_close_matches(name, [*__all__, *_ROOMS], n=1)
+    raise AttributeError(
+        f"module 'circuits' has no attribute {name!r}; it offers {', '.join([*__all__, *_ROOMS])}."
+        + "".join(f" Did you mean {found!r}?" for found in near)
+    )
 
 
 def __dir__() -> list[str]:

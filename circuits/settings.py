@@ -3,8 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from tasks.near import nearest
 
 S = TypeVar("S", bound="Settings")
 
@@ -54,6 +57,14 @@ class Settings:
         for field in fields(self):
             object.__setattr__(self, field.name, checked(field.name, getattr(self, field.name), field.type))
 
+    def __new__(cls, *_: Any, **values: Any) -> Any:
+        """Raises TypeError for a setting that there is none of, with the nearest that there is."""
+        names = [field.name for field in fields(cls)] if is_dataclass(cls) else list(values)
+        for name in values.keys() - set(names):
+            near = nearest(name, names)
+            raise TypeError(f"{cls.__name__}: got a setting {name!r}; expected some of {names}.{near}")
+        return super().__new__(cls)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types."""
         return asdict(self)
@@ -73,7 +84,9 @@ def checked(name: str, value: Any, kind: Any) -> Any:
     try:
         return _fitted(_plain(value), kind)
     except _UnfitError:
-        raise ValueError(f"{name}: got {value!r}; expected {_said(kind)}.") from None
+        raise ValueError(
+            f"{name}: got {value!r}; expected {_said(kind)}.{nearest(value, _options(kind))}"
+        ) from None
 
 
 def fitted(config_class: type, data: Any) -> dict[str, Any]:
@@ -97,12 +110,39 @@ def check_keys(config_class: type, data: Any) -> dict[str, Any]:
     names = [field.name for field in known]
     unknown = sorted(map(str, set(data) - set(names)))
     if unknown:
-        raise ValueError(f"{name}: unknown key {unknown}; expected keys out of {names}.")
+        raise ValueError(
+            f"{name}: unknown key {unknown}; expected keys out of {names}.{nearest(unknown[0], names)}"
+        )
     needed = [f.name for f in known if f.default is MISSING and f.default_factory is MISSING]
     missing = [field for field in needed if field not in data]
     if missing:
         raise ValueError(f"{name}: no key {missing}; expected one for each field without a default.")
     return dict(data)
+
+
+def check_kind(name: str, value: Any, kind: type, do: str) -> None:
+    """Raise ValueError where an argument is no instance of a class; do: the sentence that says how to get one."""
+    if not isinstance(value, kind):
+        got = repr(value) if isinstance(value, str | int | float | Path) else f"a {type(value).__name__}"
+        raise ValueError(f"{name}: got {got}; expected a {kind.__name__}. {do}")
+
+
+def check_config(config: Any, kind: type[Settings]) -> None:
+    """`check_kind` for settings."""
+    own = kind.__name__
+    check_kind("config", config, kind, f"Make one: circuits.{own}(...), or {own}.from_json(data).")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], above: str = "") -> list[str]:
+    """Where two settings in JSON differ, key by key: "model.n_ctx: 40 and 64"."""
+    found: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        was, now = old.get(key), new.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found += differences(was, now, f"{above}{key}.")
+        elif was != now:
+            found.append(f"{above}{key}: {was!r} and {now!r}")
+    return found
 
 
 class _UnfitError(Exception):
@@ -188,6 +228,14 @@ def _is_finite(value: int | float) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond the largest float
         return False
+
+
+def _options(kind: Any) -> list[str]:
+    """The texts that an annotation allows, where it lists them."""
+    parts = get_args(kind)
+    if get_origin(kind) is Literal:
+        return [option for option in parts if isinstance(option, str)]
+    return [option for part in parts for option in _options(part)]
 
 
 def _said(kind: Any) -> str:

@@ -15,6 +15,7 @@ from tasks.induction import Induction
 from tasks.mini_choices import FORMS, MiniChoice
 from tasks.modular import Modular
 from tasks.names import Names
+from tasks.near import unknown
 from tasks.ngrams import bigram_log_probs, trigram_loss
 from tasks.pairs import PairsTask, from_pairs
 from tasks.python import PythonChoice
@@ -71,13 +72,21 @@ OTHER_PROMPTS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def load_task(name: str, **options: Any) -> Task:
-    """The task called `name`, with `options` passed to its constructor; ValueError for an unknown name.
+    """The task called `name`, with `options` passed to its constructor; ValueError for an unknown name or option.
 
     Options may be what JSON makes of them: lists where the task holds tuples.
     """
     if name not in TASKS:
-        raise ValueError(f"name must be one of {sorted(TASKS)}, got {name!r}")
+        raise ValueError(unknown("task", name, TASKS))
+    _check_options(name, options)
     return TASKS[name](**_with_tuples(options))
+
+
+def _check_options(name: str, options: dict[str, Any]) -> None:
+    make = TASKS[name]
+    known = [field.name for field in fields(make.func if isinstance(make, partial) else make)]  # type: ignore[arg-type]
+    for option in options.keys() - set(known):
+        raise ValueError(unknown(f"option of {name!r}", option, known))
 
 
 def load_task_for(tokenizer: Any, name: str, **options: Any) -> Task:
@@ -120,7 +129,7 @@ def task_options(task: Task) -> dict[str, Any] | None:
     try:
         options = json.loads(json.dumps(options))
         return options if load_task_for(task.tokenizer, task.name, **options) == task else None
-    except TypeError:  # an option that JSON does not hold, or that is none of this task's
+    except (TypeError, ValueError):  # an option that JSON does not hold, or that is none of this task's
         return None
 
 

@@ -11,6 +11,7 @@ from tasks.grammar import MAX_ELEMENTS, draw_lines
 from tasks.induction import induction_corpus
 from tasks.modular import modular_corpus
 from tasks.names import names_corpus
+from tasks.near import nearest
 from tasks.own_text import own_corpus
 from tasks.packages import packages_corpus
 from tasks.stdlib import python_corpus
@@ -66,7 +67,8 @@ def load_corpus(
         return _by_name(str(name), seed, tokenizer, d_vocab)
     if not Path(name).exists():
         raise ValueError(
-            f"name must be one of {sorted(CORPORA)}, got {str(name)!r}, and no file or folder has that path"
+            f"corpus: got {str(name)!r}; expected one of {sorted(CORPORA)}, or the path of a file or folder: there is "
+            f"none of that name.{nearest(name, CORPORA)}"
         )
     return own_corpus(name, tokenizer=_bpe(tokenizer), d_vocab=d_vocab)
 

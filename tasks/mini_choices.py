@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tasks.base import Batch, Pair, Split, draw_pairs, encode_pairs
 from tasks.grammar import QUOTES, draw_name
+from tasks.near import unknown
 from tasks.tokenizer import DIGITS, LETTERS, CharTokenizer
 
 N_CTX = 16
@@ -59,7 +60,7 @@ class MiniChoice:
 
     def __post_init__(self) -> None:
         if self.name not in FORMS:
-            raise ValueError(f"name must be one of {sorted(FORMS)}, got {self.name!r}")
+            raise ValueError(unknown("name", self.name, FORMS))
 
     @property
     def n_ctx(self) -> int:

@@ -90,6 +90,8 @@ def from_pairs(
     three pairs, and by row for missing columns, prompts of different lengths, answers that agree.
     """
     rows = _read(pairs)
+    if not rows:
+        raise ValueError(f"pairs: got no rows; expected at least {len(SHARES)}, each with {FIELDS}.")
     first = _first_token(tokenizer, bos)
     encoded, by_first = [], []
     for i, row in enumerate(rows):

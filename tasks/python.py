@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tasks.base import Batch, Pair, Split, draw_pairs, encode_pairs
+from tasks.near import unknown
 from tasks.python_choices import CHOICES, Choice
 from tasks.stdlib import python_tokenizer
 from tasks.tokenizer import BPE, DIGITS
@@ -46,7 +47,7 @@ class PythonChoice:
 
     def __post_init__(self) -> None:
         if self.name not in CHOICES:
-            raise ValueError(f"name must be one of {sorted(CHOICES)}, got {self.name!r}")
+            raise ValueError(unknown("name", self.name, CHOICES))
         if len(self.variables) < 10 or not self.leading_digits:
             raise ValueError(
                 f"tokenizer {self.tokenizer.name!r} has single tokens for {len(self.variables)} of {len(VARIABLES)} "

@@ -177,12 +177,12 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
         (("demo", "--task", "chess"), "task: got 'chess'; expected 'quotes' or 'brackets'"),
         (("train", "--recipe", "magic"), "recipe: got 'magic'; expected one of"),
         (("train", "--density", "0.0001"), "is too small for 0.W_Q"),
-        (("train", "--corpus", "nowhere"), "name must be one of"),
+        (("train", "--corpus", "nowhere"), "corpus: got 'nowhere'; expected one of"),
         (("prune", "absent.safetensors"), "cannot be read as a checkpoint"),
         (("show", "absent.json"), "absent.json"),
         (("trust", "absent.json"), "absent.json"),
         (("verify", "--seeds", "0"), "at least one seed"),
-        (("verify", "--models", "chess"), "expected models out of"),
+        (("verify", "--models", "chess"), "models: got 'chess'; expected one of"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def test_errors_of_windows(mini: Corpus, arguments: dict, message: str) -> None:
 
 def test_unknown_corpus() -> None:
     with pytest.raises(
-        ValueError, match=r"name must be one of \[.*'mini'.*\], got 'nonsense', and no file or folder"
+        ValueError, match=r"corpus: got 'nonsense'; expected one of \[.*'mini'.*\], or the path of a file"
     ):
         load_corpus("nonsense")
 

@@ -76,12 +76,16 @@ def test_a_subject_is_refused_where_weights_are_read(name, wrapped):
 
 
 def test_what_is_no_model_is_told_how_to_become_one():
-    for thing in (None, torch.nn.Linear(1, 1), "model.safetensors"):
+    for thing in (None, torch.nn.Linear(1, 1)):
         for check in (check_ours, check_subject):
             with pytest.raises(
                 ValueError, match=r"model: got a \w+; it expected .*boot_transformers.*load_checkpoint"
             ):
                 check(thing, "it")
+    with pytest.raises(
+        ValueError, match=r"model: got a str; it expected .* Load it: .*load_checkpoint\('m.safetensors'"
+    ):
+        check_ours("m.safetensors", "it")
 
 
 def test_what_works_on_a_bridge_goes_on_working(wrapped):

@@ -397,7 +397,7 @@ def test_the_command_line_writes_nothing_for_text_that_is_none(tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--corpus", tmp_path / "empty"], "holds no text"),
-        (["--corpus", tmp_path / "nowhere"], "name must be one of"),
+        (["--corpus", tmp_path / "nowhere"], "corpus: got "),
         (["--corpus", __file__, "--tokenizer", tmp_path / "no.json"], "there is no such file"),
         (["--corpus", __file__, "--d-vocab", 5], "d_vocab must be at least 256"),
         (

@@ -152,7 +152,7 @@ def test_errors_of_batch(task: Task) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nonsense", {}, r"name must be one of \['bracket.*\], got 'nonsense'"),
+        ("nonsense", {}, r"task: got 'nonsense'; expected one of \['bracket.*\]"),
         ("quotes", {"context_lines": 4}, "context_lines must be 0 to 3 lines, got 4"),
         ("brackets", {"length": 65}, "length must be 1 to 64 elements or None, got 65"),
         ("brackets", {"distractors": -1}, "distractors must be 0 to 8 lines, got -1"),
@@ -193,7 +193,7 @@ def test_a_tokenizer_too_small_for_python_is_refused() -> None:
     bytes_only = BPE.train(["x = 1"], name="bytes", d_vocab=256)
     with pytest.raises(ValueError, match=r"tokenizer 'bytes' has single tokens for 0 of \d+ variable names"):
         PythonChoice(name="with_as", tokenizer=bytes_only)
-    with pytest.raises(ValueError, match=r"name must be one of \['bracket_brace'.*got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"name: got 'nonsense'; expected one of \['bracket_brace'"):
         PythonChoice(name="nonsense", tokenizer=bytes_only)
 
 
@@ -221,7 +221,7 @@ def test_forms_of_mini_python_could_stand_in_its_text(name: str) -> None:
 
 
 def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of \['bracket_kind'.*got 'rhyme'"):
+    with pytest.raises(ValueError, match=r"name: got 'rhyme'; expected one of \['bracket_kind'"):
         MiniChoice(name="rhyme")
 
 

@@ -152,7 +152,7 @@ def test_config_errors():
         TrainConfig(density=0.0)
     with pytest.raises(ValueError, match="steps: got 0"):
         TrainConfig(steps=0)
-    with pytest.raises(ValueError, match="name must be one of"):
+    with pytest.raises(ValueError, match="corpus: got 'nowhere'; expected one of"):
         train(TrainConfig(corpus="nowhere"), progress=False)
     for config in (TrainConfig.paper(), TrainConfig.python(), TrainConfig.dense()):
         assert TrainConfig.from_json(config.to_json()) == config

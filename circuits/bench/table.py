@@ -21,6 +21,9 @@ COLUMNS = (
     "bytes/s of memcpy's",
 )  # fmt: skip
 
+SHORT = ("operation", "d_model", "density", "x naive", "x PyTorch", "ms")
+"""The columns that a terminal has room for; "x" is how many times faster."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(Settings):
@@ -95,6 +98,14 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         _spread(row["fast_ms"], row["fast_ms_spread"]),
         "" if row["bytes_per_memcpy"] is None else f"{row['bytes_per_memcpy']:.2f}",
     ]
+
+
+def short_cells(row: Mapping[str, Any]) -> list[str]:
+    """A row as texts, in the order of `SHORT`, for 80 columns: medians alone."""
+    head = [row["name"], str(row["d_model"]), _density(row["density"])]
+    if not row["parity"]:
+        return [*head, "FAILS", "", ""]
+    return [*head, *(f"{row[key]:.3g}" for key in ("ratio", "ratio_plain", "fast_ms"))]
 
 
 def _density(density: float) -> str:

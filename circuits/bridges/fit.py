@@ -26,7 +26,7 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.compute import check_learnable, sparse_compute, with_gradients
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, reading
-from circuits.settings import require
+from circuits.settings import check_config, check_kind, require
 from circuits.training.config import TrainConfig, with_new_names
 from circuits.training.loop import new_model, with_vocabulary
 from circuits.training.losses import said_of
@@ -72,10 +72,15 @@ def fit_bridges(
     """
     keep_pages()
     config = config or BridgeConfig()
+    check_config(config, BridgeConfig)
+    check_kind("text", text, Corpus, "Make one: tasks.load_corpus(name or path).")
     if checkpoint is not None:
         check_writable(checkpoint, name="checkpoint")
     check_learnable(dense, "dense")
     if not isinstance(sparse, TrainConfig):
+        check_kind(
+            "sparse", sparse, SparseTransformer, "Give a model, or a TrainConfig by which one is trained."
+        )
         check_learnable(sparse, "sparse")
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
     if resume is not None:

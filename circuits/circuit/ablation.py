@@ -14,6 +14,7 @@ from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.tokens import only, real_places
 from circuits.model.transformer import SparseTransformer
+from tasks.near import unknown
 
 N_TEXTS = 16
 """Texts that resample ablation takes values from; prompt i meets text i modulo that many."""
@@ -59,7 +60,7 @@ def ablation_values(
     resample takes the first of the longest rows.
     """
     if kind not in get_args(Ablation):
-        raise ValueError(f"ablation: got {kind!r}; expected one of {get_args(Ablation)}.")
+        raise ValueError(unknown("ablation", kind, get_args(Ablation)))
     _check_places(model, kind)
     if kind == "mean" or kind in HOSTILE:
         return mean_values(model, tokens, lengths=lengths)

@@ -21,6 +21,7 @@ from circuits.model.kinds import of_subjects
 from circuits.model.sites import Site, WeightAt
 from circuits.model.subject import SparseSubject, Subject
 from circuits.model.transformer import SparseTransformer
+from circuits.settings import check_kind
 
 Masks = Mapping[Site, Tensor]
 """A tensor [width] for each masked site: 1 = keep."""
@@ -81,6 +82,7 @@ def ordinary(value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
 
 def check_belongs(model: Subject, circuit: Circuit) -> None:
     """Raise ValueError when the circuit was found in another model, or an edge has another weight than the model."""
+    check_kind("circuit", circuit, Circuit, "Load one: circuits.Circuit.load(path).")
     found = model.fingerprint()
     if circuit.model_hash != found:
         raise ValueError(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from circuits.model.subject import Subject
-from circuits.settings import Said
+from circuits.settings import Said, check_kind
 from circuits.statistics import share_of
 from tasks import Batch, Task
 from tasks.base import Targets
@@ -216,6 +216,7 @@ def _check_finite(name: str, margin: Float[Tensor, " rows"]) -> None:
 
 def task_margins(model: Subject, batch: Batch) -> Float[Tensor, " rows"]:
     """Margins of the whole model on a batch of prompt pairs, clean prompts first."""
+    check_kind("batch", batch, Batch, 'Draw one: task.batch(64, split="test", seed=0).')
     targets = batch.tokens_and_targets()
     with torch.inference_mode(False), torch.no_grad():
         return margins(model(targets.tokens), targets)
@@ -227,7 +228,9 @@ def task_score(model: Subject, batch: Batch) -> Score:
 
 
 def check_task(model: Subject, task: Task) -> None:
-    """Raise ValueError when the task's tokens or prompts do not fit the model."""
+    """Raise ValueError when the task's tokens or prompts do not fit the model, or where it is no task."""
+    named = f", {task!r}" if isinstance(task, str) else ", name"
+    check_kind("task", task, Task, f"Make it: tasks.load_task_for(model.tokenizer{named}).")
     if task.tokenizer.d_vocab != model.d_vocab:
         raise ValueError(
             f"task: {task.name!r} has a vocabulary of {task.tokenizer.d_vocab} tokens, the model one of "

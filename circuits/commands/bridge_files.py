@@ -10,12 +10,13 @@ import torch
 from circuits.bridges import BridgeConfig, bridge_metrics, chain_losses, fit_bridges, load_bridges
 from circuits.bridges.steering import channel_effects, steer
 from circuits.circuit.score import check_task
+from circuits.commands.shared import load_model
 from circuits.files import check_writable, write_json
 from circuits.model.checkpoint import save_checkpoint
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
 from circuits.training.config import TrainConfig
-from circuits.training.saved import load_model_alone, load_trained
+from circuits.training.saved import load_model_alone
 from tasks import load_task_for
 
 
@@ -36,7 +37,7 @@ def bridge_files(
     """
     for path in (out, out.with_suffix(".html")):
         check_writable(path)
-    model, text = load_trained(dense, corpus=corpus)
+    model, text = load_model(dense, corpus)
     trained = out.with_name(f"{out.stem}-sparse.safetensors")
     other: SparseTransformer | TrainConfig
     if sparse is None:

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from circuits.commands.shared import AsJson, OwnCorpus, Seed, answer, check_apart, clear_errors, configured
+from circuits.commands.shared import (
+    AsJson,
+    Force,
+    OwnCorpus,
+    Seed,
+    SeedOver,
+    answer,
+    check_apart,
+    check_free,
+    clear_errors,
+    configured,
+    say_replaced,
+)
 
 
 def bridge(
@@ -19,7 +31,8 @@ def bridge(
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of BridgeConfig.")] = None,
     resume: Annotated[Path | None, typer.Option(help="File that Ctrl-C left of the same fit.")] = None,
     corpus: OwnCorpus = None,
-    seed: Seed = 0,
+    seed: SeedOver = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Fit bridges between a dense and a sparse model, and write a page with what they are worth.
@@ -30,9 +43,12 @@ def bridge(
         from circuits.bridges import BridgeConfig
         from circuits.commands.bridge_files import bridge_files
 
-        settings = configured(BridgeConfig.from_json, {"seed": seed}, config)
+        settings = configured(BridgeConfig.from_json, config, {"seed": seed})
         for path in (out, out.with_suffix(".html")):
             check_apart(path, dense, *([sparse] if sparse else []))
+        made = [] if sparse else [out.with_name(f"{out.stem}-sparse.safetensors")]
+        check_free(out, *made, force=force)
+        say_replaced(out.with_suffix(".html"))
         report = bridge_files(dense, sparse, out, config=settings, steps=steps, resume=resume, corpus=corpus)
     answer(report, as_json, title="Bridges")
 
@@ -49,6 +65,7 @@ def steer(
     task: Annotated[str, typer.Option(help="Task whose prompts are steered.")] = "quotes",
     out: Annotated[Path, typer.Option(help="Curves to write.")] = Path("out/steering.json"),
     seed: Seed = 0,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Move channels of the sparse model, carry the move across a bridge, and sweep its strength."""
@@ -57,6 +74,8 @@ def steer(
 
         for path in (out, out.with_suffix(".html")):
             check_apart(path, bridges, dense, sparse)
+        check_free(out, force=force)
+        say_replaced(out.with_suffix(".html"))
         report = steer_files(
             bridges, dense, sparse, out, task=task, location=location, channels=channel or (), seed=seed
         )

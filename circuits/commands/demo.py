@@ -13,6 +13,9 @@ from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train
 from tasks import load_task
 
+FILES = ("model.safetensors", "report.json", "circuit.json", "circuit.html", "explorer.html")
+"""What the demo writes into its folder."""
+
 
 def run_demo(
     *, task: str = "quotes", seed: int = 0, out: Path = Path("out/demo"), progress: bool = True
@@ -23,7 +26,7 @@ def run_demo(
     """
     if task not in ("quotes", "brackets"):
         raise ValueError(f"task: got {task!r}; expected 'quotes' or 'brackets', the two of mini-Python.")
-    for name in ("model.safetensors", "report.json", "circuit.json", "circuit.html", "explorer.html"):
+    for name in FILES:
         check_writable(out / name)
     training = train(TrainConfig.toy(seed=seed), progress=progress)
     training.save(out / "model.safetensors")

@@ -5,20 +5,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from circuits.commands.shared import (
     AsJson,
+    Force,
     OwnCorpus,
     Seed,
+    SeedOver,
     answer,
     check_apart,
+    check_free,
     clear_errors,
     configured,
     console,
     load_model,
     report_beside,
+    say_replaced,
+    show_table,
 )
 from circuits.files import check_writable
 
@@ -33,8 +37,9 @@ def demo(
 ) -> None:
     """Train on mini-Python, extract one circuit, write a report, the circuit and a page with its picture."""
     with clear_errors():
-        from circuits.commands.demo import run_demo
+        from circuits.commands.demo import FILES, run_demo
 
+        say_replaced(*(out / name for name in FILES))
         report = run_demo(task=task, seed=seed, out=out)
     answer(report, as_json, title=f"The circuit for {task}")
     if not as_json:
@@ -56,15 +61,19 @@ def prune(
     ] = "quotes",
     out: Annotated[Path | None, typer.Option(help="Circuit to write (default: out/TASK.json).")] = None,
     objective: Annotated[
-        str, typer.Option(help="margins (the model's, with their sizes), task (right answers), or faithful.")
-    ] = "margins",
+        str | None,
+        typer.Option(
+            help="margins (the model's, with their sizes; the default), task (right answers), or faithful."
+        ),
+    ] = None,
     target_loss: Annotated[
         float | None,
         typer.Option(help="Loss that the circuit may reach (by default 0.04 for margins, else 0.15 nats)."),
     ] = None,
     corpus: OwnCorpus = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of PruneConfig.")] = None,
-    seed: Seed = 0,
+    seed: SeedOver = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest circuit that still solves a task, and save it."""
@@ -74,10 +83,11 @@ def prune(
         from circuits.pruning.procedure import prune as run
         from tasks import load_task_for
 
-        found, text = load_model(model, corpus)
-        chosen = {"objective": objective, "target_loss": target_loss, "seed": seed}
-        settings = configured(PruneConfig.from_json, chosen, config)
+        given = {"objective": objective, "target_loss": target_loss, "seed": seed}
+        settings = configured(PruneConfig.from_json, config, given)
         check_apart(out, model)
+        check_free(out, force=force)
+        found, text = load_model(model, corpus)
         check_writable(out)
         circuit = run(found, load_task_for(found.tokenizer, task), settings, corpus=text)
         circuit.save(out)
@@ -103,6 +113,7 @@ def show(
 
         check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
+        say_replaced(page)
         model = _model_of(found, circuit.parent)
         if not _explore(page, found, model, report_beside(circuit, found)):
             history = found.metrics.get("history")
@@ -147,10 +158,10 @@ def _explore(page: Path, circuit: Any, model: Any, trust: Any) -> bool:
 def _print_nodes(circuit: Any) -> None:
     from circuits.circuit.nodes import NodeFacts
 
-    table = Table("layer", "site", "index", "mean", "effect (nats)", title="Nodes")
+    rows = []
     for node in circuit.nodes:
         facts = circuit.facts.get(node, NodeFacts(math.nan, math.nan))
-        table.add_row(
-            str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}"
+        rows.append(
+            (str(node.layer), node.site, str(node.index), f"{facts.mean:+.3f}", f"{facts.effect:+.3f}")
         )
-    console().print(table)
+    show_table("Nodes", ("layer", "site", "index", "mean", f"effect{circuit.criterion.unit}"), rows)

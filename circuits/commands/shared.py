@@ -2,12 +2,13 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,8 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
 ]
 Seed = Annotated[int, typer.Option(help="Same seed, same bits.")]
+SeedOver = Annotated[int | None, typer.Option(help="Same seed, same bits (default: that of --config, or 0).")]
+Force = Annotated[bool, typer.Option("--force", help="Write over files that are there already.")]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -42,10 +45,16 @@ OwnCorpus = Annotated[
 
 
 def load_model(path: Path, corpus: str | None = None) -> tuple[Any, Any]:
-    """The model of a checkpoint, its tokenizer attached, and the text it was trained on."""
-    from circuits.training.saved import load_trained
+    """The model of a checkpoint, its tokenizer attached, and the text it was trained on.
 
-    return load_trained(path, corpus=corpus)
+    Raises ValueError for a run that was interrupted: its model is denser than it is to be.
+    """
+    from circuits.model.checkpoint import load_checkpoint
+    from circuits.training.saved import check_finished, with_corpus
+
+    saved = load_checkpoint(path)
+    check_finished(path, saved)
+    return with_corpus(path, saved, corpus)
 
 
 def load_text(corpus: str, tokenizer: Path | None, d_vocab: int | None) -> Any:
@@ -72,17 +81,63 @@ def _tokenizer(path: Path) -> Any:
     return found
 
 
-def configured(make: Callable[[Any], C], chosen: dict[str, Any], path: Path | None, old: Names = dict) -> C:
-    """Settings of some values, and over them those of a configuration file, which holds one JSON object.
+def read_config(path: Path | None, old: Names = dict) -> dict[str, Any]:
+    """The JSON object of a configuration file; an empty one without a file.
 
-    make: the settings' `from_json`. old: what turns the names of older files into today's. Raises UnreadableError (a
-    ValueError) for a file of another kind, or one with keys or values that do not fit.
+    old: what turns the names of older files into today's. Raises UnreadableError (a ValueError) for another kind.
     """
     if path is None:
-        return make(chosen)
+        return {}
     with reading(path, "a file with one JSON object of settings", name="config"):
-        data = files.read_json(path, name="config", expected="a file with one JSON object")
-        return make({**chosen, **old(data)})
+        return old(files.read_json(path, name="config", expected="a file with one JSON object"))
+
+
+def configured(
+    make: Callable[[Any], C],
+    path: Path | None,
+    given: Mapping[str, Any],
+    *,
+    base: Mapping[str, Any] | None = None,
+    file: Mapping[str, Any] | None = None,
+) -> C:
+    """Settings: those of `base`, over them those of a configuration file, over these what the command line says.
+
+    make: the settings' `from_json`. given: options of the command line; None was not said. file: what `read_config` read
+    of the file, where that is known. An object inside the file (`model`) changes the keys that it has and leaves the
+    others. Raises UnreadableError (a ValueError) for a file with keys or values that do not fit.
+    """
+    chosen = _over(base or {}, read_config(path) if file is None else file)
+    if path is not None:
+        with reading(path, "a file with one JSON object of settings", name="config"):
+            make(chosen)
+    return make(_over(chosen, {key: value for key, value in given.items() if value is not None}))
+
+
+def _over(base: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping over another; where both hold a mapping, so in turn."""
+    merged = dict(base)
+    for key, value in upper.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = {**below, **value} if both else value  # type: ignore[dict-item]
+    return merged
+
+
+def check_free(*paths: Path, force: bool, name: str = "out") -> None:
+    """Raise ValueError where a command would write over what took a while to make, unless it is told to."""
+    for path in paths:
+        if path.exists() and not force:
+            raise ValueError(
+                f"{name}: {path} is there already; expected a new file. Write over it with --force, or choose another "
+                f"with --{name}."
+            )
+
+
+def say_replaced(*paths: Path) -> None:
+    """Say, on standard error, which pages are written anew: they are made of files that stay."""
+    for path in paths:
+        if path.exists():
+            console(stderr=True).print(f"{path} was there: written anew.", highlight=False, soft_wrap=True)
 
 
 def check_apart(out: Path, *inputs: Path, name: str = "out") -> None:
@@ -135,7 +190,23 @@ def answer(report: dict[str, Any], as_json: bool, *, title: str) -> None:
     if as_json:
         sys.stdout.write(files.json_text(report, indent=1) + "\n")
         return
-    table = Table(title=title, show_header=False)
-    for key, value in report.items():
-        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    rows = [
+        (key, f"{value:.4g}" if isinstance(value, float) else str(value)) for key, value in report.items()
+    ]
+    show_table(title, (), rows)
+
+
+def show_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print a table: within the width of a terminal; into a pipe as lines with a tab between cells.
+
+    There the title goes to standard error, and no cell is cut or wrapped. head: empty for a table without one.
+    """
+    if not console().is_terminal:
+        console(stderr=True).print(title, highlight=False, soft_wrap=True)
+        for row in [head, *rows] if head else rows:
+            sys.stdout.write("\t".join(" ".join(str(cell).split()) for cell in row) + "\n")
+        return
+    table = Table(*head, title=title, show_header=bool(head), box=box.SIMPLE_HEAD, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
     console().print(table)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.commands.shared import AsJson, answer, clear_errors, console
+from circuits.commands.shared import AsJson, answer, clear_errors, console, say_replaced
 
 
 def sweep(
@@ -43,6 +43,7 @@ def sweep(
                 _wait(table, shown)
             else:
                 run_sweep(planned, folder, executor=executor, n_workers=workers, watch=shown)
+        say_replaced(*([export] if export else []))
         page = sweep_page(table, folder / "sweep.html")
         written = {} if export is None else {"export": str(write(table, export))}
         progress = table.progress()

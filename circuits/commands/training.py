@@ -7,7 +7,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from circuits.commands.shared import AsJson, Seed, answer, clear_errors, configured, console, load_text
+from circuits.commands.shared import (
+    AsJson,
+    Force,
+    SeedOver,
+    answer,
+    check_free,
+    clear_errors,
+    configured,
+    console,
+    load_text,
+    read_config,
+)
 from circuits.files import check_writable
 
 NEWEST = "@newest"
@@ -28,10 +39,10 @@ class Resumable(TyperCommand):
 
 
 Corpus = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="mini (characters), python (the standard library), packages (installed ones), or the path of a file or "
-        "folder with text of your own."
+        help="mini (characters; the default), python (the standard library), packages (installed ones), that of a "
+        "toy task (circuits tasks lists them), or the path of a file or folder with text of your own."
     ),
 ]
 Tokenizer = Annotated[
@@ -52,7 +63,7 @@ WandB = Annotated[str | None, typer.Option(help="Project on Weights & Biases to 
 
 
 def train(
-    corpus: Corpus = "mini",
+    corpus: Corpus = None,
     tokenizer: Tokenizer = None,
     d_vocab: DVocab = None,
     out: Annotated[Path, typer.Option(help="Checkpoint to write.")] = Path("out/model.safetensors"),
@@ -70,7 +81,8 @@ def train(
     device: Device = "cpu",
     tensorboard: TensorBoard = None,
     wandb: WandB = None,
-    seed: Seed = 0,
+    seed: SeedOver = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a weight-sparse transformer and save it; --resume takes up what was interrupted, or killed.
@@ -83,10 +95,12 @@ def train(
         from circuits.training.numbered import Keep
         from circuits.training.ranks import joined
 
-        given = {"steps": steps, "minutes": minutes, "density": density}
-        chosen = _preset(recipe, corpus)(corpus=corpus, seed=seed).to_json()
-        chosen |= {key: value for key, value in given.items() if value is not None}
-        settings = configured(TrainConfig.from_json, chosen, config, with_new_names)
+        given = {"corpus": corpus, "steps": steps, "minutes": minutes, "density": density, "seed": seed}
+        file = read_config(config, with_new_names)
+        named = str(corpus or file.get("corpus") or "mini")
+        base = _preset(recipe, named)(corpus=named).to_json()
+        settings = configured(TrainConfig.from_json, config, given, base=base, file=file)
+        check_free(out, force=force or resume is not None)
         keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
         with joined(device) as ranks:
             text = load_text(settings.corpus, tokenizer, d_vocab)
@@ -171,6 +185,7 @@ def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
     """What makes the settings of a recipe: for real text, the toy one is that of real Python."""
     from circuits.training.config import TrainConfig
     from tasks.corpus import CORPORA, MACHINE
+    from tasks.near import unknown
 
     presets: dict[str, Callable[..., Any]] = {
         "toy": TrainConfig.toy if corpus in CORPORA and corpus not in MACHINE else TrainConfig.python,
@@ -178,5 +193,5 @@ def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
         "dense": TrainConfig.dense,
     }
     if recipe not in presets:
-        raise ValueError(f"recipe: got {recipe!r}; expected one of {sorted(presets)}.")
+        raise ValueError(unknown("recipe", recipe, presets))
     return presets[recipe]

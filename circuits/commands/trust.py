@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from circuits.commands.shared import (
     AsJson,
     OwnCorpus,
-    Seed,
+    SeedOver,
     answer,
     check_apart,
     clear_errors,
@@ -18,6 +17,8 @@ from circuits.commands.shared import (
     console,
     load_model,
     report_path,
+    say_replaced,
+    show_table,
 )
 from circuits.files import check_writable
 
@@ -31,11 +32,12 @@ def trust(
         Path | None, typer.Option(help="HTML page to write (default: CIRCUIT.trust.html).")
     ] = None,
     prune_seeds: Annotated[
-        int, typer.Option(help="Prune this many times more, and compare the circuits (slow).")
-    ] = 0,
+        int | None,
+        typer.Option(help="Prune this many times more, and compare the circuits (slow; default: 0)."),
+    ] = None,
     corpus: OwnCorpus = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrustConfig.")] = None,
-    seed: Seed = 0,
+    seed: SeedOver = None,
     as_json: AsJson = False,
 ) -> None:
     """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict.
@@ -52,11 +54,11 @@ def trust(
         found = Circuit.load(circuit)
         path = model or find_checkpoint(circuit.parent, found.model_hash)
         loaded, text = load_model(path, corpus)
-        chosen = {"seed": seed, "prune_seeds": prune_seeds}
-        settings = configured(TrustConfig.from_json, chosen, config)
+        settings = configured(TrustConfig.from_json, config, {"seed": seed, "prune_seeds": prune_seeds})
         check_apart(page, circuit, path, name="page")
         check_writable(page, name="page")
         check_writable(report_path(circuit), name="circuit")
+        say_replaced(page)
         report = trust_report(loaded, found, config=settings, corpus=text)
         trust_page(page, report)
         report.save(report_path(circuit))
@@ -69,7 +71,9 @@ def trust(
         return
     _print_report(report)
     show = f"circuits show {circuit}"
-    console().print(Text.assemble("With figures: ", (str(page), "bold"), "; on the circuit's page: ", (show, "bold")))
+    console().print(
+        Text.assemble("With figures: ", (str(page), "bold"), "; on the circuit's page: ", (show, "bold"))
+    )
 
 
 def verify(
@@ -100,27 +104,33 @@ def verify(
         answer(report, True, title="")
     else:
         _print_recovery(report)
+        kept = f"Kept in {RESULTS}." if write else "Nothing was kept: --write does, from a checkout."
+        console(stderr=True).print(kept, highlight=False)
 
 
 def _print_report(report: Any) -> None:
     colours = {"pass": "green", "fail": "bold red"}
-    table = Table("", "item", "value", "baseline", "meaning", title=f"The circuit for {report.task}")
-    for entry in report.entries:
-        colour = colours.get(entry.verdict, "dim")
-        numbers = [f"{number} {entry.unit}".strip() for number in entry.shown()]
-        table.add_row(Text(entry.verdict, colour), entry.name, *numbers, entry.meaning)
-    console().print(table)
+    rows = [
+        (
+            Text(entry.verdict, colours.get(entry.verdict, "dim")),
+            entry.name,
+            *(f"{number} {entry.unit}".strip() for number in entry.shown()),
+            entry.meaning,
+        )
+        for entry in report.entries
+    ]
+    show_table(f"The circuit for {report.task}", ("", "item", "value", "baseline", "meaning"), rows)
     console().print(report.verdict, highlight=False)
 
 
 def _print_recovery(report: dict[str, Any]) -> None:
     methods = list(report["methods"])
-    table = Table("model", "nodes", "edges", "exact", *methods, title="Share of true nodes found")
+    rows = []
     for name, entry in report["per_model"].items():
         shares = [f"{entry['methods'][method]['precision']:.2f}" for method in methods]
         counts = (str(entry["n_nodes"]), str(entry["n_edges"]), f"{entry['recovered']} of {entry['total']}")
-        table.add_row(name, *counts, *shares)
-    console().print(table)
+        rows.append((name, *counts, *shares))
+    show_table("Share of true nodes found", ("model", "nodes", "edges", "exact", *methods), rows)
     console().print(
         f"{report['recovered']} of {report['total']} circuits recovered exactly, nodes and edges.",
         highlight=False,

@@ -93,7 +93,11 @@ def _picture(circuit: Circuit, layout: Layout, stability: Stability | None) -> d
         "ends": [{"id": key, "label": _text(key), "at": layout.place[key]} for key in ends],
         "lines": [
             {
-                "source": str(a), "target": str(b), "kind": kind, "weight": weight, "points": points,
+                "source": str(a),
+                "target": str(b),
+                "kind": kind,
+                "weight": weight,
+                "points": points,
                 "kept": edges.get((a, b)),
             }
             for (a, b, kind, weight), points in layout.lines

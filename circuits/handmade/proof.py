@@ -8,6 +8,7 @@ from typing import Any
 from circuits.files import mean, once, results_report, write_json
 from circuits.handmade import HARD, METHODS, MODELS, build_hard, rank_metrics, recover
 from circuits.pruning.config import PruneConfig
+from tasks.near import unknown
 
 EVERY = (*MODELS, *HARD)
 """Names of all hand-made models: islands, and those with doubles."""
@@ -29,12 +30,10 @@ def verify(
     what is there as done.
     Raises ValueError for an unknown model or fewer than one seed.
     """
-    unknown = sorted(set(models) - set(EVERY))
-    if unknown or seeds < 1:
-        raise ValueError(
-            f"models, seeds: got {unknown or list(models)}, {seeds}; expected models out of {sorted(EVERY)} "
-            "and at least one seed."
-        )
+    for name in set(models) - set(EVERY):
+        raise ValueError(unknown("models", name, EVERY))
+    if seeds < 1:
+        raise ValueError(f"seeds: got {seeds}; expected at least one seed.")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
     for seed in range(seeds):
         for name in models:

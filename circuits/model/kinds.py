@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from circuits.model.subject import Subject
@@ -59,6 +60,7 @@ def _checking(function: Callable[P, R], check: Callable[[Any, str], None]) -> Ca
 
 
 def _instead(model: Any) -> str:
+    """What to give in its place where weights are read."""
     if not _is_bridge(model) and not isinstance(model, Subject):
         return _as_subject(model)
     return (
@@ -68,6 +70,11 @@ def _instead(model: Any) -> str:
 
 
 def _as_subject(model: Any) -> str:
+    """How it becomes a subject."""
+    if isinstance(model, str | Path):
+        return f"Load it: circuits.load_checkpoint({str(model)!r}).model."
+    if isinstance(getattr(model, "model", None), SparseTransformer):  # what training, or loading, gave
+        return f"Pass its model: {type(model).__name__.lower()}.model."
     if _is_bridge(model):
         return "Make it one: circuits.interop.LensSubject(bridge.eval())."
     return f"Wrap a Hugging Face model, LensSubject({WRAP}.eval()); load one of ours with load_checkpoint."

@@ -22,6 +22,24 @@ from circuits.model.mlp import act_fn
 from circuits.model.options import ONE_STACK
 
 
+def check_device(given: Any) -> None:
+    """Raise ValueError for the name of a device that torch does not know, or finds none of."""
+    if not isinstance(given, str | torch.device):
+        return
+    try:
+        device = torch.device(given)
+    except RuntimeError:
+        raise ValueError(
+            f"device: got {given!r}; expected 'cpu', or 'cuda' where there is an NVIDIA GPU. `circuits doctor` says "
+            "whether there is."
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device: got {str(given)!r}; expected 'cpu', since this PyTorch finds no NVIDIA GPU. `circuits doctor` "
+            "says what is missing."
+        )
+
+
 def lens_config(config: ModelConfig) -> TransformerLensConfig:
     """The same shape in TransformerLens's words; its switches start off."""
     lens = TransformerLensConfig(
@@ -68,6 +86,12 @@ class LensModel(HookedRootModule):
         if return_cache_object:
             cache = cache_of(self, cache, has_batch_dim=not remove_batch_dim)
         return out, cache
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As torch's. Raises ValueError for a device that there is none of."""
+        for given in (*args[:1], kwargs.get("device")):
+            check_device(given)
+        return super().to(*args, **kwargs)
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.reading import UnreadableError
+from circuits.settings import check_kind
 from tasks import Corpus, Task, TextId, load_corpus
 from tasks.corpus import CORPORA, MACHINE
 from tasks.own_text import recall_corpus
@@ -37,6 +38,7 @@ def check_corpus(model: Any, corpus: Corpus, task: Task | None = None, *, name: 
 
     task: what it is asked, which knows its tokenizer where the model does not.
     """
+    check_kind(name, corpus, Corpus, "Make one: tasks.load_corpus(name or path).")
     check_vocabulary(corpus.tokenizer, model.d_vocab, name=name)
     if task is not None:
         check_same_tokenizer(

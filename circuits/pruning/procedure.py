@@ -28,6 +28,7 @@ from circuits.model.text import check_corpus, text_of
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
+from circuits.settings import check_config
 from circuits.signals import heeding_interrupts
 from tasks import Corpus, Task
 
@@ -58,6 +59,7 @@ def prune(
     """
     keep_pages()
     config = config or PruneConfig()
+    check_config(config, PruneConfig)
     check_task(model, task)
     if corpus is None and isinstance(model, SparseTransformer):
         corpus = text_of(model)

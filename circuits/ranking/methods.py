@@ -27,6 +27,7 @@ from circuits.ranking.ranking import Kind, Ranking
 from circuits.settings import Count, Seed, Settings
 from tasks import Task
 from tasks.base import Targets
+from tasks.near import unknown
 
 SAYS = Says(act=None, arch=None, norm=None, norm_position=None, embed_scale=None, experts=None)
 """What weight magnitude sees: composed heads read the stream through weights that belong to no edge."""
@@ -56,7 +57,7 @@ def rank(model: Subject, task: Task, *, method: str = "gates", config: RankConfi
     Raises ValueError for another method, a task that does not fit the model, and a model that a method cannot rank.
     """
     if method not in METHODS:
-        raise ValueError(f"method: got {method!r}; expected one of {sorted(METHODS)}.")
+        raise ValueError(unknown("method", method, METHODS))
     check_task(model, task)
     kind, score = METHODS[method]
     if kind == "edges":

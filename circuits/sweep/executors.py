@@ -13,6 +13,7 @@ from typing import Any
 from circuits.sweep.plan import Plan
 from circuits.sweep.table import Progress, RunTable
 from circuits.sweep.work import table_of, work
+from tasks.near import unknown
 
 Watch = Callable[[Progress], Any]
 POLL = 0.2
@@ -37,7 +38,7 @@ def run_sweep(
     is missing.
     """
     if executor not in EXECUTORS:
-        raise ValueError(f"executor: got {executor!r}; expected one of {sorted(EXECUTORS)}.")
+        raise ValueError(unknown("executor", executor, EXECUTORS))
     if n_workers is not None and n_workers < 1:
         raise ValueError(f"n_workers: got {n_workers}; expected a whole number of at least 1.")
     table = table_of(Path(folder), shared=executor != "local")

@@ -88,12 +88,12 @@ class TrainConfig(Settings):
     n_val: Count = 256
     "Validation sequences."
 
-    def __new__(cls, **values: Any) -> "TrainConfig":
+    def __new__(cls, *_: Any, **values: Any) -> "TrainConfig":
         """Raises TypeError for the older name of a field, which only `from_json` takes."""
         for old in RENAMED.keys() & values.keys():
             new = RENAMED[old]
             raise TypeError(f"TrainConfig: {old!r} is called {new!r} now; pass {new}={values[old]!r}.")
-        return super().__new__(cls)
+        return super().__new__(cls, **values)
 
     def __post_init__(self) -> None:
         super().__post_init__()

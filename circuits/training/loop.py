@@ -25,6 +25,7 @@ from circuits.model.encdec import n_targets
 from circuits.model.text import check_corpus, text_of
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand, reading
+from circuits.settings import check_config, check_kind, differences
 from circuits.training.config import TrainConfig
 from circuits.training.losses import losses_of_parts, said_of, validation_loss
 from circuits.training.numbered import Numbered, newest_good
@@ -132,7 +133,9 @@ def train(
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     """
     keep_pages()
-    corpus = corpus or load_corpus(config.corpus, 0)
+    check_config(config, TrainConfig)
+    corpus = load_corpus(config.corpus, 0) if corpus is None else corpus
+    _check_streams(corpus, config.model.n_ctx)
     config = with_vocabulary(config, corpus)
     check_budgets(config)
     stopped = checkpoint or Path("out") / "interrupted.safetensors"
@@ -173,6 +176,18 @@ def check_divisible(config: TrainConfig, ranks: Ranks) -> None:
             f"minutes: got {config.minutes:g} for {ranks.size} processes, whose clocks differ; expected None. Say how "
             "long with steps."
         )
+
+
+def _check_streams(corpus: Corpus, n_ctx: int) -> None:
+    """Raise ValueError for what is no text, or too little of it for one window."""
+    check_kind("corpus", corpus, Corpus, "Make one: tasks.load_corpus(name or path).")
+    for split, stream in (("train", corpus.train), ("val", corpus.val)):
+        if len(stream) < n_ctx or stream.is_floating_point():
+            kind = str(stream.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"corpus: got {len(stream)} tokens of {kind} in {split!r} of {corpus.name!r}; expected whole numbers, "
+                f"at least n_ctx = {n_ctx} of them. Give it more text, or the model a smaller n_ctx."
+            )
 
 
 def with_vocabulary(config: TrainConfig, corpus: Corpus) -> TrainConfig:
@@ -300,8 +315,9 @@ class _Run:
             theirs = TrainConfig.from_json(saved.meta["train"])
         if theirs != self.config:
             raise UnreadableError(
-                f"resume: {path} belongs to another config; expected the one it was started with "
-                f"({saved.meta['train']})."
+                f"resume: {path} belongs to another config, it differs in "
+                f"{'; '.join(differences(theirs.to_json(), self.config.to_json()))} (there and here); expected the "
+                "one it was started with. Change these back, or start anew without resume."
             )
         if "generator" not in saved.extra or "step" not in saved.meta:
             raise UnreadableError(

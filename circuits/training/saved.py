@@ -24,11 +24,25 @@ def load_trained(
 
 
 def load_model_alone(path: str | Path) -> SparseTransformer:
-    """The model of any checkpoint, its tokenizer attached; its text is looked for only where an older file needs it."""
+    """The model of a checkpoint, its tokenizer attached; its text is looked for only where an older file needs it.
+
+    Raises ValueError for a run that was interrupted.
+    """
     saved = load_checkpoint(path)
+    check_finished(path, saved)
     if saved.model.tokenizer is None:
         return with_corpus(path, saved)[0]
     return saved.model.eval()
+
+
+def check_finished(path: str | Path, saved: Checkpoint) -> None:
+    """Raise ValueError for a run that was interrupted: its density has not yet fallen to what it is to be."""
+    if "step" in saved.meta and saved.extra:
+        raise ValueError(
+            f"model: {path} is a run that was interrupted at step {saved.meta['step']}, with density "
+            f"{saved.model.density():.2%}; expected a finished one. Go on with it: circuits train --resume {path} and "
+            "the options that it had."
+        )
 
 
 def with_corpus(

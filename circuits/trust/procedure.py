@@ -18,6 +18,7 @@ from circuits.model.text import check_corpus
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
+from circuits.settings import check_config, check_kind
 from circuits.trust import checks, controls, margins, yardsticks
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry, TrustReport
@@ -69,6 +70,8 @@ def trust_report(
     is not that of the circuit, or when the right answers are asked for and the model cannot give them.
     """
     config, started = config or TrustConfig(), time.perf_counter()
+    check_config(config, TrustConfig)
+    check_kind("circuit", circuit, Circuit, "Load one: circuits.Circuit.load(path).")
     task = task or circuit.criterion.load_task(model.tokenizer)
     _check(model, circuit, task, config)
     if corpus is not None:

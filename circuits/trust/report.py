@@ -55,7 +55,9 @@ class Entry:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Entry":
         """What `to_json` wrote."""
-        numbers = {name: math.nan if data[name] is None else float(data[name]) for name in ("value", "baseline")}
+        numbers = {
+            name: math.nan if data[name] is None else float(data[name]) for name in ("value", "baseline")
+        }
         said = {name: str(data[name]) for name in ("name", "meaning", "unit")}
         if data["verdict"] not in get_args(Verdict):
             raise ValueError(f"verdict: got {data['verdict']!r}; expected one of {get_args(Verdict)}.")

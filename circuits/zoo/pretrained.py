@@ -1,10 +1,12 @@
 """Small trained models that ship with the package, so that a question need not wait for training."""
 
 from pathlib import Path
+from typing import Any
 
 from circuits.bridges import BridgeSet, load_bridges
 from circuits.training.loop import Training
 from circuits.training.saved import load_trained
+from tasks.near import unknown
 
 FOLDER = Path(__file__).parent
 PRETRAINED = {
@@ -32,6 +34,26 @@ def load_pretrained_bridges(name: str = "mini-python") -> BridgeSet:
     return load_bridges(folder / "bridges.safetensors", dense=dense, sparse=sparse)
 
 
+def catalogue() -> list[dict[str, Any]]:
+    """What ships: name, kilobytes on disk, the function that loads it, and how it was made."""
+    models = [
+        (name, FOLDER / f"{name}.safetensors", "load_pretrained", made) for name, made in PRETRAINED.items()
+    ]
+    bridges = [
+        (name, FOLDER / "bridges" / name, "load_pretrained_bridges", made)
+        for name, made in PRETRAINED_BRIDGES.items()
+    ]
+    return [
+        {"name": name, "kilobytes": _size(path) // 1000, "loads": f"circuits.{loads}({name!r})", "made": made}
+        for name, path, loads, made in (*models, *bridges)
+    ]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of a folder's files."""
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir()))
+
+
 def _check(name: str, known: dict[str, str]) -> None:
     if name not in known:
-        raise ValueError(f"name: got {name!r}; expected one of {sorted(known)}.")
+        raise ValueError(unknown("name", name, known))
