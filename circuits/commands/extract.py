@@ -11,16 +11,21 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from circuits.commands.shared import (
+    HF,
     AsJson,
+    OtherModel,
     OwnCorpus,
+    OwnPairs,
     Seed,
     answer,
     check_apart,
     clear_errors,
     configured,
     console,
-    load_model,
+    load_subject,
+    load_task_of,
     load_text,
+    sites_of,
 )
 from circuits.files import check_writable
 
@@ -162,10 +167,21 @@ def _preset(recipe: str, corpus: str) -> Callable[..., Any]:
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(help="Checkpoint that `circuits train` wrote.")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint that `circuits train` wrote.")
+    ] = None,
+    model: OtherModel = None,
     task: Annotated[
-        str, typer.Option(help="A task of the model's corpus, such as quotes or brackets.")
+        str,
+        typer.Option(
+            help="A task of the model's corpus, such as quotes or brackets; of a model of Hugging Face ioi, "
+            "greater-than, docstring, pronouns, or a CSV file of pairs: clean, corrupt, answer, foil."
+        ),
     ] = "quotes",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a model of Hugging Face, repeatable: attn_head, mlp_neuron, attn_v, ..."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Circuit to write (default: out/TASK.json).")] = None,
     objective: Annotated[
         str, typer.Option(help="margins (the model's, with their sizes), task (right answers), or faithful.")
@@ -180,24 +196,34 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest circuit that still solves a task, and save it."""
-    out = out or Path("out") / f"{task}.json"
+    out = out or Path("out") / f"{Path(task).stem}.json"
     with clear_errors():
         from circuits.pruning.config import PruneConfig
         from circuits.pruning.procedure import prune as run
-        from tasks import load_task_for
 
-        found, text = load_model(model, corpus)
+        where = _one_model(checkpoint, model)
+        found, text = load_subject(where, corpus, sites)
         chosen = {"objective": objective, "target_loss": target_loss, "seed": seed}
         settings = configured(PruneConfig.from_json, chosen, config)
-        check_apart(out, model)
+        check_apart(out, Path(where))
         check_writable(out)
-        circuit = run(found, load_task_for(found.tokenizer, task), settings, corpus=text)
+        circuit = run(found, load_task_of(found.tokenizer, task), settings, corpus=text)
         circuit.save(out)
     answer({"circuit": str(out), **circuit.summary()}, as_json, title=f"The circuit for {task}")
 
 
+def _one_model(checkpoint: str | None, model: str | None) -> str:
+    if (checkpoint is None) == (model is None):
+        raise ValueError(
+            "model: got none, or two; expected one: a checkpoint as the argument, or --model hf:FOLDER."
+        )
+    return checkpoint or model or ""
+
+
 def show(
     circuit: Annotated[Path, typer.Argument(help="Circuit that `circuits prune` wrote.")],
+    model: OtherModel = None,
+    task: OwnPairs = None,
     page: Annotated[
         Path | None, typer.Option(help="HTML page to write (default: beside the circuit).")
     ] = None,
@@ -205,7 +231,8 @@ def show(
 ) -> None:
     """Print a circuit and write a page with its picture, to be opened in any browser, offline.
 
-    Where its model lies beside it, the weights of the circuit are held against the model's, and the page runs it.
+    Where its model is given or lies beside it, the weights of the circuit are held against the model's, and the page
+    runs it.
     """
     page = page or circuit.with_suffix(".html")
     with clear_errors():
@@ -214,13 +241,23 @@ def show(
 
         check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
-        model = _model_of(found, circuit.parent)
-        if not _explore(page, found, model):
+        subject = _given(found, model) if model else _model_of(found, circuit.parent)
+        if not _explore(page, found, subject, task):
             history = found.metrics.get("history")
             demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
     if not as_json:
         _print_nodes(found)
+
+
+def _given(circuit: Any, where: str) -> Any:
+    """The circuit's model, by its path or as hf:FOLDER; ValueError where it is another."""
+    from circuits.circuit.masked import check_belongs
+
+    wrapped = where.startswith(HF)
+    subject, _ = load_subject(where, sites=sites_of(circuit) if wrapped else None)
+    check_belongs(subject, circuit)
+    return subject
 
 
 def _model_of(circuit: Any, folder: Path) -> Any:
@@ -237,7 +274,7 @@ def _model_of(circuit: Any, folder: Path) -> Any:
     return model
 
 
-def _explore(page: Path, circuit: Any, model: Any) -> bool:
+def _explore(page: Path, circuit: Any, model: Any, pairs: str | None = None) -> bool:
     """Write the explorer; False without a model, and where no page can run the circuit (which is said)."""
     from circuits.explorer import circuit_view
     from circuits.explorer.page import page_html
@@ -246,7 +283,9 @@ def _explore(page: Path, circuit: Any, model: Any) -> bool:
     if model is None:
         return False
     try:
-        text = page_html(circuit_view(model, circuit, circuit.criterion.load_task(model.tokenizer)))
+        own = circuit.criterion.load_task
+        task = load_task_of(model.tokenizer, pairs) if pairs else own(model.tokenizer)
+        text = page_html(circuit_view(model, circuit, task))
     except ValueError as error:
         console(stderr=True).print(f"The picture stands alone: the page cannot run this circuit. {error}")
         return False

@@ -8,24 +8,28 @@ from rich.table import Table
 from rich.text import Text
 
 from circuits.commands.shared import (
+    HF,
     AsJson,
+    OtherModel,
     OwnCorpus,
+    OwnPairs,
     Seed,
     answer,
     check_apart,
     clear_errors,
     configured,
     console,
-    load_model,
+    load_subject,
+    load_task_of,
+    sites_of,
 )
 from circuits.files import check_writable
 
 
 def trust(
     circuit: Annotated[Path, typer.Argument(help="Circuit that `circuits prune` wrote.")],
-    model: Annotated[
-        Path | None, typer.Option(help="Its model (default: the checkpoint beside the circuit that fits it).")
-    ] = None,
+    model: OtherModel = None,
+    task: OwnPairs = None,
     page: Annotated[
         Path | None, typer.Option(help="HTML page to write (default: CIRCUIT.trust.html).")
     ] = None,
@@ -37,7 +41,10 @@ def trust(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict."""
+    """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict.
+
+    Its model is the checkpoint beside the circuit that fits it, unless --model says otherwise.
+    """
     page = page or circuit.with_suffix(".trust.html")
     with clear_errors():
         from circuits.circuit.circuit import Circuit
@@ -46,13 +53,14 @@ def trust(
         from circuits.trust import TrustConfig, trust_report
 
         found = Circuit.load(circuit)
-        path = model or find_checkpoint(circuit.parent, found.model_hash)
-        loaded, text = load_model(path, corpus)
+        path = model or str(find_checkpoint(circuit.parent, found.model_hash))
+        loaded, text = load_subject(path, corpus, sites_of(found) if path.startswith(HF) else None)
+        asked = load_task_of(loaded.tokenizer, task) if task else None
         chosen = {"seed": seed, "prune_seeds": prune_seeds}
         settings = configured(TrustConfig.from_json, chosen, config)
-        check_apart(page, circuit, path, name="page")
+        check_apart(page, circuit, Path(path), name="page")
         check_writable(page, name="page")
-        report = trust_report(loaded, found, config=settings, corpus=text)
+        report = trust_report(loaded, found, asked, config=settings, corpus=text)
         trust_page(page, report)
     if as_json:
         answer(
