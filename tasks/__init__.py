@@ -18,6 +18,7 @@ from tasks.names import Names
 from tasks.near import unknown
 from tasks.ngrams import bigram_log_probs, trigram_loss
 from tasks.pairs import PairsTask, from_pairs
+from tasks.public import PUBLIC, public_task
 from tasks.python import PythonChoice
 from tasks.python_choices import CHOICES
 from tasks.quotes import Quotes
@@ -27,6 +28,7 @@ from tasks.transduction import Gender, Transduction
 
 __all__ = [
     "CORPORA",
+    "PUBLIC",
     "TASKS",
     "Batch",
     "CompositionBatch",
@@ -43,6 +45,7 @@ __all__ = [
     "load_task_for",
     "load_tokenizer",
     "other_prompts",
+    "public_task",
     "task_options",
     "tokenizer_hash",
     "trigram_loss",
@@ -76,6 +79,10 @@ def load_task(name: str, **options: Any) -> Task:
 
     Options may be what JSON makes of them: lists where the task holds tuples.
     """
+    if name in PUBLIC:
+        raise ValueError(
+            f"name: {name!r} is made of a tokenizer's words; use load_task_for(tokenizer, {name!r})."
+        )
     if name not in TASKS:
         raise ValueError(unknown("task", name, TASKS))
     _check_options(name, options)
@@ -90,11 +97,13 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
 
 
 def load_task_for(tokenizer: Any, name: str, **options: Any) -> Task:
-    """`load_task` for a model with this tokenizer: the choices in real Python are made of its tokens.
+    """`load_task` for a model with this tokenizer: choices in real Python, and public tasks, are made of its tokens.
 
     All others have tokenizers of their own, and so has a choice where this one is no BPE: whether they fit the model
     is for whoever asks the model.
     """
+    if name in PUBLIC:
+        return public_task(name, tokenizer, **options)
     chosen = {"tokenizer": tokenizer} if name in CHOICES and isinstance(tokenizer, BPE) else {}
     return load_task(name, **{**chosen, **options})
 
@@ -121,6 +130,8 @@ def task_options(task: Task) -> dict[str, Any] | None:
     What is at its default is left out, and so is the BPE of a choice in real Python, which is its model's: see
     `load_task_for`. None for a task that `load_task` does not make, such as one of your own.
     """
+    if task.name in PUBLIC and isinstance(task, PairsTask):
+        return {} if public_task(task.name, task.tokenizer) == task else None
     if task.name not in TASKS or not is_dataclass(task):
         return None
     plain = load_task_for(task.tokenizer, task.name)

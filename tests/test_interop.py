@@ -113,7 +113,7 @@ def test_all_gates_closed_leaves_the_token_at_hand_and_constants(subject, tokens
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_every_site_reaches_the_logits_and_its_mean_is_that_of_its_hook(subject, tokens, name):
-    site = Site(1, name)
+    site, subject = Site(1, name), LensSubject(subject.bridge, sites=[name])
     values = mean_values(subject, tokens, batch_size=4)
     seen = []
     with subject.hooks(fwd_hooks=[(subject.hook_name(site), lambda x, hook: seen.append(x))]):

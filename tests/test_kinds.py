@@ -27,7 +27,10 @@ ASKED = (
     "sparse_compute",
     "compact",
 )
-RUNS = ("prune", "rank", "curve", "mean_values", "ablation_values", "run_masked", "run_circuit", "scope")
+RUNS = (
+    *("prune", "rank", "curve", "mean_values", "ablation_values", "run_masked", "run_circuit", "scope"),
+    *("trust_report", "gate_floor", "effects_between", "circuit_view", "to_html", "explore"),
+)
 
 
 for info in pkgutil.walk_packages(circuits.__path__, "circuits."):

@@ -30,11 +30,13 @@ def mean_values(
 ) -> dict[Site, Tensor]:
     """Mean of every coordinate of every site, averaged over batch and positions of a real forward pass.
 
+    [width] a site; where nodes are whole heads, all their channels, head after head.
+
     lengths: tokens of each row that count, where the rest is padding, as `batch.lengths` says for the prompts of a
     task; None: all of them. Raises ValueError for lengths that do not fit the tokens.
     """
     real = real_places(tokens, lengths)
-    sums = {site: torch.zeros(width, dtype=torch.float64) for site, width in model.widths.items()}
+    sums: dict[Site, Any] = dict.fromkeys(model.widths, 0)
     counts = dict.fromkeys(sums, 0)
     for chunk, places in zip(tokens.split(batch_size), real.split(batch_size), strict=True):
         at = {site: _places(model, site, chunk, places) for site in sums}
@@ -54,10 +56,10 @@ def ablation_values(
 ) -> dict[Site, Tensor]:
     """Replacement values from text: what each kind of ablation is, `Ablation` says.
 
-    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts;
-    stochastic and adversarial: the mean, from which they start.
-    lengths: as in `mean_values`; pos is then the longest, a position's mean is over the rows that reach it, and
-    resample takes the first of the longest rows.
+    mean and zero: [width] for each site; position: [pos, width]; resample: [text, pos, width], of the first texts
+    (where nodes are whole heads, width is that of all their channels, head after head); stochastic and adversarial: the
+    mean, from which they start. lengths: as in `mean_values`; pos is then the longest, a position's mean is over the
+    rows that reach it, and resample takes the first of the longest rows.
     """
     if kind not in get_args(Ablation):
         raise ValueError(unknown("ablation", kind, get_args(Ablation)))
@@ -66,7 +68,7 @@ def ablation_values(
         return mean_values(model, tokens, lengths=lengths)
     real = real_places(tokens, lengths)
     if kind == "zero":
-        return {site: torch.zeros(width).to(model.like) for site, width in model.widths.items()}
+        return site_values(model, tokens[:1], _nothing)
     if lengths is not None:
         width = int(lengths.max())
         tokens, real = tokens[:, :width], real[:, :width]
@@ -102,6 +104,10 @@ def _check_places(model: Subject, kind: Ablation) -> None:
 
 def _total(real: Mapping[Site, Tensor], site: Site, value: Float[Tensor, "batch pos width"]) -> Tensor:
     return only(real[site], value.double()).sum(dim=(0, 1)).cpu()
+
+
+def _nothing(site: Site, value: Float[Tensor, "batch pos width"]) -> Float[Tensor, " width"]:
+    return torch.zeros_like(value[0, 0])
 
 
 def _whole(site: Site, value: Tensor) -> Tensor:

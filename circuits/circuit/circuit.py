@@ -24,9 +24,11 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import (
     Ablation,
     Edge,
+    Effect,
     IOEdge,
     Node,
     NodeFacts,
+    check_effects,
     check_parts,
     edge_masks,
     io_end,
@@ -36,12 +38,14 @@ from circuits.circuit.nodes import (
 )
 from circuits.circuit.stored import check_layout
 from circuits.files import json_text, read_json, write_json
-from circuits.model.sites import Site, WeightAt, all_sites, prefix
+from circuits.model.sites import WHOLE_HEADS, Site, WeightAt, all_sites, prefix
 from circuits.reading import reading, sealed, unsealed
 from circuits.views import Decompiled, Explored, Plotted, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
+TOKENS, MARGIN = "tokens", "margin"
+"""What stands in a graph at the ends of effects that are no nodes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +62,10 @@ class Circuit(Plotted, Decompiled, Explored):
     "Nonzero weights between nodes, and q-k pairs; sorted."
     io_edges: tuple[IOEdge, ...] = ()
     "Embedding and unembedding entries of the task's tokens, counted apart; those at other nodes are dropped."
+    effects: tuple[Effect, ...] = ()
+    "Measured effects of nodes on later ones, where no weights lead from one to the other; strongest first."
     widths: Mapping[Site, int]
-    "Number of coordinates of each site."
+    "Number of nodes of each site: of its coordinates, or of its heads."
     n_layers: int
     "Layers of the model."
     d_head: int | None = None
@@ -69,7 +75,7 @@ class Circuit(Plotted, Decompiled, Explored):
     model_hash: str
     "`SparseTransformer.fingerprint()` of the model it belongs to."
     values: Mapping[Site, Float[Tensor, "*where width"]] = field(repr=False)
-    "The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."
+    "What takes the place of every node: [width], [pos, width] or [text, pos, width] a site; of heads, all channels."
     facts: Mapping[Node, NodeFacts] = field(default_factory=dict, repr=False)
     "Mean and ablation effect of each node."
     metrics: Mapping[str, Any] = field(default_factory=dict)
@@ -85,8 +91,10 @@ class Circuit(Plotted, Decompiled, Explored):
         for node in self.nodes:
             _check_node(node, self.n_layers, self.widths)
         check_parts(self.nodes, self.edges, self.io_edges)
+        object.__setattr__(self, "effects", tuple(sorted(set(self.effects), key=_strongest)))
+        check_effects(self.effects, self.nodes)
         for site in self.sites:
-            if site not in self.values or self.values[site].shape[-1:] != (self.widths[site],):
+            if site not in self.values or not _fits(self.values[site], site, self.widths[site]):
                 raise ValueError(
                     f"values: none of width {self.widths[site]} for site {site}; expected one value for "
                     "every coordinate of every site. Take them from circuits.mean_values(model, ...)."
@@ -162,7 +170,7 @@ class Circuit(Plotted, Decompiled, Explored):
         Kinds: `weight` (counted in `n_edges`), `score` (a q-k pair, counted too), `gate` (an expert and a neuron
         of it, counted too), `residual` (one residual channel written by one node and read by a later one; it carries
         no weight and is not counted), those of `io_edges` (from and to nodes that `io_end` names: `token:...`,
-        `position:...`, `logit:...`).
+        `position:...`, `logit:...`), and `effect` (measured, no weight and not counted; `size` is in logits).
         """
         graph = nx.DiGraph(task=self.task, model_hash=self.model_hash)
         place = {site: i for i, site in enumerate(self.sites, start=1)}
@@ -184,12 +192,19 @@ class Circuit(Plotted, Decompiled, Explored):
             else:
                 graph.add_node(end, layer=-1, subset=0)
                 graph.add_edge(end, str(io.node), weight=io.weight, kind=io.kind)
+        for effect in self.effects:
+            ends = (str(effect.source or TOKENS), str(effect.target or MARGIN))
+            for end, layer, subset in ((TOKENS, -1, 0), (MARGIN, self.n_layers, len(place) + 1)):
+                if end in ends:
+                    graph.add_node(end, layer=layer, subset=subset)
+            graph.add_edge(*ends, size=effect.size, kind="effect")
         return graph
 
     def summary(self) -> dict[str, Any]:
         """The counts and the plain numbers among the metrics, flat."""
         numbers = {k: v for k, v in self.metrics.items() if isinstance(v, bool | int | float | str)}
         counts = {"n_nodes": self.n_nodes, "n_edges": self.n_edges, "n_io_edges": len(self.io_edges)}
+        counts |= {"n_effects": len(self.effects)} if self.effects else {}
         return {"task": self.task, **counts, **numbers}
 
     def with_metrics(self, **metrics: Any) -> "Circuit":
@@ -215,7 +230,7 @@ class Circuit(Plotted, Decompiled, Explored):
             "facts": {str(node): facts._asdict() for node, facts in self.facts.items()},
             "metrics": dict(self.metrics),
             "values": {str(site): _pack(value) for site, value in self.values.items()},
-        }
+        } | ({"effects": [_ends(effect) for effect in self.effects]} if self.effects else {})
 
     @classmethod
     def from_json(cls, data: Any) -> "Circuit":
@@ -232,6 +247,7 @@ class Circuit(Plotted, Decompiled, Explored):
                 nodes=tuple(Node.parse(text) for text in data["nodes"]),
                 edges=tuple(Edge(Node.parse(s), Node.parse(t), float(w)) for s, t, w in data["edges"]),
                 io_edges=tuple(IOEdge(k, tok, Node.parse(n), float(w)) for k, tok, n, w in data["io_edges"]),
+                effects=tuple(_effect(*row) for row in data.get("effects", ())),
                 widths=_by_site(data["widths"], data["n_layers"]),
                 n_layers=data["n_layers"],
                 d_head=data.get("d_head"),
@@ -294,6 +310,27 @@ class Circuit(Plotted, Decompiled, Explored):
         )
 
 
+def _strongest(effect: Effect) -> tuple[float, str]:
+    return -abs(effect.size), str(effect)
+
+
+def _ends(effect: Effect) -> list[Any]:
+    """An effect as a row of a circuit file."""
+    return [None if end is None else str(end) for end in effect[:2]] + [effect.size]
+
+
+def _effect(source: str | None, target: str | None, size: float) -> Effect:
+    """The inverse of `_ends`."""
+    ends = [None if end is None else Node.parse(end) for end in (source, target)]
+    return Effect(ends[0], ends[1], float(size))
+
+
+def _fits(value: Tensor, site: Site, width: int) -> bool:
+    """Whether there is a number for each coordinate of a site, or for each channel of each of its heads."""
+    n = value.shape[-1] if value.ndim else 0
+    return n == width or (site.name in WHOLE_HEADS and n > 0 and n % width == 0)
+
+
 def _check_node(node: Node, n_layers: int, widths: Mapping[Site, int]) -> None:
     if not 0 <= node.index < widths.get(node.at, 0):
         raise ValueError(
@@ -349,7 +386,7 @@ def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
         return {Site.parse(key): width for key, width in widths.items()}
     return {
         site: widths[site.name]
-        for site in all_sites(n_layers, crossed=True, routed=True)
+        for site in all_sites(n_layers, crossed=True, routed=True, headed=True)
         if site.name in widths
     }
 

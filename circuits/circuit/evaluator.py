@@ -17,7 +17,7 @@ from torch import Tensor
 from circuits.circuit.adversary import Attack, Shares, drawn, worst
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import ordinary, run_masked
-from circuits.circuit.nodes import HOSTILE, Edge, Node, all_nodes, edge_masks, is_pair, node_masks, without
+from circuits.circuit.nodes import HOSTILE, AllBut, Edge, Node, edge_masks, is_pair, node_masks, without
 from circuits.circuit.score import (
     Score,
     fitted_scale,
@@ -53,7 +53,7 @@ class MaskedModel:
         """first: pairs to read before any others are, for whoever may stop there; None: all are read at once."""
         self.model = model
         self.values = {site: ordinary(value.to(model.like)) for site, value in values.items()}
-        self.widths = {site: value.shape[-1] for site, value in values.items()}
+        self.widths = {site: model.widths[site] for site in values}
         self.n_pairs = n = len(batch)
         self.batch = batch = batch.to(model.like.device)
         self.targets = batch.tokens_and_targets()
@@ -63,9 +63,9 @@ class MaskedModel:
         self._order = torch.cat([torch.arange(a, b) + half for a, b in parts for half in (0, n)])
 
     @cached_property
-    def every(self) -> list[Node]:
+    def every(self) -> AllBut:
         """Every node of the model."""
-        return all_nodes(self.widths)
+        return AllBut(self.widths)
 
     def logits(self, nodes: Iterable[Node], edges: Kept) -> Float[Tensor, "rows d_vocab"]:
         """Logits at the answer position, clean prompts first."""

@@ -24,9 +24,10 @@ from circuits.model.transformer import SparseTransformer
 from circuits.settings import check_kind
 
 Masks = Mapping[Site, Tensor]
-"""A tensor [width] for each masked site: 1 = keep."""
+"""A tensor [width] for each masked site: 1 = keep. Of whole heads, one number each."""
 Values = Mapping[Site, Tensor]
-"""The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width]."""
+"""The replacement value of every coordinate of every site: [width], [pos, width] or [text, pos, width];
+of whole heads, of all their channels."""
 EdgeMasks = Mapping[WeightAt, Tensor]
 """A tensor [d_in, d_out] for each masked weight matrix, by the matrix: 1 = keep."""
 
@@ -91,6 +92,13 @@ def check_belongs(model: Subject, circuit: Circuit) -> None:
         )
     if isinstance(model, SparseTransformer):
         _check_weights(model, circuit)
+    unknown = sorted({site.name for site in circuit.sites if site not in model.widths})
+    if unknown:
+        raise ValueError(
+            f"circuit: it is of sites {sorted({site.name for site in circuit.sites})}, but of {unknown} this "
+            f"{type(model).__name__} has none; expected one of all of them. Make it for the circuit: "
+            "LensSubject(bridge, sites=...)."
+        )
 
 
 def _check_weights(model: SparseTransformer, circuit: Circuit) -> None:
@@ -106,11 +114,16 @@ def _check_weights(model: SparseTransformer, circuit: Circuit) -> None:
 
 
 def _replace(mask: Tensor, value: Tensor, x: Tensor, hook: Any) -> Tensor:
-    m = mask.view(x.shape[2:])
+    m = spread(mask, x.shape[2:])
     if value.ndim == 1:
         return replace_features(x, m, value.view(x.shape[2:]))
     v = _there(value, x)
     return x * m + v.reshape(*v.shape[:-1], *x.shape[2:]) * (1 - m)
+
+
+def spread(mask: Shaped[Tensor, " width"], shape: torch.Size) -> Shaped[Tensor, "..."]:
+    """A mask over the numbers at a position: one for each of them, or one for all channels of a head."""
+    return mask.view(shape) if mask.numel() == shape.numel() else mask.view(*shape[:-1], 1).expand(shape)
 
 
 def _there(value: Tensor, x: Tensor) -> Tensor:

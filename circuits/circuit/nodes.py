@@ -2,10 +2,11 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -77,6 +78,21 @@ class Edge(NamedTuple):
     source: Node
     target: Node
     weight: float
+
+
+class Effect(NamedTuple):
+    """What one node does to another on the direct path between them: measured on prompts, and no weight.
+
+    By how many logits the margin falls, to first order, when this path alone carries what the source says on the
+    corrupted prompt. Nothing is cut by it, and no edge is counted for it. See `circuits.circuit.effects`.
+    """
+
+    source: Node | None
+    """None: the embedded tokens."""
+    target: Node | None
+    """None: the margin itself, answer over foil."""
+    size: float
+    """In logits; positive: the path speaks for the answer."""
 
 
 class IOEdge(NamedTuple):
@@ -158,17 +174,77 @@ def _check_weight(field: str, name: str, weight: float) -> None:
         raise ValueError(f"{field}: {name} has weight {weight}; expected a finite number other than 0.")
 
 
+def check_effects(effects: Iterable[Effect], nodes: Iterable[Node]) -> None:
+    """Raise ValueError for effects of or on what is no node, that run backwards, or of no finite size."""
+    kept = set(nodes)
+    for effect in effects:
+        source, target, size = effect
+        for end in (source, target):
+            if end is not None and end not in kept:
+                raise ValueError(f"effects: one is at {end}, which is no node; add it to nodes.")
+        if source is not None and target is not None and _place(source) >= _place(target):
+            raise ValueError(f"effects: {source} does not come before {target}; expected a later target.")
+        _check_weight("effects", f"{source or 'tokens'} -> {target or 'margin'}", size)
+
+
+class AllBut(Sequence[Node]):
+    """Every node there is, site after site, less some: a list that is not written out, however many there are."""
+
+    def __init__(self, widths: Widths, gone: Iterable[Node] = ()) -> None:
+        self.widths, self.gone = widths, frozenset(gone)
+
+    def __len__(self) -> int:
+        return sum(self.widths.values()) - len(self.gone)
+
+    def __iter__(self) -> Iterator[Node]:
+        every = (Node.of(site, i) for site, width in self.widths.items() for i in range(width))
+        return (node for node in every if node not in self.gone) if self.gone else every
+
+    def __contains__(self, node: object) -> bool:
+        known = isinstance(node, Node) and 0 <= node.index < self.widths.get(node.at, 0)
+        return known and node not in self.gone
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self)[place]
+
+
+class NodesOf(Sequence[Node]):
+    """The nodes of one site, each made when it is asked for."""
+
+    def __init__(self, site: Site, width: int) -> None:
+        self.site, self.width = site, width
+
+    def __len__(self) -> int:
+        return self.width
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [Node.of(self.site, i) for i in range(self.width)[place]]
+        return Node.of(self.site, range(self.width)[place])
+
+
 def all_nodes(widths: Widths) -> list[Node]:
     """Every node there is, site after site."""
-    return [Node.of(site, i) for site, width in widths.items() for i in range(width)]
+    return list(AllBut(widths))
 
 
 def node_masks(nodes: Iterable[Node], widths: Widths, like: Tensor) -> dict[Site, Shaped[Tensor, " width"]]:
     """A mask for each site, of the type and on the device of `like`: 1 (or True) at these nodes."""
-    masks = {site: like.new_zeros(width) for site, width in widths.items()}
-    for node in nodes:
-        masks[node.at][node.index] = 1
+    rest = isinstance(nodes, AllBut)
+    masks = {site: like.new_full((width,), int(rest)) for site, width in widths.items()}
+    places: dict[Site, list[int]] = defaultdict(list)
+    for node in nodes.gone if isinstance(nodes, AllBut) else nodes:
+        places[node.at].append(node.index)
+    for site, own in places.items():
+        masks[site][torch.tensor(own, device=like.device)] = int(not rest)
     return masks
+
+
+def numbers_of(
+    values: Shaped[Tensor, "*where width"], node: Node, width: int
+) -> Shaped[Tensor, "*where own"]:
+    """What belongs to a node among the numbers of its site: one, or a head's channels."""
+    return values.unflatten(-1, (width, -1))[..., node.index, :]
 
 
 def edge_masks(

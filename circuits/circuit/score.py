@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from circuits.model.subject import Subject
+from circuits.model.subject import SparseSubject, Subject
 from circuits.settings import Said, check_kind
 from circuits.statistics import share_of
 from tasks import Batch, Task
@@ -231,7 +231,9 @@ def check_task(model: Subject, task: Task) -> None:
     """Raise ValueError when the task's tokens or prompts do not fit the model, or where it is no task."""
     named = f", {task!r}" if isinstance(task, str) else ", name"
     check_kind("task", task, Task, f"Make it: tasks.load_task_for(model.tokenizer{named}).")
-    if task.tokenizer.d_vocab != model.d_vocab:
+    # The vocabulary of wrapped models is often filled up with logits that stand for no token.
+    filled_up = not isinstance(model, SparseSubject) and task.tokenizer.d_vocab < model.d_vocab
+    if task.tokenizer.d_vocab != model.d_vocab and not filled_up:
         raise ValueError(
             f"task: {task.name!r} has a vocabulary of {task.tokenizer.d_vocab} tokens, the model one of "
             f"{model.d_vocab}; expected the same. Train the model on the task's corpus."

@@ -22,7 +22,7 @@ _NEEDED = {
     ),
     *("metrics", "values"),
 }
-_LATER = {"criterion", "d_head", "n_nodes", "n_edges"}
+_LATER = {"criterion", "d_head", "effects", "n_nodes", "n_edges"}
 """Keys that some versions did not write."""
 _LISTS, _OBJECTS = ("nodes", "edges", "io_edges"), ("widths", "facts", "metrics", "values")
 _HASH = re.compile(r"[\w.:-]{1,64}")
@@ -49,6 +49,7 @@ def check_layout(data: Mapping[str, Any]) -> None:
     for name, own in (("edges", 3), ("io_edges", 4)):
         for row in data[name]:
             _check_row(row, own, name)
+    _check_effects(data.get("effects", []))
     for node in data["nodes"]:
         _is(node, str, "nodes", "names")
     for value in data["values"].values():
@@ -73,6 +74,14 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
     if named:
         n = data["n_layers"] * len(named)
         demand(n == len(data["values"]), f"values: got {len(data['values'])}", f"one for each of {n} sites")
+
+
+def _check_effects(rows: Any) -> None:
+    _is(rows, list, "effects", "a list")
+    for row in rows:
+        right = isinstance(row, list) and len(row) == 3 and _is_number(row[2])
+        right = right and all(end is None or isinstance(end, str) for end in row[:2])
+        demand(right, f"effects: got {row!r}", "lists of two names, or null, and a size")
 
 
 def _check_row(row: Any, n: int, name: str) -> None:

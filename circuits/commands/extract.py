@@ -8,9 +8,12 @@ import typer
 from rich.text import Text
 
 from circuits.commands.shared import (
+    HF,
     AsJson,
     Force,
+    OtherModel,
     OwnCorpus,
+    OwnPairs,
     Seed,
     SeedOver,
     answer,
@@ -19,10 +22,12 @@ from circuits.commands.shared import (
     clear_errors,
     configured,
     console,
-    load_model,
+    load_subject,
+    load_task_of,
     report_beside,
     say_replaced,
     show_table,
+    sites_of,
 )
 from circuits.files import check_writable
 
@@ -55,10 +60,21 @@ def demo(
 
 
 def prune(
-    model: Annotated[Path, typer.Argument(help="Checkpoint that `circuits train` wrote.")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Checkpoint that `circuits train` wrote.")
+    ] = None,
+    model: OtherModel = None,
     task: Annotated[
-        str, typer.Option(help="A task of the model's corpus, such as quotes or brackets.")
+        str,
+        typer.Option(
+            help="A task of the model's corpus, such as quotes or brackets; of a model of Hugging Face ioi, "
+            "greater-than, docstring, pronouns, or a CSV file of pairs: clean, corrupt, answer, foil."
+        ),
     ] = "quotes",
+    sites: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a model of Hugging Face, repeatable: attn_head, mlp_neuron, attn_v, ..."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Circuit to write (default: out/TASK.json).")] = None,
     objective: Annotated[
         str | None,
@@ -77,25 +93,35 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Find the smallest circuit that still solves a task, and save it."""
-    out = out or Path("out") / f"{task}.json"
+    out = out or Path("out") / f"{Path(task).stem}.json"
     with clear_errors():
         from circuits.pruning.config import PruneConfig
         from circuits.pruning.procedure import prune as run
-        from tasks import load_task_for
 
+        where = _one_model(checkpoint, model)
         given = {"objective": objective, "target_loss": target_loss, "seed": seed}
         settings = configured(PruneConfig.from_json, config, given)
-        check_apart(out, model)
+        check_apart(out, Path(where))
         check_free(out, force=force)
-        found, text = load_model(model, corpus)
+        found, text = load_subject(where, corpus, sites)
         check_writable(out)
-        circuit = run(found, load_task_for(found.tokenizer, task), settings, corpus=text)
+        circuit = run(found, load_task_of(found.tokenizer, task), settings, corpus=text)
         circuit.save(out)
     answer({"circuit": str(out), **circuit.summary()}, as_json, title=f"The circuit for {task}")
 
 
+def _one_model(checkpoint: str | None, model: str | None) -> str:
+    if (checkpoint is None) == (model is None):
+        raise ValueError(
+            "model: got none, or two; expected one: a checkpoint as the argument, or --model hf:FOLDER."
+        )
+    return checkpoint or model or ""
+
+
 def show(
     circuit: Annotated[Path, typer.Argument(help="Circuit that `circuits prune` wrote.")],
+    model: OtherModel = None,
+    task: OwnPairs = None,
     page: Annotated[
         Path | None, typer.Option(help="HTML page to write (default: beside the circuit).")
     ] = None,
@@ -103,8 +129,8 @@ def show(
 ) -> None:
     """Print a circuit and write a page with its picture, to be opened in any browser, offline.
 
-    Where its model lies beside it, the weights of the circuit are held against the model's, and the page runs it;
-    with the report of `circuits trust` beside it, the page says how far it can be trusted.
+    Where its model is given or lies beside it, the weights of the circuit are held against the model's, and the page
+    runs it; with the report of `circuits trust` beside it, the page says how far it can be trusted.
     """
     page = page or circuit.with_suffix(".html")
     with clear_errors():
@@ -114,13 +140,23 @@ def show(
         check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
         say_replaced(page)
-        model = _model_of(found, circuit.parent)
-        if not _explore(page, found, model, report_beside(circuit, found)):
+        subject = _given(found, model) if model else _model_of(found, circuit.parent)
+        if not _explore(page, found, subject, report_beside(circuit, found), task):
             history = found.metrics.get("history")
             demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
     if not as_json:
         _print_nodes(found)
+
+
+def _given(circuit: Any, where: str) -> Any:
+    """The circuit's model, by its path or as hf:FOLDER; ValueError where it is another."""
+    from circuits.circuit.masked import check_belongs
+
+    wrapped = where.startswith(HF)
+    subject, _ = load_subject(where, sites=sites_of(circuit) if wrapped else None)
+    check_belongs(subject, circuit)
+    return subject
 
 
 def _model_of(circuit: Any, folder: Path) -> Any:
@@ -137,7 +173,7 @@ def _model_of(circuit: Any, folder: Path) -> Any:
     return model
 
 
-def _explore(page: Path, circuit: Any, model: Any, trust: Any) -> bool:
+def _explore(page: Path, circuit: Any, model: Any, trust: Any, pairs: str | None = None) -> bool:
     """Write the explorer; False without a model, and where no page can run the circuit (which is said)."""
     from circuits.explorer import circuit_view
     from circuits.explorer.page import page_html
@@ -146,7 +182,8 @@ def _explore(page: Path, circuit: Any, model: Any, trust: Any) -> bool:
     if model is None:
         return False
     try:
-        task = circuit.criterion.load_task(model.tokenizer)
+        own = circuit.criterion.load_task
+        task = load_task_of(model.tokenizer, pairs) if pairs else own(model.tokenizer)
         text = page_html(circuit_view(model, circuit, task, trust=trust))
     except ValueError as error:
         console(stderr=True).print(f"The picture stands alone: the page cannot run this circuit. {error}")

@@ -57,6 +57,59 @@ def load_model(path: Path, corpus: str | None = None) -> tuple[Any, Any]:
     return with_corpus(path, saved, corpus)
 
 
+HF = "hf:"
+"""What a folder of Hugging Face's is called by on the command line."""
+
+
+OtherModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="hf:FOLDER, a model and tokenizer that save_pretrained wrote; or a checkpoint."
+    ),
+]
+OwnPairs = Annotated[
+    str | None, typer.Option("--task", help="CSV file of the circuit's task, where it is one of your own.")
+]
+
+
+def sites_of(circuit: Any) -> list[str]:
+    """Names of the sites that a circuit speaks of."""
+    return list(dict.fromkeys(site.name for site in circuit.sites))
+
+
+def load_subject(
+    where: str, corpus: str | None = None, sites: Sequence[str] | None = None
+) -> tuple[Any, Any]:
+    """The model of a checkpoint and its text; of `hf:FOLDER` the wrapped model, and no text.
+
+    sites: of a wrapped model, those whose nodes are looked at; None: whole heads and neurons.
+    """
+    if not where.startswith(HF):
+        if sites:
+            raise ValueError(
+                "sites: a model of ours has all its sites; expected the option with hf:FOLDER alone."
+            )
+        return load_model(Path(where), corpus)
+    if corpus is not None:
+        raise ValueError(
+            "corpus: a wrapped model is not known to be of any; expected none. Means are over the task."
+        )
+    from circuits.interop import load_hf
+
+    chosen: Any = sites or ("attn_head", "mlp_neuron")
+    return load_hf(where.removeprefix(HF), sites=chosen), None
+
+
+def load_task_of(tokenizer: Any, task: str) -> Any:
+    """A task by name, or out of a CSV file with the columns clean, corrupt, answer and foil."""
+    from tasks import HFTokenizer, Tokenizer, from_pairs, load_task_for
+
+    if not task.endswith(".csv"):
+        return load_task_for(tokenizer, task)
+    own = tokenizer if isinstance(tokenizer, Tokenizer) else HFTokenizer(tokenizer=tokenizer)
+    return from_pairs(task, own)
+
+
 def load_text(corpus: str, tokenizer: Path | None, d_vocab: int | None) -> Any:
     """Training text; tokenizer: a tokenizer.json, or a checkpoint, whose model's it is."""
     from tasks import load_corpus

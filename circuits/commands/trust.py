@@ -7,27 +7,31 @@ import typer
 from rich.text import Text
 
 from circuits.commands.shared import (
+    HF,
     AsJson,
+    OtherModel,
     OwnCorpus,
+    OwnPairs,
     SeedOver,
     answer,
     check_apart,
     clear_errors,
     configured,
     console,
-    load_model,
+    load_subject,
+    load_task_of,
     report_path,
     say_replaced,
     show_table,
+    sites_of,
 )
 from circuits.files import check_writable
 
 
 def trust(
     circuit: Annotated[Path, typer.Argument(help="Circuit that `circuits prune` wrote.")],
-    model: Annotated[
-        Path | None, typer.Option(help="Its model (default: the checkpoint beside the circuit that fits it).")
-    ] = None,
+    model: OtherModel = None,
+    task: OwnPairs = None,
     page: Annotated[
         Path | None, typer.Option(help="HTML page to write (default: CIRCUIT.trust.html).")
     ] = None,
@@ -42,7 +46,8 @@ def trust(
 ) -> None:
     """Is the circuit what the model uses? Every check with its meaning, value, baseline and verdict.
 
-    The report is kept as CIRCUIT.trust.json, from which `circuits show` puts it on the circuit's page.
+    Its model is the checkpoint beside the circuit that fits it, unless --model says otherwise. The report is kept as
+    CIRCUIT.trust.json, from which `circuits show` puts it on the circuit's page.
     """
     page = page or circuit.with_suffix(".trust.html")
     with clear_errors():
@@ -52,14 +57,15 @@ def trust(
         from circuits.trust import TrustConfig, trust_report
 
         found = Circuit.load(circuit)
-        path = model or find_checkpoint(circuit.parent, found.model_hash)
-        loaded, text = load_model(path, corpus)
+        path = model or str(find_checkpoint(circuit.parent, found.model_hash))
+        loaded, text = load_subject(path, corpus, sites_of(found) if path.startswith(HF) else None)
+        asked = load_task_of(loaded.tokenizer, task) if task else None
         settings = configured(TrustConfig.from_json, config, {"seed": seed, "prune_seeds": prune_seeds})
-        check_apart(page, circuit, path, name="page")
+        check_apart(page, circuit, Path(path), name="page")
         check_writable(page, name="page")
         check_writable(report_path(circuit), name="circuit")
         say_replaced(page)
-        report = trust_report(loaded, found, config=settings, corpus=text)
+        report = trust_report(loaded, found, asked, config=settings, corpus=text)
         trust_page(page, report)
         report.save(report_path(circuit))
     if as_json:

@@ -2,20 +2,21 @@
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.evaluator import Evaluator
 from circuits.circuit.masked import run_masked
-from circuits.circuit.nodes import Node
+from circuits.circuit.nodes import Node, numbers_of
 from circuits.circuit.score import margins, score_margins
 from circuits.model.sites import Site
-from circuits.model.transformer import SparseTransformer
+from circuits.model.subject import SparseSubject, Subject
 from tasks import Task
 
 _WORDS = {
@@ -45,7 +46,7 @@ OFTEN = 16
 class Observed:
     """What the nodes of a circuit do on the task's prompts, while only the circuit is kept."""
 
-    def __init__(self, model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> None:
+    def __init__(self, model: Subject, circuit: Circuit, task: Task, n_pairs: int) -> None:
         self.model, self.circuit, self.task = model, circuit, task
         self.targets = task.batch(n_pairs, split="test", seed=0).tokens_and_targets()
         values = {site: circuit.values[site] for site in circuit.sites}
@@ -60,27 +61,27 @@ class Observed:
     def loss(self, nodes: Sequence[Node], kept: dict[Site, Tensor] | None = None) -> float:
         """Task loss, calibrated as pruning did, with these nodes kept; fills `kept` with the values of their sites."""
         some = set(nodes)
-        masks = {s: m.to(self.model.W_E) for s, m in self.circuit.to_mask().items()}
+        like = self.model.like
+        masks = {s: m.to(like) for s, m in self.circuit.to_mask().items()}
         for node in self.circuit.nodes:
             masks[node.at][node.index] = float(node in some)
-        edges = {key: m.to(self.model.W_E) for key, m in self.circuit.to_edge_mask().items()}
-        values = {site: value.to(self.model.W_E) for site, value in self.circuit.values.items()}
+        cut = self.circuit.to_edge_mask() if isinstance(self.model, SparseSubject) else {}
+        edges = {key: m.to(like) for key, m in cut.items()}
+        values = {site: value.to(like) for site, value in self.circuit.values.items()}
         into = {} if kept is None else kept
-
-        def keep(value: Tensor, hook: Any) -> None:
-            into[self._sites[hook.name]] = value.flatten(2)
-
-        with torch.no_grad(), self.model.hooks(fwd_hooks=[(name, keep) for name in self._sites]):
+        hooks = [(self.model.hook_name(site), partial(_keep, into, site)) for site in self.model.sites()]
+        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
         return score_margins(self.scale * margins(logits, self.targets)).loss
 
-    @property
-    def _sites(self) -> dict[str, Site]:
-        return {self.model.hook_name(site): site for site in self.model.sites()}
+    def column(self, node: Node) -> Float[Tensor, "rows pos"]:
+        """A node's value at every token; of a whole head, the length of what it carries."""
+        own = numbers_of(self.kept[node.at], node, self.circuit.widths[node.at])
+        return own[..., 0] if own.shape[-1] == 1 else own.norm(dim=-1)
 
     def word(self, node: Node) -> str:
         """What the node departs most from its mean on, as part of a Python name: a token, or the answer to come."""
-        values = self.kept[node.at][..., node.index]
+        values = self.column(node)
         real, tokens = values[self.real], self.targets.tokens[self.real]
         last = values[torch.arange(len(values)), self.targets.position]
         found = [
@@ -99,7 +100,7 @@ class Observed:
 
     def constant(self, node: Node) -> float | None:
         """The value that a node has at every real token, to a thousandth; None where it varies."""
-        values = self._at_real(node.at)[node.index]
+        values = self._at_real(node)
         low, high = float(values.min()), float(values.max())
         return low if high - low < 1e-3 else None
 
@@ -109,7 +110,7 @@ class Observed:
 
     def places(self, node: Node, *, highest: bool, n: int = 3) -> list["Place"]:
         """Where the node is highest or lowest, no text twice; the last token of each is the one meant."""
-        values = self._at_real(node.at)[node.index]
+        values = self._at_real(node)
         found: dict[tuple[str, ...], Place] = {}
         for place in _least(-values if highest else values, 50 * n):
             texts = self._texts[place]
@@ -118,12 +119,14 @@ class Observed:
                 break
         return list(found.values())
 
-    def _at_real(self, site: Site) -> np.ndarray:
-        """Values of a site at real tokens, prompt after prompt: [width, tokens]."""
+    def _at_real(self, node: Node) -> np.ndarray:
+        """A node's values at real tokens, prompt after prompt: [tokens]; of a whole head, lengths."""
+        site, width = node.at, self.circuit.widths[node.at]
         if site not in self._real_values:
-            values = self.kept[site][self.real].float().T.contiguous()
-            self._real_values[site] = values.cpu().numpy()
-        return self._real_values[site]
+            values = self.kept[site][self.real].float().unflatten(-1, (width, -1))
+            values = values[..., 0] if values.shape[-1] == 1 else values.norm(dim=-1)
+            self._real_values[site] = values.T.contiguous().cpu().numpy()
+        return self._real_values[site][node.index]
 
     @cached_property
     def _texts(self) -> list[tuple[str, ...]]:
@@ -143,6 +146,10 @@ def _least(values: np.ndarray, n: int) -> list[int]:
     n = min(n, len(values))
     few = np.flatnonzero(values <= np.partition(values, n - 1)[n - 1])
     return few[np.argsort(values[few], kind="stable")][:n].tolist()
+
+
+def _keep(into: dict[Site, Tensor], site: Site, value: Tensor, hook: Any) -> None:
+    into[site] = value.flatten(2)
 
 
 class Place(NamedTuple):

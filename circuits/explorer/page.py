@@ -9,8 +9,8 @@ from typing import Any
 from circuits.circuit.circuit import Circuit
 from circuits.explorer.view import circuit_view
 from circuits.files import json_text, write_text
-from circuits.model.kinds import of_ours
-from circuits.model.transformer import SparseTransformer
+from circuits.model.kinds import of_subjects
+from circuits.model.subject import Subject
 from tasks import Task
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -19,8 +19,8 @@ SCRIPTS = ("forward.js", "folds.js", "picture.js", "page.js")
 """In the order in which they need one another."""
 
 
-@of_ours
-def to_html(path: str | Path, model: SparseTransformer, circuit: Circuit, task: Task, **options: Any) -> Path:
+@of_subjects
+def to_html(path: str | Path, model: Subject, circuit: Circuit, task: Task, **options: Any) -> Path:
     """Write the explorer of a circuit as one HTML file that opens from disk, offline; returns its path.
 
     options: those of `circuit_view`, which says what is refused. The same arguments give the same bytes.

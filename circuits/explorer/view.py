@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import torch
+
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import Node, NodeFacts
+from circuits.circuit.masked import check_belongs
+from circuits.circuit.nodes import Effect, Node, NodeFacts, numbers_of
 from circuits.decompile.links import Ends, node_ends
 from circuits.decompile.observe import Observed, Place
 from circuits.explorer.program import circuit_program
-from circuits.model.kinds import of_ours
+from circuits.model.kinds import of_subjects
+from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
 from circuits.plots.picture.layout import Layout
@@ -19,11 +23,13 @@ from tasks.tokenizer import BPE, CharTokenizer, Tokenizer, WordTokenizer, printa
 
 SCHEMA = "sparse-circuits/explorer/1"
 """Name and version of the layout of the object."""
+MOST = 12
+"""Effects that are listed at a node, each way."""
 
 
-@of_ours
+@of_subjects
 def circuit_view(
-    model: SparseTransformer,
+    model: Subject,
     circuit: Circuit,
     task: Task,
     *,
@@ -36,11 +42,17 @@ def circuit_view(
 
     n_prompts: prompt pairs to choose from; n_pairs: those that decide where a node is said to be high;
     trust: the report whose verdicts stand beside the picture; stability: says which nodes are core, contingent or
-    noise. Raises
-    ValueError when the circuit is of another model, when what is outside it is no constant, or the task does not fit.
+    noise. A model that is not ours (a LensSubject) has no program that the page could run: it is read there, on the
+    first of the prompts, and answers come from Python. Raises ValueError when the circuit is of another model, when
+    what is outside it is no constant, or the task does not fit.
     """
-    program = circuit_program(model, circuit, task)
+    ours = model if isinstance(model, SparseTransformer) else None
+    program = circuit_program(ours, circuit, task) if ours else None
     check_about(circuit, trust)
+    if ours is None:
+        check_belongs(model, circuit)
+        seen_by = {"trust": None if trust is None else _trust(trust)}
+        return _read(model, circuit, task, n_pairs, stability) | seen_by
     return {
         "schema": SCHEMA,
         "task": circuit.task,
@@ -53,9 +65,60 @@ def circuit_view(
         "program": program,
         "tokens": _tokens(task.tokenizer),
         "prompts": _prompts(task, n_prompts),
-        "notes": _notes(model, circuit, task, n_pairs),
+        "notes": _notes(ours, circuit, task, n_pairs),
         "trust": None if trust is None else _trust(trust),
     }
+
+
+def _read(
+    model: Subject, circuit: Circuit, task: Task, n_pairs: int, stability: Stability | None
+) -> dict[str, Any]:
+    """A view without a program: of the first prompt, as the whole model answers it."""
+    seen = Observed(model, circuit, task, n_pairs)
+    tokens = seen.targets.tokens[0, : int(seen.targets.position[0]) + 1].tolist()
+    texts = [task.tokenizer.token(token) for token in tokens]
+    picture = _picture(circuit, circuit_picture(circuit), stability)
+    for mark, node in zip(picture["nodes"], circuit.nodes, strict=True):
+        mark["value"] = float(seen.column(node)[0, len(tokens) - 1])
+    return {
+        "schema": SCHEMA,
+        "task": circuit.task,
+        "subtitle": f"{len(circuit.effects)} measured effects \u00b7 everything else {circuit.ablation}-ablated "
+        "\u00b7 a wrapped model: read here, run in Python",
+        "model": circuit.model_hash,
+        "ablation": circuit.ablation,
+        "calibrated": circuit.criterion.calibrated,
+        "loss": circuit.loss if circuit.loss == circuit.loss else None,
+        "n_edges": circuit.n_edges,
+        "picture": picture,
+        "program": None,
+        "tokens": {"kind": None, "texts": texts, "shown": texts},
+        "given": list(range(len(texts))),
+        "answers": _answers(model, seen, task),
+        "prompts": [],
+        "notes": {str(node): _note(seen, node, _measured_ends(circuit, node)) for node in circuit.nodes},
+    }
+
+
+def _answers(model: Subject, seen: Observed, task: Task) -> list[list[Any]]:
+    """The whole model's most likely next tokens after the first prompt, with their probabilities."""
+    with torch.no_grad():
+        logits = model(seen.targets.tokens[:1])[0, int(seen.targets.position[0])]
+    found = logits.softmax(-1).topk(min(4, logits.numel()))
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return [[task.tokenizer.token(token), share] for token, share in pairs]
+
+
+def _measured_ends(circuit: Circuit, node: Node) -> Ends:
+    """What a node was measured to read and to move, strongest first."""
+
+    def said(effect: Effect, end: Node | None, other: str) -> str:
+        return f"{end or other} ({effect.size:+.2f} logits, measured)"
+
+    reads = [said(e, e.source, "the prompt's tokens") for e in circuit.effects if e.target == node]
+    writes = [said(e, e.target, "the answer over the foil") for e in circuit.effects if e.source == node]
+    nothing = "no effect of a hundredth of the greatest"
+    return Ends(reads=tuple(reads[:MOST] or [nothing]), writes=tuple(writes[:MOST] or [nothing]))
 
 
 def check_about(circuit: Circuit, trust: TrustReport | None) -> None:
@@ -118,7 +181,8 @@ def _mark(circuit: Circuit, node: Node, layout: Layout, *, is_core: bool) -> dic
     core = is_core if facts.model_loss == facts.model_loss else None
     row = node.at.row
     label = f"{'ch' if row.stream else row.label} {node.index}"
-    held = float(circuit.values[node.at][node.index])
+    own = numbers_of(circuit.values[node.at], node, circuit.widths[node.at])
+    held = float(own.reshape(-1, own.shape[-1]).mean(0).norm() if own.numel() > 1 else own)
     return {
         "id": str(node), "label": label, "layer": _layer(node.layer), "at": layout.place[node],
         "effect": effect, "held": held, "core": core,

@@ -8,8 +8,8 @@ import traitlets
 from circuits.circuit.circuit import Circuit
 from circuits.explorer.page import code, static
 from circuits.explorer.view import circuit_view
-from circuits.model.kinds import of_ours
-from circuits.model.transformer import SparseTransformer
+from circuits.model.kinds import of_subjects
+from circuits.model.subject import Subject
 from tasks import Task
 
 
@@ -22,7 +22,7 @@ class ExplorerWidget(anywidget.AnyWidget):
     state = traitlets.Dict().tag(sync=True)
 
 
-@of_ours
-def explore(model: SparseTransformer, circuit: Circuit, task: Task, **options: Any) -> ExplorerWidget:
+@of_subjects
+def explore(model: Subject, circuit: Circuit, task: Task, **options: Any) -> ExplorerWidget:
     """The explorer of a circuit, to be shown in a notebook; options and errors are those of `circuit_view`."""
     return ExplorerWidget(view=circuit_view(model, circuit, task, **options))

@@ -3,7 +3,10 @@
     from transformer_lens.model_bridge import TransformerBridge
     subject = LensSubject(TransformerBridge.boot_transformers("gpt2").eval())
 
-Its sites are those that its hooks reach. The weights are dense, so that circuits in it are made of nodes alone.
+    subject = LensSubject(bridge, sites=("attn_head", "mlp_neuron"))    # whole heads, and neurons
+
+Its sites are those that its hooks reach. The weights are dense, so that no edge is a weight: what stands between the
+nodes of a circuit are measured effects (`circuits.circuit.effects`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +17,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from circuits.model.sites import ROWS, Site, SiteName, all_sites
+from circuits.model.sites import ROWS, WHOLE_HEADS, Site, SiteName, all_sites
 from circuits.model.subject import hash_of_weights
 
 if TYPE_CHECKING:
@@ -25,27 +28,34 @@ else:  # importing TransformerLens's wrapper changes the interpreter's warning f
     Bridge: TypeAlias = nn.Module
 
 HOOKS: dict[SiteName, str] = {
-    name: ROWS[name].hook for name in ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_neuron", "mlp_out")
+    name: ROWS[name].hook
+    for name in ("attn_q", "attn_k", "attn_v", "attn_head", "attn_out", "mlp_neuron", "mlp_out")
 }
 """Hook points inside a layer. They are called as ours are; attn_in and mlp_in are left out, since a wrapped model's
 `hook_in` comes before its norm and ours after it."""
+DEFAULT: tuple[SiteName, ...] = ("attn_q", "attn_k", "attn_v", "attn_out", "mlp_neuron", "mlp_out")
+"""Sites whose coordinates are nodes unless others are asked for; whole heads are asked for by name."""
 
 
 class LensSubject:
     """A wrapped model in eval mode, with those of the sites in `HOOKS` that it has, layer by layer.
 
-    With grouped queries, k and v have a channel for each head that there is of them, and are narrower than q.
-    Raises ValueError for anything but a TransformerBridge in eval mode, and for one that no hook reaches.
+    A node of `attn_head` is all channels of what one head carries over, before W_O. With grouped queries, k and v have
+    a channel for each head that there is of them, and are narrower than q. Raises ValueError for anything but a
+    TransformerBridge in eval mode, and for one that no hook reaches.
     """
 
     def __init__(self, bridge: Bridge, *, sites: Sequence[SiteName] | None = None) -> None:
-        """sites: names of those whose coordinates are nodes; others are left as they are. None: all that it has."""
+        """sites: names of those whose nodes are looked at; others are left as they are. None: `DEFAULT`.
+
+        "attn_head": whole heads; "mlp_neuron": neurons; the others: single channels.
+        """
         _check(bridge)
         _check_sites(sites)
         self.bridge = bridge
         self.tokenizer: Any = bridge.tokenizer
         found = _measured(bridge)
-        self._widths = {site: n for site, n in found.items() if sites is None or site.name in sites}
+        self._widths = {site: n for site, n in found.items() if site.name in (sites or DEFAULT)}
         if not self._widths:
             raise ValueError(
                 f"bridge: none of the hook points {list(HOOKS.values())} is met when it runs; expected a decoder "
@@ -112,7 +122,9 @@ def _check_sites(sites: Any) -> None:
         return
     unknown = [name for name in sites if name not in HOOKS]
     if isinstance(sites, str) or unknown or not sites:
-        raise ValueError(f"sites: got {sites!r}; expected some of {list(HOOKS)}, or None for all.")
+        raise ValueError(
+            f"sites: got {sites!r}; expected some of {list(HOOKS)}, or None for {list(DEFAULT)}."
+        )
 
 
 def _measured(bridge: Any) -> dict[Site, int]:
@@ -121,11 +133,11 @@ def _measured(bridge: Any) -> dict[Site, int]:
 
     def look(site: Site) -> Callable[..., None]:
         def keep(value: Tensor, hook: Any) -> None:
-            found[site] = value.flatten(2).shape[-1]
+            found[site] = value.shape[2] if site.name in WHOLE_HEADS else value.flatten(2).shape[-1]
 
         return keep
 
-    wanted = [site for site in all_sites(int(bridge.cfg.n_layers)) if site.name in HOOKS]
+    wanted = [site for site in all_sites(int(bridge.cfg.n_layers), headed=True) if site.name in HOOKS]
     known = set(bridge.hook_dict)
     looks = [(name, look(s)) for s in wanted if (name := f"blocks.{s.layer}.{HOOKS[s.name]}") in known]
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(bridge.parameters()).device)

@@ -13,14 +13,15 @@ STACKS: tuple[Stack, ...] = get_args(Stack)
 OwnName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in", "mlp_neuron", "mlp_out"]
 CrossName = Literal["cross_in", "cross_memory", "cross_q", "cross_k", "cross_v", "cross_out"]
 RoutedName = Literal["router"]
-SiteName = Literal[OwnName, CrossName, RoutedName]
+HeadName = Literal["attn_head"]
+SiteName = Literal[OwnName, CrossName, RoutedName, HeadName]
 
 
 class SiteRow(NamedTuple):
     """What is true of a site in every layer."""
 
     name: SiteName
-    width: Literal["d_model", "d_attn", "d_mlp", "experts"]
+    width: Literal["d_model", "d_attn", "d_mlp", "experts", "n_heads"]
     """The property of `ModelConfig` that says how many coordinates it has."""
     hook: str
     """Its hook point, inside its layer."""
@@ -81,20 +82,28 @@ ROUTED_TABLE: tuple[SiteRow, ...] = (
     SiteRow("router", "experts", "mlp.router.hook_share", None, False, "expert"),
 )
 """The further site of a layer with experts, before its neurons: the share of each expert, 0 where it is not chosen."""
+HEAD_TABLE: tuple[SiteRow, ...] = (SiteRow("attn_head", "n_heads", "attn.hook_z", None, False, "head"),)
+"""The further site of a wrapped model: its node is a whole head, all channels of what it carries over at once."""
+WHOLE_HEADS: tuple[SiteName, ...] = tuple(row.name for row in HEAD_TABLE)
+"""Sites whose nodes are heads; their values have a number for each channel."""
 SITES: tuple[SiteName, ...] = tuple(row.name for row in TABLE)
 """Names of the sites of every layer, in forward order."""
 
 
-def layer_rows(*, crossed: bool = False, routed: bool = False) -> tuple[SiteRow, ...]:
-    """The sites of a layer in forward order; crossed: it looks at an encoder; routed: its MLP has experts."""
+def layer_rows(*, crossed: bool = False, routed: bool = False, headed: bool = False) -> tuple[SiteRow, ...]:
+    """The sites of a layer in forward order.
+
+    crossed: it looks at an encoder; routed: its MLP has experts; headed: whole heads are nodes of a site of their own.
+    """
     before: dict[SiteName, tuple[SiteRow, ...]] = {
+        "attn_out": HEAD_TABLE if headed else (),
         "mlp_in": CROSS_TABLE if crossed else (),
         "mlp_neuron": ROUTED_TABLE if routed else (),
     }
     return tuple(found for row in TABLE for found in (*before.get(row.name, ()), row))
 
 
-ROWS: dict[SiteName, SiteRow] = {row.name: row for row in layer_rows(crossed=True, routed=True)}
+ROWS: dict[SiteName, SiteRow] = {row.name: row for row in layer_rows(crossed=True, routed=True, headed=True)}
 """Every site by name, in forward order."""
 ORDER: tuple[SiteName, ...] = tuple(ROWS)
 """Names of all sites, in forward order."""
@@ -176,10 +185,15 @@ class WeightAt(NamedTuple):
 
 
 def all_sites(
-    n_layers: int, stack: Stack = "decoder", *, crossed: bool = False, routed: bool = False
+    n_layers: int,
+    stack: Stack = "decoder",
+    *,
+    crossed: bool = False,
+    routed: bool = False,
+    headed: bool = False,
 ) -> list[Site]:
-    """Every site of a stack of `n_layers` layers, in forward order; crossed, routed: as in `layer_rows`."""
-    rows = layer_rows(crossed=crossed, routed=routed)
+    """Every site of a stack of `n_layers` layers, in forward order; the options are those of `layer_rows`."""
+    rows = layer_rows(crossed=crossed, routed=routed, headed=headed)
     return [Site(layer, row.name, stack) for layer in range(n_layers) for row in rows]
 
 

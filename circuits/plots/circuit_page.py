@@ -62,6 +62,9 @@ def demo_page(
     rows = node_rows(circuit, node_words(circuit, model, task))
     nodes = heading("Nodes") + table(rows, {"mean": "+.3f", "effect": "+.3f"})
     edges = heading("Edges") + table(edge_rows(circuit), {"weight": "+.3f"}) if circuit.edges else ""
+    if circuit.effects:
+        edges += heading("Effects, in logits (measured: no weights)")
+        edges += table(effect_rows(circuit), {"effect": "+.3f"})
     blocks += [Html(f'<div class="pair"><section>{nodes}</section><section>{edges}</section></div>')]
     figures = list(figures)
     blocks += [heading("How it was found"), *figures] if figures else []
@@ -69,14 +72,24 @@ def demo_page(
     return write_page(path, title=title or f"The circuit for {circuit.task}", blocks=blocks)
 
 
+_MEASURED = (
+    "Read it from left to right. The model is dense, so that no single weight leads from one node to another: a broken "
+    "line is the measured effect of one direct path, by how many logits the answer's lead falls when that path alone "
+    "carries what the corrupted prompt says (blue: it speaks for the answer, orange: against it)."
+)
+
+
+_WEIGHED = (
+    "Read it from left to right. Tokens and positions write to residual channels; what reads a channel and writes "
+    "to others stands between, and the last ones move the logits. A blue weight passes a value on, an orange one "
+    "turns its sign."
+)
+
+
 def reading_guide(circuit: Circuit) -> str:
     """How to read the picture, for somebody who has not seen one: no word on what this circuit lacks."""
     sites = {node.site for node in circuit.nodes}
-    does = [
-        "Read it from left to right. Tokens and positions write to residual channels; what reads a channel and writes "
-        "to others stands between, and the last ones move the logits. A blue weight passes a value on, an orange one "
-        "turns its sign."
-    ]
+    does = [_MEASURED if circuit.effects else _WEIGHED]
     if any(kind_of(edge) == "score" for edge in circuit.edges):
         does.append("In a head, a query and a key (dotted) choose positions by their product.")
     elif any(ROWS[site].per_head and site.endswith(("_q", "_k")) for site in sites):
@@ -100,6 +113,18 @@ def node_rows(circuit: Circuit, words: Mapping[Node, str] | None = None) -> list
         rows[-1] |= {"mean": mean, "effect": effect}
         rows[-1] |= {"what it does": words[node]} if words else {}
     return rows
+
+
+def effect_rows(circuit: Circuit) -> list[dict[str, Any]]:
+    """Rows for `table`: every measured effect with its ends, strongest first."""
+    return [
+        {
+            "from": "prompt" if source is None else long_label(source),
+            "to": "answer over foil" if target is None else long_label(target),
+            "effect": size,
+        }
+        for source, target, size in circuit.effects
+    ]
 
 
 def edge_rows(circuit: Circuit) -> list[dict[str, Any]]:

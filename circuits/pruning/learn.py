@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -114,8 +115,10 @@ def learn_gates(
     seed: int,
     like: Tensor,
     log: Callable[[int, float, int], Any],
-) -> list[list[Part]]:
+) -> "list[Ranked[Part]]":
     """The open parts at each tenth that closed, from all to few, each list best first.
+
+    parts: lists, or what makes each part when it is asked for: there may be hundreds of thousands.
 
     Ranked by gate, and where gates tie by importance: the mean |d loss / d mask| so far. pool: prompt pairs to learn
     from; reference: the margins that the circuit should have on them, clean prompts first (None: the right answers
@@ -137,7 +140,7 @@ def learn_gates(
     closed = _Closed(config.ablation, shapes, seed=seed, like=like)
     learner = GateLearner(shapes, pool, settings, like=like, beside=[log_scale])
     importance = {key: torch.zeros_like(gate) for key, gate in learner.gates.parameters.items()}
-    way: list[list[Part]] = []
+    way: list[Ranked[Part]] = []
     for step, rows, masks in learner.steps():
         targets = pool.rows(rows).tokens_and_targets()
         margin = margins(forward(targets, closed.filled(masks)), targets)
@@ -193,16 +196,35 @@ class _Closed(Generic[Key]):
             }
 
 
+class Ranked(Sequence[Part]):
+    """The open parts, best first: places alone, until somebody asks which parts they are."""
+
+    def __init__(self, parts: Sequence[Sequence[Part]], order: Int64[Tensor, " open"]) -> None:
+        """parts: of each key; order: places of the open ones among all parts, one key after the other."""
+        self._parts, self._order = parts, order.cpu()
+        self._starts = torch.tensor([0, *accumulate(map(len, parts))])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[Part]:
+        keys = torch.searchsorted(self._starts, self._order, right=True) - 1
+        places = self._order - self._starts[keys]
+        return (self._parts[key][i] for key, i in zip(keys.tolist(), places.tolist(), strict=True))
+
+    def __getitem__(self, place: Any) -> Any:
+        return list(self)[place]
+
+
 def _ranked(
     parts: Mapping[Key, Sequence[Part]], gates: Gates[Key], importance: dict[Key, Tensor]
-) -> list[Part]:
-    """The open parts, by gate, then by importance where gates tie (as they do at the clamp)."""
-    rows = [
-        (value, weight, part)
-        for key, own in parts.items()
-        for part, value, weight in zip(
-            own, gates.parameters[key].tolist(), importance[key].tolist(), strict=True
-        )
-        if value > 0
-    ]
-    return [part for _, _, part in sorted(rows, key=lambda row: (-row[0], -row[1], row[2]))]
+) -> Ranked[Part]:
+    """The open parts, by gate, then by importance where gates tie (as they do at the clamp), then as parts sort."""
+    keys = sorted((key for key in parts if len(parts[key])), key=lambda key: parts[key][0])  # type: ignore[arg-type,return-value]
+    if not keys:
+        return Ranked([], torch.zeros(0, dtype=torch.int64))
+    gate = torch.cat([gates.parameters[key].detach() for key in keys])
+    weight = torch.cat([importance[key] for key in keys])
+    order = weight.sort(descending=True, stable=True).indices
+    order = order[gate[order].sort(descending=True, stable=True).indices]
+    return Ranked([parts[key] for key in keys], order[gate[order] > 0])

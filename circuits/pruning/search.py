@@ -1,5 +1,6 @@
 """The search for a circuit: learn gates, take what they leave, drop what can go."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
@@ -9,9 +10,22 @@ from torch import Tensor
 from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
+from circuits.circuit.effects import effects_between
 from circuits.circuit.evaluator import Evaluator, Kept
 from circuits.circuit.masked import run_masked
-from circuits.circuit.nodes import Edge, Node, NodeFacts, among, is_pair, weight_of, without
+from circuits.circuit.nodes import (
+    AllBut,
+    Edge,
+    Effect,
+    Node,
+    NodeFacts,
+    NodesOf,
+    among,
+    is_pair,
+    numbers_of,
+    weight_of,
+    without,
+)
 from circuits.circuit.parts import edges_between, io_edges
 from circuits.circuit.scope import scope
 from circuits.circuit.score import (
@@ -33,6 +47,9 @@ from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import minimal, thinned
 from tasks import Corpus, Task
 from tasks.base import Targets
+
+N_EFFECTS = 32
+"""Prompt pairs over which the effects of nodes on one another are averaged."""
 
 
 class Search:
@@ -96,22 +113,22 @@ class Search:
 
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
         """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
-        own = {site: [Node.of(site, i) for i in range(v.shape[-1])] for site, v in self.values.items()}
-        parts = {site: [node for node in nodes if node not in self.without] for site, nodes in own.items()}
-        places = {site: torch.tensor([node.index for node in nodes]) for site, nodes in parts.items()}
+        barred: dict[Site, set[int]] = {site: set() for site in self.judge.widths}
+        for node in self.without:
+            barred[node.at].add(node.index)
+        parts = {site: _allowed(site, n, barred[site]) for site, n in self.judge.widths.items()}
+        places = {site: torch.tensor([node.index for node in parts[site]]) for site in parts if barred[site]}
         closed = self.judge.node_masks([])
 
         def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
             whole = {
-                site: mask
-                if len(mask) == len(closed[site])
-                else closed[site].index_put((places[site],), mask)
+                site: mask if not barred[site] else closed[site].index_put((places[site],), mask)
                 for site, mask in masks.items()
             }
             return run_masked(self.model, targets.tokens, whole, self.values)
 
         way = self._learn(parts, forward, start, show, "nodes")
-        found = _last(way, self._solved_between) or [node for nodes in parts.values() for node in nodes]
+        found = _last(way, self._solved_between) or list(AllBut(self.judge.widths, self.without))
         if self.without and not self._solved_between(found):
             raise NoCircuitError(self.judge.score(found, "between"), self.criterion, len(self.without))
         return found
@@ -192,6 +209,7 @@ class Search:
             nodes=tuple(nodes),
             edges=tuple(edges),
             io_edges=tuple(io_edges(ours, nodes, self.judge.batch, self.task.tokenizer)) if ours else (),
+            effects=() if ours else self._effects(nodes),
             widths=self.model.widths,
             n_layers=ours.config.n_layers if ours else 1 + max(site.layer for site in self.model.widths),
             d_head=ours.config.d_head if ours else None,
@@ -217,12 +235,17 @@ class Search:
             prune=self.config.to_json(),
         )
 
+    def _effects(self, nodes: list[Node]) -> tuple[Effect, ...]:
+        """Of nodes on one another, where no weights lead from one to the other."""
+        batch = self.judge.batch.rows(slice(N_EFFECTS))
+        return tuple(effects_between(self.model, nodes, self.values, batch))
+
     def _facts(self, nodes: list[Node], edges: list[Edge], here: Score) -> dict[Node, NodeFacts]:
         return {
             node: NodeFacts(
-                mean=float(self.values[node.at][..., node.index].mean()),
+                mean=_mean_of(self.values[node.at], node, self.judge.widths[node.at]),
                 effect=self.judge.score(*without(node, nodes, edges)).loss - here.loss,
-                model_loss=self.judge.score([n for n in self.judge.every if n != node], "all").loss,
+                model_loss=self.judge.score(AllBut(self.judge.widths, [node]), "all").loss,
             )
             for node in nodes
         }
@@ -272,6 +295,18 @@ def _check_solved(judge: Evaluator) -> None:
         raise UnsolvedError(asked.task, full, nats, asked.target_accuracy)
 
 
-def _last(way: Sequence[list], solved: Callable[[list], Score | None]) -> list:
+def _allowed(site: Site, width: int, barred: set[int]) -> Sequence[Node]:
+    """The nodes of a site, without those that no circuit may have."""
+    return [Node.of(site, i) for i in range(width) if i not in barred] if barred else NodesOf(site, width)
+
+
+def _mean_of(values: Tensor, node: Node, width: int) -> float:
+    """What a node is held at, a mean over places; nan for a head, which is held at one number a channel."""
+    own = numbers_of(values, node, width)
+    return float(own.mean()) if own.shape[-1] == 1 else math.nan
+
+
+def _last(way: Sequence[Sequence], solved: Callable[[list], Score | None]) -> list:
     """The last set along the way that meets the target; empty where none does."""
-    return next((ranked for ranked in reversed(way) if ranked and solved(ranked)), [])
+    sets = (list(ranked) for ranked in reversed(way) if len(ranked))
+    return next((ranked for ranked in sets if solved(ranked)), [])

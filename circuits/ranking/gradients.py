@@ -29,9 +29,14 @@ def node_scores(model: Subject, batch: Batch, points: Sequence[float]) -> dict[S
     clean = clean_targets(batch)
     ends = [_site_values(model, tokens) for tokens in (batch.clean, batch.corrupt)]
     gradients = _mean_gradients(model, clean, batch.corrupt, points, partial(_watched_sites, model))
-    return {
-        site: ((ends[0][site] - ends[1][site]) * gradient.flatten(2)).sum(1).abs().mean(0).cpu()
+    moved = {
+        site: ((ends[0][site] - ends[1][site]) * gradient.flatten(2)).sum(1)
         for site, gradient in gradients.items()
+    }
+    # A head's channels move the loss together.
+    return {
+        site: effect.unflatten(1, (model.widths[site], -1)).sum(2).abs().mean(0).cpu()
+        for site, effect in moved.items()
     }
 
 

@@ -1,6 +1,6 @@
 """Ways to rank the parts of a model for a task, behind one signature; the baselines that a circuit is held against."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from circuits.circuit.ablation import mean_values, site_values
 from circuits.circuit.evaluator import MaskedModel
 from circuits.circuit.masked import run_masked
-from circuits.circuit.nodes import Node
+from circuits.circuit.nodes import Node, NodesOf
 from circuits.circuit.score import TARGETS, Score, check_task, margin_error, margins, task_margins
 from circuits.heads.weights import check_finite
 from circuits.model.compute import check_learnable, resting, with_gradients
@@ -153,10 +153,9 @@ def _gates(model: Subject, task: Task, config: RankConfig) -> Scores:
     learning = PruneConfig(steps=config.steps, batch_size=config.n_pairs, seed=config.seed)
     values = task_means(model, task, config.n_mean)
     pool = task.batch(16 * config.n_pairs, split="train", seed=config.seed).to(model.like.device)
-    parts = {site: range(width) for site, width in model.widths.items()}
-    named = {site: [Node.of(site, i) for i in own] for site, own in parts.items()}
+    named = {site: NodesOf(site, width) for site, width in model.widths.items()}
     with resting(model):
-        way = learn_gates(
+        way: Sequence[Sequence[Node]] = learn_gates(
             named,
             partial(_masked, model, values),
             pool,
@@ -177,13 +176,13 @@ def _gates(model: Subject, task: Task, config: RankConfig) -> Scores:
     return scores
 
 
-def _while_it_works(runs: MaskedModel, way: list[list[Node]]) -> list[list[Node]]:
+def _while_it_works(runs: MaskedModel, way: Sequence[Sequence[Node]]) -> Sequence[Sequence[Node]]:
     """The open sets up to the last with the model's margins: when gates close on, the order says nothing more."""
     good = [n for n, nodes in enumerate(way, start=1) if _good(runs, nodes)]
     return way[: good[-1]] if good else way
 
 
-def _needed(runs: MaskedModel, nodes: list[Node]) -> list[Node]:
+def _needed(runs: MaskedModel, nodes: Sequence[Node]) -> list[Node]:
     """Of a set with the model's margins those that it cannot do without, most needed first; none if it has not."""
     if not _good(runs, nodes):
         return []
@@ -192,12 +191,12 @@ def _needed(runs: MaskedModel, nodes: list[Node]) -> list[Node]:
     return sorted(kept, key=lambda node: (-errors[node], node))
 
 
-def _good(runs: MaskedModel, nodes: list[Node]) -> Score | None:
+def _good(runs: MaskedModel, nodes: Sequence[Node]) -> Score | None:
     error = _error(runs, nodes)
     return Score(error, 1.0) if error <= TARGETS["margins"] else None
 
 
-def _error(runs: MaskedModel, nodes: list[Node]) -> float:
+def _error(runs: MaskedModel, nodes: Sequence[Node]) -> float:
     return float(margin_error(runs.margins(nodes, "all"), runs.full_margins))
 
 

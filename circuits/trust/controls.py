@@ -18,11 +18,12 @@ from torch import Tensor
 from circuits.circuit.ablation import mean_values
 from circuits.circuit.evaluator import MaskedModel
 from circuits.circuit.masked import ordinary, run_masked
-from circuits.circuit.nodes import Node
+from circuits.circuit.nodes import Node, NodesOf
 from circuits.circuit.score import UNIT, Score, fitted_scale, loss_against, task_margins, two_way_loss
-from circuits.model.compute import frozen, with_gradients
-from circuits.model.kinds import of_ours
+from circuits.model.compute import resting, with_gradients
+from circuits.model.kinds import of_subjects
 from circuits.model.sites import Site
+from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import learn_gates
@@ -82,7 +83,19 @@ def nonsense(bench: Bench, rng: random.Random) -> Sequence[Entry]:
             details={"n_open": floor.n_open, "true_n_open": true.n_open, **_budget(bench).to_json()},
         )
         for name, floor in floors.items()
-    ]
+    ] + ([] if isinstance(bench.model, SparseTransformer) else [_no_random_model()])
+
+
+def _no_random_model() -> Entry:
+    """In place of the control in a random model, for a model of which only weights are known."""
+    return Entry(
+        name="random model",
+        meaning="Not run: how a wrapped model's weights were drawn before it was trained is not known, so that there "
+        "is no random model of its kind to compare it with.",
+        value=float("nan"),
+        baseline=float("nan"),
+        verdict="not run",
+    )
 
 
 def _budget(bench: Bench) -> PruneConfig:
@@ -103,27 +116,29 @@ def _floors(bench: Bench) -> tuple[dict[str, Floor], Floor]:
     model, task, budget = bench.model, bench.task, _budget(bench)
     true = gate_floor(model, task, bench.values, budget)
     most = ROOM * max(true.n_open, bench.circuit.n_nodes)
-    fresh = SparseTransformer(model.config, seed=budget.seed + 1).to(model.W_E.device)
-    text = task.batch(256, split="train", seed=budget.seed).to(model.W_E.device)
-    random_values = mean_values(fresh, text.clean, lengths=text.lengths)
     unrelated = _unrelated(model, task, budget.seed)
-    return {
+    found = {
         "swapped answers": gate_floor(model, task, bench.values, budget, relabel=_swapped, most=most),
         "unrelated answers": gate_floor(model, task, bench.values, budget, relabel=unrelated, most=most),
-        "random model": gate_floor(fresh, task, random_values, budget, follow=model, most=most),
-    }, true
+    }
+    if isinstance(model, SparseTransformer):
+        fresh = SparseTransformer(model.config, seed=budget.seed + 1).to(model.W_E.device)
+        text = task.batch(256, split="train", seed=budget.seed).to(model.W_E.device)
+        values = mean_values(fresh, text.clean, lengths=text.lengths)
+        found["random model"] = gate_floor(fresh, task, values, budget, follow=model, most=most)
+    return found, true
 
 
-@of_ours
+@of_subjects
 @with_gradients
 def gate_floor(
-    model: SparseTransformer,
+    model: Subject,
     task: Task,
     values: dict[Site, Tensor],
     config: PruneConfig,
     *,
     relabel: Relabel | None = None,
-    follow: SparseTransformer | None = None,
+    follow: Subject | None = None,
     most: int | None = None,
 ) -> Floor:
     """Train gates on all nodes as pruning does; the least held-out loss among the open sets along the way.
@@ -136,21 +151,21 @@ def gate_floor(
     asked = _Asked(task, config, relabel or (lambda batch: batch), follow or model)
     pool, wanted = asked.prompts(16 * config.batch_size, "train")
     test, reference = asked.prompts(N_HELD_OUT, "test")
-    parts = {site: [Node.of(site, i) for i in range(value.shape[-1])] for site, value in values.items()}
+    parts = {site: NodesOf(site, model.widths[site]) for site in values}
 
     def forward(targets: Targets, masks: dict[Site, Tensor]) -> Tensor:
         return run_masked(model, targets.tokens, masks, values)
 
-    with frozen(model):
+    with resting(model):
         way = learn_gates(
-            parts, forward, pool, wanted, config, seed=config.seed, like=model.W_E, log=lambda *_: None
+            parts, forward, pool, wanted, config, seed=config.seed, like=model.like, log=lambda *_: None
         )
         runs = MaskedModel(model, values, test)
 
-        def reached(nodes: list[Node]) -> float:
+        def reached(nodes: Sequence[Node]) -> float:
             return asked.loss(runs.margins(nodes, "all"), reference)
 
-        def good(nodes: list[Node]) -> Score | None:
+        def good(nodes: Sequence[Node]) -> Score | None:
             loss = reached(nodes)
             return Score(loss, 1.0) if loss <= SEPARATE / 2 else None
 
@@ -169,11 +184,11 @@ class _Asked(NamedTuple):
     task: Task
     config: PruneConfig
     relabel: Relabel
-    follow: SparseTransformer
+    follow: Subject
 
     def prompts(self, n: int, split: str) -> tuple[Batch, Tensor | None]:
         """Relabelled pairs, and the margins asked for on them, clean prompts first (None: the right answers decide)."""
-        true = self.task.batch(n, split=split, seed=self.config.seed).to(self.follow.W_E.device)  # type: ignore[arg-type]
+        true = self.task.batch(n, split=split, seed=self.config.seed).to(self.follow.like.device)  # type: ignore[arg-type]
         reference = None if self.config.objective == "task" else task_margins(self.follow, true)
         return self.relabel(true), reference
 
@@ -189,17 +204,17 @@ def _swapped(batch: Batch) -> Batch:
     return replace(batch, answer=batch.foil, foil=batch.answer)
 
 
-def _unrelated(model: SparseTransformer, task: Task, seed: int) -> Relabel:
+def _unrelated(model: Subject, task: Task, seed: int) -> Relabel:
     """Each answer token becomes another token that is no answer: the same rule, in an alphabet of its own."""
     sample = task.batch(256, split="train", seed=seed)
     answers = sorted(set(sample.answer.tolist()) | set(sample.foil.tolist()))
-    others = [token for token in range(len(model.W_E)) if token not in answers]
+    others = [token for token in range(model.d_vocab) if token not in answers]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(others), generator=generator).tolist()
-    table = torch.arange(len(model.W_E))
+    table = torch.arange(model.d_vocab)
     for i, token in enumerate(answers):
         table[token] = others[drawn[i % len(drawn)]]
-    table = table.to(model.W_E.device)
+    table = table.to(model.like.device)
     return lambda batch: replace(batch, answer=table[batch.answer], foil=table[batch.foil])
 
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.score import TARGETS, check_task, task_score
-from circuits.model.compute import frozen, threads_for, with_gradients
-from circuits.model.kinds import of_ours
+from circuits.model.compute import resting, threads_for, with_gradients
+from circuits.model.kinds import of_subjects
+from circuits.model.subject import Subject
 from circuits.model.text import check_corpus
-from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.settings import check_config, check_kind
@@ -49,10 +49,10 @@ CHECKS: tuple[Check, ...] = (
 """Every check, in the order in which a report is best read."""
 
 
-@of_ours
+@of_subjects
 @with_gradients
 def trust_report(
-    model: SparseTransformer,
+    model: Subject,
     circuit: Circuit,
     task: Task | None = None,
     config: TrustConfig | None = None,
@@ -66,8 +66,10 @@ def trust_report(
     task: that of the circuit's criterion, which is made anew where none is given. others: circuits of the same model
     and task from other pruning seeds, for the overlap. corpus: the training text, by which ablation values are checked
     where it is given. corpus and pruning: text and settings for `config.prune_seeds` further pruning runs, under the
-    same criterion. Raises ValueError, before any long run, when the circuit is empty or of another model, when the task
-    is not that of the circuit, or when the right answers are asked for and the model cannot give them.
+    same criterion. model: ours, or a wrapped one as a LensSubject with the circuit's sites; checks that are not defined
+    for it say so, and are not run. Raises ValueError, before any long run, when the circuit is empty or of another
+    model, when the task is not that of the circuit, or when the right answers are asked for and the model cannot give
+    them.
     """
     config, started = config or TrustConfig(), time.perf_counter()
     check_config(config, TrustConfig)
@@ -76,7 +78,7 @@ def trust_report(
     _check(model, circuit, task, config)
     if corpus is not None:
         check_corpus(model, corpus, task)
-    with frozen(model), threads_for(model, 2 * config.n_pairs * task.n_ctx):
+    with resting(model), threads_for(model, 2 * config.n_pairs * task.n_ctx):
         found = [
             *others,
             *(_pruned(model, circuit, task, i, corpus, pruning) for i in range(config.prune_seeds)),
@@ -93,16 +95,12 @@ def trust_report(
     )
 
 
-def _text(
-    model: SparseTransformer, config: TrustConfig, corpus: Corpus | None
-) -> Int[Tensor, "windows pos"] | None:
+def _text(model: Subject, config: TrustConfig, corpus: Corpus | None) -> Int[Tensor, "windows pos"] | None:
     """Windows of training text, where it is given."""
     if corpus is None:
         return None
     generator = torch.Generator().manual_seed(config.seed)
-    return corpus.windows(N_TEXTS, model.config.n_ctx, split="train", generator=generator).to(
-        model.W_E.device
-    )
+    return corpus.windows(N_TEXTS, model.n_ctx, split="train", generator=generator).to(model.like.device)
 
 
 @with_gradients
@@ -116,7 +114,7 @@ def stream(seed: int, check: Check) -> random.Random:
     return random.Random(f"{seed}/{check.__module__}.{check.__qualname__}")
 
 
-def _check(model: SparseTransformer, circuit: Circuit, task: Task, config: TrustConfig) -> None:
+def _check(model: Subject, circuit: Circuit, task: Task, config: TrustConfig) -> None:
     check_belongs(model, circuit)
     check_task(model, task)
     circuit.criterion.check(task)
@@ -136,7 +134,7 @@ def _check(model: SparseTransformer, circuit: Circuit, task: Task, config: Trust
 
 
 def _pruned(
-    model: SparseTransformer,
+    model: Subject,
     circuit: Circuit,
     task: Task,
     number: int,

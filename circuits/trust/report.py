@@ -61,7 +61,8 @@ class Entry:
         said = {name: str(data[name]) for name in ("name", "meaning", "unit")}
         if data["verdict"] not in get_args(Verdict):
             raise ValueError(f"verdict: got {data['verdict']!r}; expected one of {get_args(Verdict)}.")
-        return cls(**said, **numbers, verdict=data["verdict"], details=data["details"])
+        given: dict[str, Any] = {**said, **numbers, "verdict": data["verdict"], "details": data["details"]}
+        return cls(**given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from torch import Tensor
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.evaluator import Evaluator, Kept, MaskedModel
 from circuits.circuit.masked import run_masked
-from circuits.circuit.nodes import Edge, Node
+from circuits.circuit.nodes import AllBut, Edge, Node
 from circuits.circuit.score import Score, margins
 from circuits.model.sites import Site, weights_among
-from circuits.model.transformer import SparseTransformer
+from circuits.model.subject import SparseSubject, Subject
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry
 from tasks import Batch, Task
@@ -30,12 +30,12 @@ class Bench(MaskedModel):
     right answers, or against the whole model's.
     """
 
-    model: SparseTransformer
+    model: Subject
     "The model that the circuit belongs to."
 
     def __init__(
         self,
-        model: SparseTransformer,
+        model: Subject,
         circuit: Circuit,
         task: Task,
         config: TrustConfig | None = None,
@@ -100,10 +100,9 @@ class Bench(MaskedModel):
         edges = [e for e in self.circuit.edges if e.source not in gone and e.target not in gone]
         return nodes, edges
 
-    def model_without(self, gone: Iterable[Node]) -> tuple[list[Node], Kept]:
+    def model_without(self, gone: Iterable[Node]) -> tuple[Sequence[Node], Kept]:
         """All nodes of the model, less some, with every weight."""
-        gone = set(gone)
-        return [node for node in self.every if node not in gone], "all"
+        return AllBut(self.widths, gone), "all"
 
     def random_like(self, rng: random.Random, *, outside: bool) -> list[Node]:
         """As many nodes at each site as the circuit has; `outside`: none of the circuit's own, where possible."""
@@ -119,7 +118,12 @@ class Bench(MaskedModel):
         return drawn
 
     def alike(self, rng: random.Random) -> list[Node]:
-        """For each node of the circuit another of its site, drawn among those with as many and as large weights."""
+        """For each node of the circuit another of its site, drawn among those with as many and as large weights.
+
+        Where no weights lead from node to node, among all of its site.
+        """
+        if not isinstance(self.model, SparseSubject):
+            return self.random_like(rng, outside=True)
         drawn: list[Node] = []
         own = set(self.circuit.nodes)
         for node in self.circuit.nodes:
@@ -136,6 +140,7 @@ class Bench(MaskedModel):
     @cached_property
     def _looks(self) -> dict[Site, Float[Tensor, "width looks"]]:
         """For each coordinate, on a logarithmic scale: nonzero weights into and out of it, and their mean sizes."""
+        assert isinstance(self.model, SparseSubject), "only weights that lead from node to node have looks"
         found = {site: torch.zeros(width, 4) for site, width in self.widths.items()}
         for at in weights_among(self.widths):
             weight = self.model.linear(*at).weight.detach().cpu().float().abs()
@@ -154,20 +159,24 @@ class Bench(MaskedModel):
         """
         n, masks, edges = self.n_pairs, None, None
         if in_circuit:
-            masks, edges = self.node_masks(self.circuit.nodes), self.edge_masks(self.circuit.edges)
+            masks = self.node_masks(self.circuit.nodes)
+            edges = self.edge_masks(self.circuit.edges) if isinstance(self.model, SparseSubject) else None
 
         # Hooks run in the order in which they were added, so the mask of a kept node passes the swapped value.
-        hooks = [(self.model.hook_name(node.at), partial(_swap, node.index, share)) for node in nodes]
+        hooks = [
+            (self.model.hook_name(node.at), partial(_swap, node.index, self.widths[node.at], share))
+            for node in nodes
+        ]
         with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             logits = run_masked(self.model, self.targets.tokens, masks or {}, self.values, edges)
         clean = Targets(*(part[:n] for part in self.targets))
         return margins(logits[:n], clean)
 
 
-def _swap(index: int, share: float, value: Tensor, hook: Any) -> Tensor:
-    """A coordinate of the clean prompts, the first half of the rows, moved by `share` towards the corrupted ones."""
+def _swap(index: int, width: int, share: float, value: Tensor, hook: Any) -> Tensor:
+    """A node's value on the clean prompts, the first half of the rows, moved by `share` towards the corrupted ones."""
     flat = value.flatten(2).clone()
-    clean, corrupted = flat[:, :, index].chunk(2)
+    clean, corrupted = flat.unflatten(2, (width, -1))[:, :, index].chunk(2)
     clean += share * (corrupted - clean)
     return flat.view(value.shape)
 

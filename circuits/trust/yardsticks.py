@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
-from circuits.circuit.nodes import Node
+from circuits.circuit.nodes import AllBut, Node
 from circuits.model.compute import with_gradients
 from circuits.statistics import share_of
 from circuits.trust.report import Entry, judged
@@ -131,7 +131,7 @@ def minimality_test(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     """Does every node of the circuit matter more than a random node added to it?"""
     nodes, _ = bench.circuit_without()
     whole = bench.margins(nodes, "all")
-    outside = [node for node in bench.every if node not in set(nodes)]
+    outside = list(AllBut(bench.widths, nodes))
     added = rng.sample(outside, min(bench.config.n_random, len(outside)))
     reference = [_distance(bench.margins([*nodes, node], "all"), whole) for node in added]
     p_values = {}
@@ -153,7 +153,8 @@ def minimality_test(bench: Bench, rng: random.Random) -> Sequence[Entry]:
 
 
 def _curve(bench: Bench, ranking: list[Node]) -> list[float]:
-    empty, full = (float(bench.margins(nodes, "all").mean()) for nodes in ([], bench.every))
+    ends: tuple[Sequence[Node], ...] = ([], bench.every)
+    empty, full = (float(bench.margins(nodes, "all").mean()) for nodes in ends)
     kept = [ranking[: max(1, round(share * len(ranking)))] for share in SHARES]
     shares = (share_of(float(bench.margins(nodes, "all").mean()) - empty, full - empty) for nodes in kept)
     return [math.nan if share is None else share for share in shares]

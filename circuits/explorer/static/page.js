@@ -307,6 +307,7 @@ class Explorer {
   reading() {
     const kinds = new Set(this.view.picture.lines.map((l) => l.kind)), sites = new Set([...this.nodes.keys()].map((id) => split(id)[0].split(".").at(-1)));
     const said = ["Left to right: tokens write to residual channels, nodes read channels, and the last ones move the logits. Blue passes a value on, orange turns its sign."];
+    if (kinds.has("effect")) said[0] = "Left to right. The model is dense, and no single weight leads from node to node: a broken line is the measured effect of one direct path on the answer's lead, in logits. Blue speaks for the answer, orange against it. A head's value is the length of what it carries.";
     if (kinds.has("score")) said.push("A dotted line pairs a query and a key: their product decides where a head looks.");
     else if (sites.has("attn_v")) said.push("No query is paired with a key here: its head looks where keys alone, or constants, point.");
     if (this.view.picture.nodes.some((n) => n.core)) said.push("A light centre marks the core: nodes that the whole model cannot do the task without. Of the others it has more than it needs, so another circuit may do without them.");

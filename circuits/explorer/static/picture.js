@@ -51,12 +51,13 @@ function curved(points, s) {
 }
 
 function lineMark(line, s, most) {
-  const weight = line.kind === "weight" ? most.node : most.end;
+  const weight = { weight: most.node, effect: most.effect }[line.kind] || most.end;
   const look = ["score", "residual"].includes(line.kind) ? line.kind : line.weight < 0 ? "negative" : "positive";
   const width = look === "score" || look === "residual" ? 1.6 : 1.2 + (5 * Math.abs(line.weight)) / (weight || 1);
-  const path = make("path", { d: curved(line.points, s), class: `line ${look} ${line.kept ? `kept-${line.kept}` : ""}`, "stroke-width": width });
+  const classes = [look, line.kept && `kept-${line.kept}`, line.kind === "effect" && "measured"].filter(Boolean).join(" ");
+  const path = make("path", { d: curved(line.points, s), class: `line ${classes}`, "stroke-width": width });
   const words = { residual: "same residual channel: carried along", score: "this key times this query" };
-  const said = words[line.kind] || `weight ${signed(line.weight)}`;
+  const said = line.kind === "effect" ? `measured effect on the margin: ${signed(line.weight)} logits (no weight)` : words[line.kind] || `weight ${signed(line.weight)}`;
   path.append(make("title", {}, `${line.source} \u2192 ${line.target}\n${said}${line.kept ? `\n${KINDS[line.kept]}` : ""}`));
   path.dataset.source = line.source;
   path.dataset.target = line.target;
@@ -88,7 +89,7 @@ function nodeMark(node, s, top, view, fed) {
 }
 
 function columnHeads(picture, s) {
-  const names = { attn_in: "reads", attn_q: "seeks", attn_k: "matches", attn_v: "carries", attn_out: "writes", mlp_in: "reads", mlp_neuron: "fires", mlp_out: "writes" };
+  const names = { attn_in: "reads", attn_q: "seeks", attn_k: "matches", attn_v: "carries", attn_head: "carries", attn_out: "writes", mlp_in: "reads", mlp_neuron: "fires", mlp_out: "writes" };
   return picture.columns.map((column) => {
     const where = column.layer === null ? "" : `layer ${column.layer}`;
     const head = make("g", { class: "head", "data-x": s.x(column.along) });
@@ -108,7 +109,7 @@ function drawing(view, open = []) {
   const weights = (kinds) => whole.lines.reduce((most, l) => (kinds.includes(l.kind) ? Math.max(most, Math.abs(l.weight)) : most), 0);
   const fed = new Set(whole.lines.filter((l) => l.kind !== "score").map((l) => l.target));
   const moved = new Set(whole.lines.map((l) => l.target)); // logits that some weight leads to
-  const most = { node: weights(["weight"]), end: weights(["embed", "shared", "position", "several", "unembed"]) };
+  const most = { node: weights(["weight"]), end: weights(["embed", "shared", "position", "several", "unembed"]), effect: weights(["effect"]) };
   const top = whole.nodes.reduce((most, n) => Math.max(most, n.effect || 0), 0);
   const height = Math.min(s.height, Math.max(700, 0.8 * s.width)); // more rows than that are reached by moving
   const svg = make("svg", { viewBox: `0 0 ${s.width} ${height}`, class: `picture ${picture.lines.length > CROWD ? "crowd" : ""}`, preserveAspectRatio: "xMidYMin", role: "group", "aria-label": "the circuit" });
@@ -119,7 +120,7 @@ function drawing(view, open = []) {
     return make("g", {}, make("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, rx: 8, class: "box" }), title);
   });
   const ends = picture.ends.map((end) => {
-    const isToken = !end.id.startsWith("logit:");
+    const isToken = !/^(logit|margin):/.test(end.id);
     return make("text", { x: s.x(end.at[0]) + (isToken ? -6 : 6), y: s.y(end.at[1]) + 4, class: `end ${isToken ? "left" : ""} ${isToken || moved.has(end.id) ? "" : "faint"}` }, end.label + (isToken || moved.has(end.id) ? "" : " (constant)"));
   });
   world.append(...boxes, ...picture.lines.map((l) => lineMark(l, s, most)), ...ends);

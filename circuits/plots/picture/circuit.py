@@ -44,6 +44,8 @@ LEGEND = {
     "score": "q·k score pair",
     "gate": "expert's share, times a neuron",
     "residual": "same residual channel",
+    "supports": "effect for the answer (measured)",
+    "opposes": "effect against it (measured)",
 }
 
 
@@ -61,6 +63,7 @@ def circuit_figure(
 
     Marks are nodes, their area the rise of the criterion's loss when the node is ablated alone. Lines are weights,
     blue above zero and orange below, as wide as |weight| (token and logit lines have a scale of their own).
+    Broken lines are effects that were measured, and no weights.
     Grey lines tie nodes on one residual channel; dotted ones pair the q and k channels that are multiplied,
     dashed ones lead from an expert to the neurons that its share multiplies.
     Pointing at a mark or a line tells the rest. `d_head` groups q, k and v channels into heads; without it,
@@ -183,6 +186,10 @@ def _scales(circuit: Circuit, links: Sequence[Link], frame: Frame) -> dict[str, 
         weights = [abs(link.weight) for link in links if link.kind in kinds]
         said += [f"{max(weights):.2f} {where}"] if weights else []
     widths = [f"Line width: |weight|, at most {' and '.join(said)}."] if said else []
+    sizes = [abs(link.weight) for link in links if link.kind == "effect"]
+    widths += (
+        [f"Line width: measured effect on the margin, at most {max(sizes):.2f} logits."] if sizes else []
+    )
     effects = [effect for effect in (effect_of(circuit, node) for node in circuit.nodes) if effect == effect]
     asked = circuit.criterion
     area = f"Mark area: rise of the {LOSS[asked.objective]} when that node alone is ablated, at most"

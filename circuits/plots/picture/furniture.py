@@ -74,6 +74,8 @@ def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) ->
 def without_input(layout: Layout) -> set[Key]:
     """Nodes that nothing but a bias reaches; what the residual stream feeds counts once a circuit tells all of it."""
     links = [link for link, _ in layout.lines]
+    if any(link.kind == "effect" for link in links):
+        return set()  # faint effects are not drawn: nothing is known of what has none
     fed = {link.target for link in links if link.kind not in ("score", "gate")}
     tells_all = any(link.kind in ("shared", "position", "several") for link in links)
     nodes = [key for key in layout.place if isinstance(key, Node) and key not in fed]

@@ -20,7 +20,7 @@ _DOES = {
         "mlp_neuron": "fires",
         "router": "chooses",
     },
-    **{"cross_q": "seeks", "cross_k": "matches", "cross_v": "carries"},
+    **{"cross_q": "seeks", "cross_k": "matches", "cross_v": "carries", "attn_head": "carries"},
 }
 GLOSS: dict[str, str] = {
     "tokens": "in",
@@ -123,6 +123,8 @@ def _weight(link: Link) -> str:
         return "same channel,"
     if link.kind == "gate":
         return "a product with"
+    if link.kind == "effect":
+        return f"effect {number(link.weight)} logits,"
     return f"q·k pair, factor {link.weight:.3g}," if link.kind == "score" else number(link.weight)
 
 
@@ -144,4 +146,5 @@ _LINK = {
     "position": "position weight",
     "several": "weights up to",
     "unembed": "unembedding weight",
+    "effect": "measured effect on the margin, in logits (no weight):",
 }

@@ -13,12 +13,24 @@ from itertools import groupby, pairwise
 from typing import Literal, NamedTuple
 
 from circuits.circuit.circuit import Circuit
-from circuits.circuit.nodes import Node, io_end, kind_of, residual_links
+from circuits.circuit.nodes import Effect, Node, io_end, kind_of, residual_links
 from circuits.model.sites import ORDER, Stack
 from circuits.plots.picture.order import Joint, order, straighten
-from circuits.plots.picture.ranks import HEAD_SITES, Key, first_order, head_of, in_head, rank_of, site_of
+from circuits.plots.picture.ranks import (
+    HEAD_SITES,
+    MARGIN,
+    PROMPT,
+    Key,
+    first_order,
+    head_of,
+    in_head,
+    rank_of,
+    site_of,
+)
 
-Kind = Literal["weight", "score", "gate", "residual", "embed", "shared", "position", "several", "unembed"]
+Kind = Literal[
+    "weight", "score", "gate", "residual", "embed", "shared", "position", "several", "unembed", "effect"
+]
 Point = tuple[float, float]
 
 
@@ -134,13 +146,19 @@ def circuit_layout(circuit: Circuit, *, d_head: int, logits: Sequence[str] = ())
 
 
 def circuit_links(circuit: Circuit) -> list[Link]:
-    """Every line of the picture: weights, score pairs, residual wires, and what ties text to nodes."""
+    """Every line of the picture: weights, score pairs, residual wires, effects, and what ties text to nodes."""
     links = [Link(e.source, e.target, kind_of(e), e.weight) for e in circuit.edges]
     links += [Link(source, target, "residual", 1.0) for source, target in residual_wires(circuit.nodes)]
     for io in circuit.io_edges:
         source, target = (io.node, io_end(io)) if io.kind == "unembed" else (io_end(io), io.node)
         links.append(Link(source, target, io.kind, io.weight))
-    return links
+    return links + [_effect_link(effect) for effect in circuit.effects]
+
+
+def _effect_link(effect: Effect) -> Link:
+    """A measured effect, between nodes or from the prompt or to the margin."""
+    source, target, size = effect
+    return Link(PROMPT if source is None else source, MARGIN if target is None else target, "effect", size)
 
 
 def residual_wires(nodes: Iterable[Node]) -> list[tuple[Node, Node]]:

@@ -22,11 +22,14 @@ WIDTH_STEP = 0.25
 CROWD = 90
 """Lines above which they are drawn translucent."""
 
-COLOURS = {"positive": POSITIVE, "negative": NEGATIVE, "score": SCORE, "gate": SCORE, "residual": RESIDUAL}
+COLOURS = {
+    **{"positive": POSITIVE, "negative": NEGATIVE, "score": SCORE, "gate": SCORE, "residual": RESIDUAL},
+    **{"supports": POSITIVE, "opposes": NEGATIVE},
+}
 FIXED_WIDTHS = {"score": 2.5, "gate": 2.5, "residual": 1.5}
 """Widths in pixels of lines that stand for no weight."""
-DASHES = {"score": "2px,3px", "gate": "7px,4px"}
-"""Lines of products: a query times a key, a share times a neuron."""
+DASHES = {"score": "2px,3px", "gate": "7px,4px", "supports": "5px,3px", "opposes": "5px,3px"}
+"""Lines of products (a query times a key, a share times a neuron), and of what was measured and is no weight."""
 
 
 def effect_of(circuit: Circuit, node: Node) -> float:
@@ -56,9 +59,11 @@ def line_style(look: str, width: float) -> dict[str, Any]:
 
 
 def look_of(link: Link) -> str:
-    """`positive`, `negative`, `score`, `gate` or `residual`."""
+    """`positive`, `negative`, `score`, `gate`, `residual`, or of an effect `supports` or `opposes`."""
     if link.kind in FIXED_WIDTHS:
         return link.kind
+    if link.kind == "effect":
+        return "supports" if link.weight >= 0 else "opposes"
     return "positive" if link.weight >= 0 else "negative"
 
 

@@ -6,12 +6,14 @@ from circuits.circuit.nodes import Node
 from circuits.model.sites import ORDER, ROWS, Stack
 
 Key = Node | str
-"""A node, or what `io_end` names: tokens and positions going in, `logit:...` coming out."""
+"""A node, or what `io_end` names: tokens and positions going in, `logit:...` coming out; or one of these two."""
+PROMPT, MARGIN = "prompt:prompt", "margin:answer over foil"
+"""Ends of measured effects: all tokens at once, and the margin."""
 
 
 def is_input(end: str) -> bool:
     """Whether what is no node goes in."""
-    return not end.startswith("logit:")
+    return not end.startswith(("logit:", "margin:"))
 
 
 def is_token(end: str) -> bool:

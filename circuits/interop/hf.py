@@ -1,0 +1,48 @@
+"""A folder that `save_pretrained` of transformers wrote, as a subject: read from disk, nothing is downloaded."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from circuits.interop.lens import LensSubject
+from circuits.model.sites import SiteName
+
+
+def load_hf(folder: str | Path, *, sites: Sequence[SiteName] | None = None) -> LensSubject:
+    """The causal language model and the tokenizer in a folder, wrapped and in eval mode.
+
+    sites: those of `LensSubject`, such as ("attn_head", "mlp_neuron"). Code in the folder is not run. Raises ValueError
+    for a folder without model or tokenizer, and for an architecture that TransformerLens has no adapter of.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    model, tokenizer = _read(Path(folder))
+    try:
+        bridge: Any = TransformerBridge.boot_transformers(str(folder), hf_model=model, tokenizer=tokenizer)
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"folder: {folder} holds a {type(model).__name__}, of which TransformerLens has no adapter ({error}); "
+            "expected a decoder such as GPT-2, Llama or Pythia."
+        ) from None
+    return LensSubject(bridge.eval(), sites=sites)
+
+
+def _read(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"folder: {folder} has no config.json; expected a folder that save_pretrained of transformers wrote, with "
+            "its model and its tokenizer."
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        said = str(error).strip().splitlines()
+        raise ValueError(
+            f"folder: {folder} cannot be read ({said[0] if said else type(error).__name__}); expected a causal "
+            "language model and a tokenizer that save_pretrained wrote."
+        ) from None
+    model.config.architectures = [type(model).__name__]
+    return model.eval(), tokenizer
