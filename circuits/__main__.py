@@ -4,9 +4,10 @@ import typer
 
 from circuits.commands.bridges import bridge, steer
 from circuits.commands.extract import demo, prune, show
+from circuits.commands.shared import Resumable
 from circuits.commands.sweep import sweep
 from circuits.commands.timing import bench
-from circuits.commands.training import Resumable, train
+from circuits.commands.training import train
 from circuits.commands.trust import trust, verify
 
 app = typer.Typer(
@@ -29,7 +30,7 @@ A first session:
 """,
 )
 for command in (demo, train, prune, show, trust, verify, bridge, steer, sweep, bench):
-    app.command(cls=Resumable if command is train else None)(command)
+    app.command(cls=Resumable if command in (train, bridge) else None)(command)
 
 
 def main() -> None:
