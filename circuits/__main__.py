@@ -8,9 +8,10 @@ from circuits.commands.bridges import bridge, steer
 from circuits.commands.doctor import doctor
 from circuits.commands.extract import demo, prune, show
 from circuits.commands.listing import tasks, zoo
+from circuits.commands.shared import Resumable
 from circuits.commands.sweep import sweep
 from circuits.commands.timing import bench
-from circuits.commands.training import Resumable, train
+from circuits.commands.training import train
 from circuits.commands.trust import trust, verify
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ A first session:
 """,
 )
 for command in (demo, tasks, zoo, train, prune, show, trust, verify, bridge, steer, sweep, bench, doctor):
-    app.command(cls=Resumable if command is train else None)(command)
+    app.command(cls=Resumable if command in (train, bridge) else None)(command)
 
 
 def _version(asked: bool) -> bool:

@@ -26,6 +26,7 @@ from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.loop import train
+from circuits.training.numbered import Keep, Numbered
 from circuits.training.steps import TrainingInterrupted
 from tasks.corpus import mini_corpus
 from tasks.tokenizer import CharTokenizer
@@ -238,6 +239,7 @@ def with_older_names(path):
         settings["grad"], settings["gradient"] = (
             settings.pop("weight_gradient"), settings.pop("gradient_scaling")
         )  # fmt: skip
+        del settings["accumulate"], settings["precision"]
         save_checkpoint(path, left.model, meta=left.meta, extra=left.extra)
 
 
@@ -281,6 +283,44 @@ def test_ctrl_c_leaves_a_file_from_which_the_same_bits_follow(
     assert again.sparse.fingerprint() == whole.sparse.fingerprint()
     for a, b in zip(again.maps.parameters(), whole.maps.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+class Killed(BaseException):
+    """Ends a fit as no handler sees it."""
+
+
+def test_a_killed_fit_goes_on_from_its_newest_good_checkpoint(dense, sparse, text, tmp_path, monkeypatch):
+    config = BridgeConfig(steps=6, batch_size=4, n_val=4, log_every=1, hybrids_per_step=2)
+    whole = fit_bridges(dense, sparse, text, config, progress=False)
+    numbered, one_step = Numbered(tmp_path / "kept", Keep(steps=2)), fit_module._Fit.one_step
+
+    def killed(fit) -> None:
+        if fit.step == 5:
+            raise Killed
+        one_step(fit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_module._Fit, "one_step", killed)
+        with pytest.raises(Killed):
+            fit_bridges(dense, sparse, text, config, numbered=numbered, progress=False)
+    first, last = numbered.files()
+    assert (first.name, last.name) == ("step-000000002.safetensors", "step-000000004.safetensors")
+    last.write_bytes(b"")
+    with pytest.warns(UserWarning, match="step-000000004.safetensors is passed over"):
+        again = fit_bridges(
+            dense, sparse, text, config, resume=numbered.files(), numbered=numbered, progress=False
+        )
+    assert again.metrics == whole.metrics
+    for a, b in zip(again.maps.parameters(), whole.maps.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert fit_bridges(dense, sparse, text, config, resume=[], progress=False).metrics == whole.metrics
+
+
+def test_a_fit_takes_whole_batches_in_float32_only(dense, text):
+    for change in ({"accumulate": 2}, {"precision": "bfloat16"}):
+        (name,) = change
+        with pytest.raises(ValueError, match=f"{name}: got .*all that a fit of bridges does"):
+            fit_bridges(dense, replace(QUICK, **change), text, progress=False)
 
 
 def test_coefficients_switch_terms_off(dense, sparse, text):

@@ -246,6 +246,26 @@ def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
     assert out.exists()
 
 
+def test_a_finished_run_is_said_to_be_and_not_trained_again(tmp_path, monkeypatch):
+    import importlib
+
+    config, out = tmp_path / "c.json", tmp_path / "m.safetensors"
+    config.write_text(json.dumps({**TINY, "steps": 3}))
+    first = invoke("train", "--config", config, "--out", out, "--json", "--resume")
+    assert first.exit_code == 0, first.output
+    before, module = out.read_bytes(), importlib.import_module("circuits.training.loop")
+    monkeypatch.setattr(module._Run, "one_step", lambda run: pytest.fail("training started"))
+    again = invoke("train", "--config", config, "--out", out, "--json", "--resume")
+    assert again.exit_code == 0, again.output
+    assert f"{out} is finished" in again.stderr
+    assert json.loads(again.stdout) == json.loads(first.stdout)
+    config.write_text(json.dumps({**TINY, "steps": 4}))
+    refused = invoke("train", "--config", config, "--out", out, "--resume")
+    assert refused.exit_code == 2
+    assert "is a finished run of another config" in " ".join(refused.output.split())
+    assert out.read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["[red]", "[/]", "[/bold]", ":smile:", "[bold]x[/bold]"])
 def test_names_that_look_like_markup_are_printed_as_they_are(closer, tmp_path, name):
     found = Circuit.load(closer / "c.json")

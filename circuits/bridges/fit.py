@@ -7,6 +7,8 @@ through every term, under its own projection.
 """
 
 import json
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +32,7 @@ from circuits.settings import check_config, check_kind, require
 from circuits.training.config import TrainConfig, with_new_names
 from circuits.training.loop import new_model, with_vocabulary
 from circuits.training.losses import said_of
+from circuits.training.numbered import Numbered, newest_good
 from circuits.training.steps import (
     Entry,
     LastGood,
@@ -54,8 +57,9 @@ def fit_bridges(
     config: BridgeConfig | None = None,
     *,
     checkpoint: str | Path | None = None,
-    resume: str | Path | None = None,
+    resume: str | Path | Sequence[Path] | None = None,
     progress: bool = True,
+    numbered: Numbered | None = None,
 ) -> BridgeSet:
     """Bridges between two models, with validation metrics; the same arguments give the same bits.
 
@@ -63,7 +67,9 @@ def fit_bridges(
     or a TrainConfig, by which a new one is trained under its projection together with the bridges (it is the
     result's `sparse`). checkpoint: where Ctrl-C leaves the fit (default out/bridges.interrupted.safetensors);
     it waits for the end of a step and raises TrainingInterrupted, while a second one stops at once and leaves
-    nothing. resume: such a file of the same arguments; the fit goes on to the very bits it would have reached.
+    nothing. numbered: where the fit is kept besides every so often, for what no process can be told of beforehand.
+    resume: such a file of the same arguments, or several: the newest that is whole is taken, of none the fit starts
+    anew. It goes on to the very bits it would have reached.
     Raises ValueError for models and text of different vocabularies or tokenizers, locations that do not exist,
     activations that are not finite, a file to resume that other arguments left or that is none, a checkpoint that
     cannot be written, and TrainingDiverged (a ValueError) at a loss that is not finite.
@@ -83,12 +89,22 @@ def fit_bridges(
         )
         check_learnable(sparse, "sparse")
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
-    if resume is not None:
-        fit.restore(resume)
-    held = (dense,) if fit.updates else (dense, fit.sparse.model)
     stopped = checkpoint or Path("out") / "bridges.interrupted.safetensors"
-    with still(*held):
-        run_to_end(fit, name="bridges", describe=_described, checkpoint=stopped, shown=progress)
+    with numbered.held() if numbered is not None else nullcontext():
+        if isinstance(resume, str | Path):
+            fit.restore(resume)
+        elif resume is not None:
+            newest_good(list(resume), fit.restore, warnings.warn)
+        held = (dense,) if fit.updates else (dense, fit.sparse.model)
+        with still(*held):
+            run_to_end(
+                fit,
+                name="bridges",
+                describe=_described,
+                checkpoint=stopped,
+                shown=progress,
+                numbered=numbered,
+            )
     try:
         return fit.result()
     except NonFiniteLossError as error:  # of the maps that the last step left

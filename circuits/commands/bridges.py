@@ -8,6 +8,9 @@ import typer
 from circuits.commands.shared import (
     AsJson,
     Force,
+    KeepLast,
+    KeepMinutes,
+    KeepSteps,
     OwnCorpus,
     Seed,
     SeedOver,
@@ -29,7 +32,16 @@ def bridge(
     out: Annotated[Path, typer.Option(help="Bridges to write.")] = Path("out/bridges.safetensors"),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of BridgeConfig.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="File that Ctrl-C left of the same fit.")] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            help="File that was left of the same fit, or (--resume alone) the newest that belongs to --out; where "
+            "there is none, from the start."
+        ),
+    ] = None,
+    keep_minutes: KeepMinutes = 1.0,
+    keep_steps: KeepSteps = None,
+    keep_last: KeepLast = 3,
     corpus: OwnCorpus = None,
     seed: SeedOver = None,
     force: Force = False,
@@ -37,19 +49,23 @@ def bridge(
 ) -> None:
     """Fit bridges between a dense and a sparse model, and write a page with what they are worth.
 
-    Ctrl-C leaves a file that --resume takes up.
+    Ctrl-C leaves a file that --resume takes up. While it runs, numbered ones lie in the folder OUT.checkpoints.
     """
     with clear_errors():
         from circuits.bridges import BridgeConfig
         from circuits.commands.bridge_files import bridge_files
+        from circuits.training.numbered import Keep
 
         settings = configured(BridgeConfig.from_json, config, {"seed": seed})
         for path in (out, out.with_suffix(".html")):
             check_apart(path, dense, *([sparse] if sparse else []))
         made = [] if sparse else [out.with_name(f"{out.stem}-sparse.safetensors")]
-        check_free(out, *made, force=force)
+        check_free(out, *made, force=force or resume is not None)
         say_replaced(out.with_suffix(".html"))
-        report = bridge_files(dense, sparse, out, config=settings, steps=steps, resume=resume, corpus=corpus)
+        keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
+        report = bridge_files(
+            dense, sparse, out, config=settings, steps=steps, resume=resume, corpus=corpus, keep=keep
+        )
     answer(report, as_json, title="Bridges")
 
 

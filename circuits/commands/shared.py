@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from circuits import files
 from circuits.reading import reading
@@ -25,6 +26,9 @@ AsJson = Annotated[
 Seed = Annotated[int, typer.Option(help="Same seed, same bits.")]
 SeedOver = Annotated[int | None, typer.Option(help="Same seed, same bits (default: that of --config, or 0).")]
 Force = Annotated[bool, typer.Option("--force", help="Write over files that are there already.")]
+KeepMinutes = Annotated[float, typer.Option(help="Minutes between numbered checkpoints.")]
+KeepSteps = Annotated[int | None, typer.Option(help="Keep one every so many steps as well.")]
+KeepLast = Annotated[int, typer.Option(help="How many numbered checkpoints stay.")]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -42,6 +46,23 @@ OwnCorpus = Annotated[
         help="Where the model's text is now, a path or a name (default: where it was in training).",
     ),
 ]
+
+
+NEWEST = "@newest"
+"""What --resume stands for where no file follows it."""
+
+
+class Resumable(TyperCommand):
+    """A command whose --resume may stand alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with `NEWEST` after a --resume that stands alone."""
+        following = [*args[1:], "--"]
+        told = [
+            [word, NEWEST] if word == "--resume" and after.startswith("--") else [word]
+            for word, after in zip(args, following, strict=False)
+        ]
+        return list(super().parse_args(ctx, [word for words in told for word in words]))
 
 
 def load_model(path: Path, corpus: str | None = None) -> tuple[Any, Any]:

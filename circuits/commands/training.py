@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from circuits.commands.shared import (
+    NEWEST,
     AsJson,
     Force,
+    KeepLast,
+    KeepMinutes,
+    KeepSteps,
     SeedOver,
     answer,
     check_free,
@@ -20,23 +23,6 @@ from circuits.commands.shared import (
     read_config,
 )
 from circuits.files import check_writable
-
-NEWEST = "@newest"
-"""What --resume stands for where no file follows it."""
-
-
-class Resumable(TyperCommand):
-    """A command whose --resume may stand alone."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The arguments, with `NEWEST` after a --resume that stands alone."""
-        following = [*args[1:], "--"]
-        told = [
-            [word, NEWEST] if word == "--resume" and after.startswith("--") else [word]
-            for word, after in zip(args, following, strict=False)
-        ]
-        return list(super().parse_args(ctx, [word for words in told for word in words]))
-
 
 Corpus = Annotated[
     str | None,
@@ -75,9 +61,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="toy, paper or dense.")] = "toy",
     config: Annotated[Path | None, typer.Option(help="JSON with any fields of TrainConfig.")] = None,
     resume: Resume = None,
-    keep_minutes: Annotated[float, typer.Option(help="Minutes between numbered checkpoints.")] = 1.0,
-    keep_steps: Annotated[int | None, typer.Option(help="Keep one every so many steps as well.")] = None,
-    keep_last: Annotated[int, typer.Option(help="How many numbered checkpoints stay.")] = 3,
+    keep_minutes: KeepMinutes = 1.0,
+    keep_steps: KeepSteps = None,
+    keep_last: KeepLast = 3,
     device: Device = "cpu",
     tensorboard: TensorBoard = None,
     wandb: WandB = None,
