@@ -69,7 +69,9 @@ def trust(
         return
     _print_report(report)
     show = f"circuits show {circuit}"
-    console().print(Text.assemble("With figures: ", (str(page), "bold"), "; on the circuit's page: ", (show, "bold")))
+    console().print(
+        Text.assemble("With figures: ", (str(page), "bold"), "; on the circuit's page: ", (show, "bold"))
+    )
 
 
 def verify(

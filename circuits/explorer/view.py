@@ -4,6 +4,7 @@ from typing import Any
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node, NodeFacts
+from circuits.circuit.score import LOSS
 from circuits.decompile.links import Ends, node_ends
 from circuits.decompile.observe import Observed, Place
 from circuits.explorer.program import circuit_program
@@ -47,6 +48,7 @@ def circuit_view(
         "model": circuit.model_hash,
         "ablation": circuit.ablation,
         "calibrated": circuit.criterion.calibrated,
+        "effect": f"{circuit.criterion.unit} of {LOSS[circuit.criterion.objective]}".strip(),
         "loss": circuit.loss if circuit.loss == circuit.loss else None,
         "n_edges": circuit.n_edges,
         "picture": _picture(circuit, circuit_picture(circuit, task=task), stability),
@@ -83,7 +85,7 @@ def _picture(circuit: Circuit, layout: Layout, stability: Stability | None) -> d
     """Places in columns and rows, as `circuit_layout` has them; what runs keep a part as its `kind` or `kept`."""
     ends = [key for key in layout.place if isinstance(key, str)]
     nodes = {} if stability is None else {node: kept.kind for node, kept in stability.nodes.items()}
-    edges = {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
+    edges: dict[Any, str] = {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
     core = set(circuit.core)
     return {
         "nodes": [
@@ -93,7 +95,11 @@ def _picture(circuit: Circuit, layout: Layout, stability: Stability | None) -> d
         "ends": [{"id": key, "label": _text(key), "at": layout.place[key]} for key in ends],
         "lines": [
             {
-                "source": str(a), "target": str(b), "kind": kind, "weight": weight, "points": points,
+                "source": str(a),
+                "target": str(b),
+                "kind": kind,
+                "weight": weight,
+                "points": points,
                 "kept": edges.get((a, b)),
             }
             for (a, b, kind, weight), points in layout.lines

@@ -91,7 +91,9 @@ def _hover(
         lines += _node_lines(key, circuit, d_head)
     else:
         lines[0] = f"<b>{long_label(key)}</b>"
-        lines += [] if key in incoming or key in outgoing else ["no weight of the circuit leads here: a constant"]
+        lines += (
+            [] if key in incoming or key in outgoing else ["no weight of the circuit leads here: a constant"]
+        )
     lines += _listed("in", [(link.source, link) for link in incoming.get(key, ())])
     lines += _listed("out", [(link.target, link) for link in outgoing.get(key, ())])
     return "<br>".join(lines)
