@@ -7,6 +7,7 @@ import torch
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
 from circuits.circuit.nodes import Effect, Node, NodeFacts, numbers_of
+from circuits.circuit.score import LOSS
 from circuits.decompile.links import Ends, node_ends
 from circuits.decompile.observe import Observed, Place
 from circuits.explorer.program import circuit_program
@@ -59,6 +60,7 @@ def circuit_view(
         "model": circuit.model_hash,
         "ablation": circuit.ablation,
         "calibrated": circuit.criterion.calibrated,
+        "effect": f"{circuit.criterion.unit} of {LOSS[circuit.criterion.objective]}".strip(),
         "loss": circuit.loss if circuit.loss == circuit.loss else None,
         "n_edges": circuit.n_edges,
         "picture": _picture(circuit, circuit_picture(circuit, task=task), stability),
@@ -146,7 +148,9 @@ def _picture(circuit: Circuit, layout: Layout, stability: Stability | None) -> d
     """Places in columns and rows, as `circuit_layout` has them; what runs keep a part as its `kind` or `kept`."""
     ends = [key for key in layout.place if isinstance(key, str)]
     nodes = {} if stability is None else {node: kept.kind for node, kept in stability.nodes.items()}
-    edges = {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
+    edges: dict[Any, str] = (
+        {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
+    )
     core = set(circuit.core)
     return {
         "nodes": [

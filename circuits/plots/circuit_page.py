@@ -46,7 +46,8 @@ def demo_page(
 ) -> Path:
     """One page for one circuit: headline numbers, picture, nodes, edges, then `figures` (its histories).
 
-    `model` and `task` as for `circuit_figure`: with both, each node is told in a sentence. Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
+    `model` and `task` as for `circuit_figure`: with both, each node is told in a sentence.
+    Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
     """
     numbers = {word: form.format(report[key]) for key, (word, form) in HEADLINES.items() if key in report}
     rest = [

@@ -55,14 +55,20 @@ class Entry:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Entry":
         """What `to_json` wrote."""
-        numbers = {
-            name: math.nan if data[name] is None else float(data[name]) for name in ("value", "baseline")
-        }
-        said = {name: str(data[name]) for name in ("name", "meaning", "unit")}
         if data["verdict"] not in get_args(Verdict):
             raise ValueError(f"verdict: got {data['verdict']!r}; expected one of {get_args(Verdict)}.")
-        given: dict[str, Any] = {**said, **numbers, "verdict": data["verdict"], "details": data["details"]}
-        return cls(**given)
+        value, baseline = (
+            math.nan if data[key] is None else float(data[key]) for key in ("value", "baseline")
+        )
+        return cls(
+            name=str(data["name"]),
+            meaning=str(data["meaning"]),
+            value=value,
+            baseline=baseline,
+            verdict=data["verdict"],
+            unit=str(data["unit"]),
+            details=data["details"],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

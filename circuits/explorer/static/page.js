@@ -1,5 +1,6 @@
 // The page: state, panes and what keys and pointers do. `mount` is the one way in, for the file and for Jupyter.
 
+const MOST = 12; // heads told of in words
 const LN_CHANCE = Math.log(2);
 const CORE = { true: "Core: the whole model fails at the task without this node.", false: "Not core: the whole model does the task without this node too." };
 const KINDS = { core: "core: every run keeps it", contingent: "contingent: whether it is kept depends on the run", noise: "noise: few runs keep it" };
@@ -16,7 +17,7 @@ class Explorer {
   /** What a view is when nothing was asked yet. */
   fresh() {
     const tokens = this.view.prompts.length ? this.view.prompts[0].clean : this.view.given || [];
-    return { tokens, pair: 0, side: "clean", chosen: null, pins: [], groups: [], names: {}, cut: [], values: {}, keep: this.nodes.size, open: [], theme: "" };
+    return { tokens, at: null, pair: 0, side: "clean", chosen: null, pins: [], groups: [], names: {}, cut: [], values: {}, keep: this.nodes.size, open: [], theme: "" };
   }
 
   build() {
@@ -31,6 +32,7 @@ class Explorer {
     this.root.tabIndex = 0;
     this.listen();
     this.render();
+    requestAnimationFrame(() => this.svg.fit()); // in a notebook the element is put into the page only afterwards
   }
 
   /** The picture anew, with the layers that are open. */
@@ -41,6 +43,7 @@ class Explorer {
     this.lines = [...this.svg.querySelectorAll(".line")];
     this.listenTo(this.svg);
     this.ground.replaceChildren(this.svg);
+    if (this.ground.isConnected) this.svg.fit();
   }
 
   bar() {
@@ -70,7 +73,7 @@ class Explorer {
     this.pick = make("select", { "aria-label": "prompts of the task", onchange: () => this.choosePrompt(this.pick.value) },
       this.view.prompts.flatMap((_, i) => ["clean", "corrupt"].map((side) => make("option", { value: `${i} ${side}` }, `${side} ${i + 1}`))));
     this.wrong = make("span", { class: "wrong", role: "alert" });
-    const note = "Type a prompt, or pick one of the task's. Bars under the tokens: where the chosen head looks. Numbers at the marks: their values at the last token.";
+    const note = "Type a prompt, or pick one of the task's. Bars under the tokens: where the chosen head looks. Numbers at the marks: their values at the underlined token; click another to read them there.";
     return make("section", { class: "asking" }, make("div", { class: "row" }, this.typed, this.pick, this.wrong), this.prompt, this.answer, make("p", { class: "faint" }, note));
   }
 
@@ -175,11 +178,14 @@ class Explorer {
   }
 
   column(run, id) { const [site, index] = split(id); return run.acts[site].map((row) => row[index]); }
-  valueOf(id) { if (!this.run) return this.nodes.get(id).value; const column = this.column(this.run, id); return column[column.length - 1]; }
+  valueOf(id) { if (!this.run) return this.nodes.get(id).value; const column = this.column(this.run, id); return column[this.at()]; }
+
+  /** The token that values are shown at: one that was clicked, or the last. */
+  at() { return this.state.at ?? this.state.tokens.length - 1; }
 
   choosePrompt(text) {
     const [i, side] = text.split(" "), pair = this.view.prompts[Number(i)];
-    this.set({ tokens: pair[side], pair: Number(i), side });
+    this.set({ tokens: pair[side], at: null, pair: Number(i), side });
   }
 
   type() {
@@ -187,7 +193,7 @@ class Explorer {
     try {
       const tokens = encode(this.view.tokens, this.typed.value.replaceAll("\\n", "\n"));
       if (!tokens.length || tokens.length > this.program.n_ctx) throw new Error(`${tokens.length} tokens; this model reads 1 to ${this.program.n_ctx}`);
-      this.set({ tokens });
+      this.set({ tokens, at: null });
     } catch (error) { this.wrong.textContent = error.message; }
   }
 
@@ -259,12 +265,28 @@ class Explorer {
   }
 
   showPrompt() {
-    const head = this.head(), tokens = this.state.tokens;
-    const row = head ? this.run.patterns[head[0]][head[1]][tokens.length - 1] : tokens.map(() => 0);
-    const cell = (text, share, title) => make("span", { class: "token", title }, text, make("i", { style: `height:${(22 * share).toFixed(1)}px` }));
-    const cells = tokens.map((t, i) => cell(this.view.tokens.shown[t], row[i], `position ${i}: attention ${row[i].toFixed(2)}`));
+    const head = this.head(), tokens = this.state.tokens, from = this.at();
+    const row = tokens.map((_, i) => (head && i <= from ? this.run.patterns[head[0]][head[1]][from][i] : 0));
+    const bar = (share) => make("i", { style: `height:${(22 * share).toFixed(1)}px` });
+    const cell = (t, i) => make("button", { class: `token ${i === from ? "at" : ""}`, title: `position ${i}${head ? `: attention ${row[i].toFixed(2)}` : ""}`, onclick: () => this.set({ at: i === tokens.length - 1 ? null : i }) }, this.view.tokens.shown[t], bar(row[i]));
     const sink = 1 - row.reduce((a, b) => a + b, 0);
-    this.prompt.replaceChildren(...cells, ...(head ? [cell("sink", sink, `to the sink: ${sink.toFixed(2)}`), make("span", { class: "faint" }, `head ${head[0]}.${head[1]} from the last token`)] : []));
+    this.prompt.replaceChildren(...tokens.map(cell), ...(head ? [make("span", { class: "token", title: `to the sink, which carries nothing: ${sink.toFixed(2)}` }, "sink", bar(sink)), make("span", { class: "faint" }, `head ${head[0]}.${head[1]} from the underlined token`)] : []));
+  }
+
+  /** What happens on this prompt, in words: where each head looks, and what breaks the circuit. */
+  here() {
+    if (!this.program) return [];
+    const heads = new Set([...this.nodes.keys()].filter((id) => /attn_[qkv]/.test(id)).map((id) => { const [site, index] = split(id); return `${site.split(".").at(-2)}.${Math.floor(index / this.program.d_head)}`; }));
+    const looks = [...heads].slice(0, MOST).map((head) => {
+      const [layer, number] = head.split(".").map(Number), row = this.run.patterns[layer][number][this.at()];
+      const most = row.indexOf(Math.max(...row)), sink = 1 - row.reduce((a, b) => a + b, 0), spread = row[most] < Math.max(0.3, sink);
+      const where = sink > row[most] ? `mostly at nothing (sink ${(100 * sink).toFixed(0)} %)` : `${spread ? "a little of everywhere, most " : ""}at ${this.view.tokens.shown[this.state.tokens[most]]} (position ${most}, ${(100 * row[most]).toFixed(0)} %)`;
+      return make("li", {}, `head ${head} looks ${where}`);
+    });
+    const breaks = this.order.map((id) => this.nodes.get(id)).filter((n) => n.effect > 0).slice(0, 4);
+    const chip = (n) => make("li", {}, this.chip(n.id), ` ${signed(n.effect)} ${this.view.effect}`);
+    return [...(looks.length ? [make("h2", {}, "From the underlined token"), make("ul", { class: "looks" }, looks)] : []),
+      ...(breaks.length ? [make("h2", {}, "What breaks it most"), make("ul", { class: "breaks" }, breaks.map(chip))] : [])];
   }
 
   showAnswer() {
@@ -278,12 +300,12 @@ class Explorer {
 
   showPanel() {
     const id = this.state.chosen;
-    if (!id) return this.panel.replaceChildren(make("h2", {}, "Read it"), ...this.reading(), ...this.trust());
+    if (!id) return this.panel.replaceChildren(...this.here(), make("h2", {}, "Read it"), ...this.reading(), ...this.trust());
     const note = this.view.notes[id], node = this.nodes.get(id), value = this.valueOf(id);
     const name = make("input", { class: "rename", value: this.state.names[id] || "", placeholder: "rename (r)", "aria-label": "name", onchange: (e) => this.set({ names: { ...this.state.names, [id]: e.target.value } }) });
     const number = make("input", { type: "number", step: "any", class: "number", value: value.toFixed(3), "aria-label": "value", onchange: (e) => this.setValue(id, Number(e.target.value)) });
-    const held = this.state.values[id] === undefined ? "value at the last token" : "value set by hand";
-    const effect = node.effect === null ? "not measured" : `${signed(node.effect, 3)} nats of ${this.view.calibrated ? "calibrated " : ""}task loss`;
+    const held = this.state.values[id] === undefined ? `value at ${this.view.tokens.shown[this.state.tokens[this.at()]]} (position ${this.at()})` : "value set by hand";
+    const effect = node.effect === null ? "not measured" : `${signed(node.effect, 3)} ${this.view.effect || ""}`;
     this.panel.replaceChildren(make("h2", {}, this.state.names[id] || node.label), make("p", { class: "faint" }, id), ...(KINDS[node.kind] ? [make("p", { class: "kind" }, KINDS[node.kind])] : []), ...(node.core === null || node.core === undefined ? [] : [make("p", { class: "in-core" }, CORE[node.core])]), name,
       make("p", {}, make("label", {}, `${held} `, number)),
       make("p", {}, make("button", { onclick: () => this.swap(id), class: "swap" }, id in this.state.values ? "let go (x)" : "take the other prompt's (x)"), make("button", { onclick: () => this.pin(id) }, "pin (p)")),
@@ -326,8 +348,15 @@ class Explorer {
     return [make("h2", {}, "Trust"), make("p", {}, report.verdict), make("ul", { class: "trust" }, report.entries.map(line))];
   }
 
+  /** A node named elsewhere than in the picture; a click chooses it. */
+  chip(id) {
+    const chip = make("button", { class: "chip", onclick: () => this.set({ chosen: id }) }, this.state.names[id] || this.nodes.get(id).label);
+    chip.dataset.id = id;
+    return chip;
+  }
+
   showPinned() {
-    const item = (id) => { const chip = make("button", { class: "chip", onclick: () => this.set({ chosen: id }) }, this.state.names[id] || this.nodes.get(id).label); chip.dataset.id = id; return chip; };
+    const item = (id) => this.chip(id);
     const groups = this.state.groups.map((group, i) => make("p", { class: "group" },
       make("input", { value: group.name, "aria-label": "group name", onchange: (e) => { group.name = e.target.value; this.set({}); } }), ...group.ids.map(item),
       make("button", { title: "ungroup", onclick: () => this.set({ groups: this.state.groups.filter((_, j) => j !== i) }) }, "\u00d7")));
@@ -341,7 +370,7 @@ class Explorer {
     const some = (object) => Object.fromEntries(Object.entries(object || {}).filter(([id]) => this.nodes.has(id)));
     const tokens = (saved.tokens || []).filter((t) => Number.isInteger(t) && t >= 0 && t < this.view.tokens.texts.length).slice(0, this.program ? this.program.n_ctx : this.view.given.length);
     const layers = new Set(this.view.picture.nodes.map((n) => n.layer));
-    this.set({ ...base, ...Object.fromEntries(Object.entries(saved).filter(([key]) => key in base)), open: (saved.open || []).filter((layer) => layers.has(layer)), tokens: tokens.length ? tokens : base.tokens,
+    this.set({ ...base, ...Object.fromEntries(Object.entries(saved).filter(([key]) => key in base)), at: saved.at >= 0 && saved.at < tokens.length ? saved.at : null, open: (saved.open || []).filter((layer) => layers.has(layer)), tokens: tokens.length ? tokens : base.tokens,
       chosen: this.nodes.has(saved.chosen) ? saved.chosen : null, pins: known(saved.pins), names: some(saved.names), values: some(saved.values),
       groups: (saved.groups || []).map((g) => ({ name: String(g.name), ids: known(g.ids) })) });
   }

@@ -1,6 +1,7 @@
 // The drawing: places come from Python, marks and lines are SVG. Nothing here reads markup out of a text.
 
 const SVG = "http://www.w3.org/2000/svg";
+const LEGIBLE = 0.78; // of the size in which the texts are set
 const CROWD = 300; // lines above which they are faint, but those of the chosen node
 const COLUMN = 92, ROW = 54, MARGIN = { left: 90, top: 58, right: 90, bottom: 40 };
 
@@ -129,16 +130,28 @@ function drawing(view, open = []) {
   if (canFold) world.append(...foldMarks(picture, folds, s));
   if (canFold) heads.append(...handles(picture, s));
   svg.append(world, heads);
-  pannable(svg, world, heads, (s.height - height) / 2);
+  pannable(svg, world, heads, { down: (s.height - height) / 2, height: s.height, width: s.width, least: s.row > 24 ? LEGIBLE : 0 });
   return svg;
 }
 
 /** Wheel zooms about the pointer, dragging the ground moves; heads of columns stay above. `svg.show(mark)` moves a mark into view. */
-function pannable(svg, world, heads, down) {
-  let [x, y, scale] = [0, -down, 1], from = null;
+function pannable(svg, world, heads, box) {
+  let [x, y, scale] = [0, -box.down, 1], from = null, larger = 1;
   const show = () => {
     world.setAttribute("transform", `translate(${x},${y}) scale(${scale})`);
-    for (const head of heads.querySelectorAll("[data-x]")) head.setAttribute("transform", `translate(${x + scale * head.dataset.x},0)`);
+    const size = Math.min(scale, larger);
+    for (const head of heads.querySelectorAll("[data-x]")) head.setAttribute("transform", `translate(${x + scale * head.dataset.x},0) scale(${size})`);
+    heads.querySelector("rect").setAttribute("transform", `scale(1,${size})`);
+  };
+  /** Where the whole picture would be too small to read, its beginning, as large as it must be. */
+  svg.fit = () => {
+    const pixels = svg.getScreenCTM()?.a, shown = svg.getBoundingClientRect().width / pixels;
+    if (!pixels || pixels >= box.least || scale !== 1) return;
+    scale = larger = box.least / pixels;
+    const { width, height } = svg.viewBox.baseVal, free = shown - scale * width;
+    x = free > 0 ? (width - scale * width) / 2 : (width - shown) / 2;
+    y = Math.min(0, height / 2 - scale * (box.height / 2) + 30);
+    show();
   };
   const place = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
   show();

@@ -116,7 +116,7 @@ def circuit_picture(circuit: Circuit, *, d_head: int | None = None, task: Task |
 
 
 def node_words(circuit: Circuit, model: Subject | None, task: Task | None) -> Mapping[Node, str]:
-    """A sentence about each node; none without model and task, or where the model is of a kind that none are made of."""
+    """A sentence about each node; none without model and task, or for a model that none are made of."""
     if task is None or not isinstance(model, SparseTransformer) or model.config.arch != "decoder":
         return {}
     return sentences(model, circuit, task)

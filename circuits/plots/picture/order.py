@@ -54,12 +54,13 @@ class _Graph:
         number = {item: i for i, item in enumerate(item for rank in ranks for item in rank)}
         bodies: dict[Hashable, int] = {}
         rank_of = np.repeat(np.arange(len(ranks)), [len(rank) for rank in ranks])
-        ends = tuple(np.array([number[joint[end]] for joint in joints], int) for end in (0, 1))
-        below, above = (_groups(rank_of[end], len(ranks)) for end in ends)
+        lower = np.array([number[a] for a, _, _ in joints], dtype=int)
+        upper = np.array([number[b] for _, b, _ in joints], dtype=int)
+        below, above = (_groups(rank_of[end], len(ranks)) for end in (lower, upper))
         return cls(
             ranks=_groups(rank_of, len(ranks)),
             body=np.array([bodies.setdefault(body(item), len(bodies)) for item in number], int),
-            ends=(ends[0], ends[1]),
+            ends=(lower, upper),
             pull=np.array([joint[2] for joint in joints], float),
             at=(below, above),
         )
