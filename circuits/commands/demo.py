@@ -12,7 +12,6 @@ from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, train
 from tasks import load_task
 
-
 FILES = ("model.safetensors", "report.json", "circuit.json", "circuit.html", "explorer.html")
 """What the demo writes into its folder."""
 

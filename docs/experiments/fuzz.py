@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from circuits.bridges import BridgeConfig
 from circuits.bridges.maps import identity_bridges, load_bridges
 from circuits.circuit.circuit import Circuit
-from circuits.commands.shared import configured
+from circuits.commands.shared import configured, read_config
 from circuits.files import once, write_json
 from circuits.model.checkpoint import load_checkpoint
 from circuits.model.config import ModelConfig
@@ -178,7 +178,7 @@ def _configs(folder: Path) -> Iterator[tuple[str, Path, Callable[[Path], Any]]]:
 
 
 def _configured(make: Callable[[Any], Any], old: Any, path: Path) -> Any:
-    return configured(make, {}, path, old)
+    return configured(make, path, {}, file=read_config(path, old))
 
 
 def _nothing() -> dict[str, Any]:
