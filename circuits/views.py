@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from circuits.progress import in_notebook
+
 
 class Plotted:
     """What has a picture: `circuits.plots` knows which."""
@@ -20,6 +22,18 @@ class Plotted:
         from circuits.plots import plot
 
         return plot(self, **options)
+
+    def _ipython_display_(self) -> None:
+        """In a notebook: the picture, and under it the table where there is one; elsewhere its text."""
+        if not in_notebook():
+            print(repr(self))
+            return
+        from IPython.display import HTML, display
+
+        display(self.plot())
+        table = getattr(self, "_repr_html_", None)
+        if table is not None:
+            display(HTML(table()))
 
 
 class PlottedAsGraph(Plotted):

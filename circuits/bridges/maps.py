@@ -72,6 +72,9 @@ class BridgeSet(Plotted):
     history: list[dict[str, int | float]] = field(default_factory=list)
     "Losses over the steps of fitting."
 
+    def __repr__(self) -> str:
+        return f"BridgeSet({len(self.pairs)} pairs: {', '.join(map(str, self.pairs))})"
+
     def index(self, pair: Pair | str) -> int:
         """Position of a pair, given as such, by its name, or by a location that only one pair has."""
         names = [str(p) for p in self.pairs]

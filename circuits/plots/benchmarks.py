@@ -6,6 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout
 
 __all__ = ["bench_figure"]
@@ -30,7 +31,7 @@ def bench_figure(rows: Sequence[Row], *, title: str = "Sparse against dense") ->
     shades = sample_colorscale(
         [[0, NEGATIVE], [1, POSITIVE]], [i / max(1, len(densities) - 1) for i in range(len(densities))]
     )
-    figure = go.Figure()
+    figure = Picture()
     for panel, name in enumerate(names):
         for density, colour in zip(densities, shades, strict=True):
             line = [row for row in drawn if row["name"] == name and row["density"] == density]

@@ -9,6 +9,7 @@ from circuits.bridges import BridgeSet
 from circuits.bridges.dilution import Dilution
 from circuits.bridges.steering import Steering
 from circuits.plots import plot
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, FAINT, INK, MINUS, NEGATIVE, POSITIVE, RESIDUAL, SCORE, base_layout
 
 __all__ = ["bridge_figure", "chain_figure", "dilution_figure", "steering_figure"]
@@ -52,7 +53,7 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
     said = f"worst location: recovered {recovered}, NMSE {largest:.2f}"
     if 0 < len(shares) < len(both):
         said += f"; {len(both) - len(shares)} of {len(both)} with nothing to recover are left out"
-    figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=520))
+    figure = Picture(traces, base_layout(title=title, subtitle=said, height=520))
     figure.update_layout(
         xaxis={**GRID, "anchor": "y2", "title": {"text": "location", "standoff": 6}, "type": "category"},
         yaxis={**GRID, "domain": [0.57, 1.0], "range": [min(-0.05, worst - 0.05), max(1.08, best + 0.05)]},
@@ -108,7 +109,7 @@ def chain_figure(
     )
     said = f"loss on held-out text{'' if plain is None else f'; {plain:.2f} nats without a crossing'}"
     height = 190 + 52 * len(names)
-    figure = go.Figure(heat, base_layout(title=title, subtitle=said, height=height))
+    figure = Picture(heat, base_layout(title=title, subtitle=said, height=height))
     figure.update_layout(
         xaxis={"title": {"text": "back at", "standoff": 8}, "type": "category", "showgrid": False},
         yaxis={
@@ -149,7 +150,7 @@ def steering_figure(steering: Mapping[str, Any], *, title: str = "Steering the d
         f"{steering['p_foil_before']:.2f} to {steering['p_foil_after']:.2f} at strength {steering['strength']:g} · "
         f"control moves by {steering['control_change']:.2f}"
     )
-    figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=460))
+    figure = Picture(traces, base_layout(title=title, subtitle=said, height=460))
     figure.update_layout(
         xaxis={**GRID, "title": {"text": "strength (1: the counterfactual value)", "standoff": 6}},
         yaxis={**GRID, "title": {"text": "P(foil) / (P(answer) + P(foil))"}, "range": [-0.02, 1.02]},
@@ -189,7 +190,7 @@ def dilution_figure(dilution: Mapping[str, Any], *, title: str = "Context diluti
             traces.append(line.update(opacity=opacity, line={"dash": dash}, showlegend=panel == 1, **group))
     found, n = dilution["spearman"], len(dilution["cells"])
     said = f"rank correlation of falling margin and dense errors: {found:.2f}, {n} cells"
-    figure = go.Figure(traces, base_layout(title=title, subtitle=said, height=560))
+    figure = Picture(traces, base_layout(title=title, subtitle=said, height=560))
     figure.update_layout(
         xaxis={**GRID, "anchor": "y2", "title": {"text": "elements in the list", "standoff": 6}},
         yaxis={**GRID, "domain": [0.5, 1.0], "rangemode": "tozero", "tickformat": ".0%"},

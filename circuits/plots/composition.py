@@ -11,6 +11,7 @@ from circuits.composition import Composition, CompositionEdge, CompositionMaps, 
 from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of, panels, token_labels
 from circuits.plots.picture.order import Joint, order, straighten
+from circuits.plots.shown import Picture
 from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, SCORE, base_layout, escaped, number
 
 __all__ = ["composition_figure", "composition_maps_figure", "head_graph_figure"]
@@ -81,7 +82,7 @@ def head_graph_figure(
     ranks = [[str(part) for part in parts if _rank(part) == layer] for layer in layers]
     two_stacks = any(part.stack == "encoder" for part in composition.writers)
     place = _places(ranks, edges)
-    figure = go.Figure(
+    figure = Picture(
         layout=base_layout(title=title, height=round(210 + 56 * max(map(len, ranks), default=1)))
     )
     for edge in edges:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from circuits.plots.shown import Picture
 from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, base_layout, escaped
 from tasks.tokenizer import printable
 
@@ -61,7 +62,7 @@ def panels(
     widths: Sequence[float] | None = None,
 ) -> go.Figure:
     """Panels in reading order, `per_row` in a row; each is a list of traces with its own axis labels."""
-    figure = go.Figure()
+    figure = Picture()
     n_rows = -(-len(traces) // per_row)
     # Row labels need room between panels, long ones more.
     longest = max((len(label) for group in rows for label in group), default=1)

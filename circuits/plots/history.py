@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from circuits.plots import plot
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout
 from circuits.training import Training
 
@@ -111,7 +112,7 @@ def _line(x: Sequence[Any], y: Sequence[Any], name: str, colour: str, panel: int
 
 def _panels(traces: Sequence[go.Scatter], panels: Sequence[tuple[str, float]]) -> go.Figure:
     """Panels from top to bottom on one axis of steps; each is (title, share of the height)."""
-    figure = go.Figure(traces)
+    figure = Picture(traces)
     top, room = 1.0, 1.0 - PANEL_GAP * (len(panels) - 1)
     grid = {"gridcolor": BAND, "zeroline": False, "linecolor": FAINT, "ticks": "outside", "tickcolor": FAINT}
     for i, (title, share) in enumerate(panels):

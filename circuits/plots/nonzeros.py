@@ -12,6 +12,7 @@ from circuits.model.sites import ALL_WEIGHTS, ROWS
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import plot
 from circuits.plots.grids import heat, limit_of
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, BOX, FAINT, INK, POSITIVE, RESIDUAL, base_layout
 
 __all__ = ["nonzeros_figure"]
@@ -62,7 +63,7 @@ def nonzeros_figure(model: SparseTransformer, *, title: str = "Weights") -> go.F
     row_px = ROW_PX if len(rows) <= CROWD else CROWDED_PX
     total, entries = sum(row.n_nonzero for row in rows), sum(row.n_entries for row in rows)
     said = f"{total:,} of {entries:,} entries nonzero ({total / entries:.2%}), without bigram table and sinks"
-    figure = go.Figure([_bars(rows), _cells(rows)])
+    figure = Picture([_bars(rows), _cells(rows)])
     figure.update_layout(**base_layout(title=title, subtitle=said, height=158 + row_px * len(rows)))
     figure.update_layout(
         **_axes(rows),

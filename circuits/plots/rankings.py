@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, RESIDUAL, SCORE, base_layout, number
 from circuits.ranking import Curve
 
@@ -22,7 +23,7 @@ def rankings_figure(curves: Sequence[Curve], *, title: str = "Rankings") -> go.F
     """
     if not curves:
         raise ValueError("curves: got none; expected what circuits.ranking.curves returns.")
-    figure = go.Figure()
+    figure = Picture()
     for i, one in enumerate(sorted(curves, key=lambda c: -c.cpr if c.cpr == c.cpr else 1.0)):
         said = f"{one.method} ({one.kind})  CPR {number(one.cpr)}, CMD {number(one.cmd)}"
         line = {

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 
 from circuits.circuit.compare import TransplantTable
 from circuits.plots import plot
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, SCORE, base_layout
 
 __all__ = ["controls_figure", "ground_truth_figure", "transplant_figure"]
@@ -51,7 +52,7 @@ def controls_figure(report: Mapping[str, Any]) -> go.Figure:
         "random_model_loss": ("random model", FAINT, "x-thin-open"),
     }
     cases = list(report["cases"])[::-1]
-    figure = go.Figure()
+    figure = Picture()
     for key, (name, colour, symbol) in kinds.items():
         figure.add_scatter(
             x=[report["cases"][case][key] for case in cases],
@@ -115,7 +116,7 @@ def _heat_map(
         customdata=notes,
         hovertemplate="%{y}, %{x}<br>%{customdata}<extra></extra>",
     )
-    figure = go.Figure(heat)
+    figure = Picture(heat)
     for y, row in zip(rows, range(len(rows)), strict=True):
         for x, column in zip(columns, range(len(columns)), strict=True):
             ink = "#ffffff" if cells[row][column] > 0.55 else INK

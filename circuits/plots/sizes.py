@@ -5,6 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, BOX, FAINT, INK, NEGATIVE, POSITIVE, base_layout
 
 __all__ = ["frontier_figure", "sparse_vs_dense_figure"]
@@ -21,7 +22,7 @@ def sparse_vs_dense_figure(report: Mapping[str, Any]) -> go.Figure:
     ends = {side: [report["sizes"][t][f"{side}_n_edges"] for t in tasks] for side in ("sparse", "dense")}
     lines_x = [x for a, b in zip(ends["sparse"], ends["dense"], strict=True) for x in (a, b, None)]
     lines_y = [y for task in tasks for y in (task, task, None)]
-    figure = go.Figure(
+    figure = Picture(
         go.Scatter(x=lines_x, y=lines_y, mode="lines", line={"color": BOX, "width": 3}, hoverinfo="skip")
     )
     for side, colour in (("sparse", POSITIVE), ("dense", NEGATIVE)):
@@ -69,7 +70,7 @@ def frontier_figure(report: Mapping[str, Any]) -> go.Figure:
         for task in one["circuits"]
         if one["circuits"][task]["solved"]
     ]
-    figure = go.Figure(
+    figure = Picture(
         go.Scatter(
             x=[edges for edges, _, _ in seeds],
             y=[loss for _, loss, _ in seeds],

@@ -5,6 +5,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, INK, base_layout
 
 __all__ = ["sweep_figure"]
@@ -21,7 +22,7 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str = "n_edges", y: str =
             raise ValueError(f"{axis}: got {name!r}; expected a column of numbers: {names}.")
     tasks = sorted({row["task"] for row in rows})
     by_task = [[row for row in rows if row["task"] == task] for task in tasks]
-    figure = go.Figure([_trace(own, task, x, y) for task, own in zip(tasks, by_task, strict=True)])
+    figure = Picture([_trace(own, task, x, y) for task, own in zip(tasks, by_task, strict=True)])
     figure.update_layout(
         **base_layout(title="Runs", subtitle="The menus choose what is drawn", height=520),
         xaxis={"title": {"text": x}, "gridcolor": BAND},

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from circuits.plots import plot
 from circuits.plots.page import heading, table, write_page
+from circuits.plots.shown import Picture
 from circuits.plots.style import (
     BAND,
     BOX,
@@ -45,7 +46,7 @@ def trust_figure(report: TrustReport, *, title: str | None = None) -> go.Figure:
     height = 120 + rows_height + below
     plot_height = height - 104 - 48
     split = 1 - rows_height / plot_height
-    figure = go.Figure([*_entry_traces(entries), *_close_ups(entries)])
+    figure = Picture([*_entry_traces(entries), *_close_ups(entries)])
     asked = f"Is the circuit for {report.task} what the model uses?" if title is None else title
     figure.update_layout(**base_layout(title=asked, subtitle=report.verdict, height=height))
     hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "fixedrange": True}

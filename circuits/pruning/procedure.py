@@ -14,9 +14,6 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.nodes import Node
 from circuits.circuit.score import check_task
@@ -26,6 +23,7 @@ from circuits.model.kinds import of_subjects
 from circuits.model.subject import Subject
 from circuits.model.text import check_corpus, text_of
 from circuits.model.transformer import SparseTransformer
+from circuits.progress import progress_bar
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.search import Search
 from circuits.settings import check_config
@@ -79,7 +77,7 @@ def prune(
         resting(model),
         threads_for(model, n_tokens),
         heeding_interrupts() as heed,
-        _progress_bar(config, progress) as bar,
+        _bar(progress) as bar,
     ):
 
         def show(*args: Any, **fields: Any) -> None:
@@ -92,13 +90,13 @@ def prune(
 
 
 @contextmanager
-def _progress_bar(config: PruneConfig, shown: bool) -> Iterator[Callable[..., None]]:
-    columns = (
-        TextColumn("prune {task.fields[stage]:<10}"),
-        BarColumn(),
-        TextColumn("nodes {task.fields[nodes]}  edges {task.fields[edges]}  loss {task.fields[loss]:.3f}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
-        line = bar.add_task("prune", total=1.0, stage="gates", nodes="-", edges="-", loss=float("nan"))
-        yield lambda completed=None, **fields: bar.update(line, completed=completed, **fields)
+def _bar(shown: bool) -> Iterator[Callable[..., None]]:
+    """A bar; yields the function that takes `completed` and what there is new to say."""
+    said: dict[str, Any] = {"stage": "gates", "nodes": "-", "edges": "-", "loss": float("nan")}
+    with progress_bar("prune", shown=shown) as show:
+
+        def update(completed: float | None = None, **news: Any) -> None:
+            said.update(news)
+            show(completed, "{stage:<10}  nodes {nodes}  edges {edges}  loss {loss:.3f}".format(**said))
+
+        yield update

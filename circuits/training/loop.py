@@ -76,6 +76,14 @@ class Training(Plotted):
         """Validation loss after the last step, in nats per token."""
         return next(entry["val_loss"] for entry in reversed(self.history) if "val_loss" in entry)
 
+    def __repr__(self) -> str:
+        model = self.model
+        loss = f"validation loss {self.val_loss:.3f} nats, " if self.history else ""
+        return (
+            f"Training(on {self.config.corpus!r}, {self.config.steps} steps, seed {self.config.seed}: {loss}"
+            f"{model.n_nonzero():,} nonzero weights, density {model.density():.2%})"
+        )
+
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint; returns the path."""
         meta = {"train": self.config.to_json(), "history": self.history, "seconds": self.seconds}

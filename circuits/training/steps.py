@@ -9,11 +9,10 @@ from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from circuits.files import UnwritableError
+from circuits.progress import progress_bar
 from circuits.reading import UnreadableError, demand
 from circuits.signals import handled, passed_on, unbroken
 from circuits.training.numbered import Numbered
@@ -179,21 +178,6 @@ def whole_steps() -> Iterator[Callable[[], int]]:
     finally:
         if asked and not heeded.is_set():
             passed_on(before, *asked[0])
-
-
-@contextmanager
-def progress_bar(name: str, *, shown: bool) -> Iterator[Callable[[float, str], None]]:
-    """A bar on standard error; yields the function that takes the fraction done and a line to end with."""
-    columns = (
-        TextColumn(name),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[line]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=1.0, line="")
-        yield lambda completed, line: bar.update(task, completed=completed, line=line)
 
 
 def optimizer_tensors(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -15,7 +15,9 @@ import networkx as nx
 
 PACKAGES = ("circuits", "tasks")
 LEVELS: tuple[frozenset[str], ...] = (
-    frozenset({"files", "kernels", "model", "reading", "settings", "signals", "statistics", "views"}),
+    frozenset(
+        {"files", "kernels", "model", "progress", "reading", "settings", "signals", "statistics", "views"}
+    ),
     frozenset({"circuit"}),
     frozenset(
         {

@@ -28,6 +28,7 @@ from circuits.plots.picture.marks import (
     node_trace,
     token_traces,
 )
+from circuits.plots.shown import Picture
 from circuits.plots.style import DESIGN_WIDTH, FAINT, INK, base_layout
 from tasks import Task
 
@@ -93,7 +94,7 @@ def circuit_figure(
         node_trace(circuit, layout, frame, hovers, diameters),
         *_legend(links),
     ]
-    figure = go.Figure(traces)
+    figure = Picture(traces)
     figure.update_layout(
         **base_layout(
             title=circuit.task if title is None else title, subtitle=_subtitle(circuit), height=frame.height
