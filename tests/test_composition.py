@@ -16,9 +16,11 @@ from circuits.composition import (
     composition_on_data,
     composition_scores,
     head_paths,
+    parts,
     virtual_head,
     weight_paths,
 )
+from circuits.composition.parts import by_grams, by_products, grams_are_cheaper, norms
 from circuits.heads import repeated_tokens
 from circuits.heads.weights import ov_circuit, qk_circuit
 from circuits.model.config import ModelConfig
@@ -62,6 +64,42 @@ def test_scores_equal_those_of_a_bridge(kind, name):
     theirs = model.all_composition_scores(name).scores.detach()
     parts, scores = composition_scores(model)
     torch.testing.assert_close(port(parts, scores, name), theirs.reshape(8, 8), atol=1e-6, rtol=0)
+
+
+def test_gram_matrices_give_the_scores_of_products(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(n, 24, 40, generator=generator) for n in (7, 11))
+    left[0, :, :20], right[0, :, 20:] = 0, 0  # they share no channel
+    left[1] = 0
+    exact = by_products(left.double(), right.double()).sqrt()
+    sizes = norms([left.double()])[:, None] * norms([right.double()])
+    assert grams_are_cheaper(torch.empty(270, 64, 576), torch.empty(810, 64, 576))
+    assert not grams_are_cheaper(torch.empty(8, 8, 128), torch.empty(24, 8, 128))
+    for numbers in (2**24, 40 * 18 * 3, 1):
+        monkeypatch.setattr(parts, "GRAM_NUMBERS", numbers)
+        found = by_grams(left, right).sqrt()
+        assert float((found - exact).div(sizes.clamp_min(1)).abs().max()) < 1e-6
+        assert found[0, 0] == 0 == found[1].abs().max()
+
+
+def test_layers_are_chosen_and_scores_stay_what_they_are():
+    model = small()
+    whole, some = (
+        composition(model, layers=layers, n_null=2, max_null=2, neurons=[(1, 3)]) for layers in (None, [1, 2])
+    )
+    assert {writer.layer for writer in some.writers} == {1, 2} == {reader.layer for reader in some.readers}
+    for edge in some.edges:
+        assert edge.score == whole.edge(str(edge.writer), str(edge.reader)).score
+    for layers in ([], [9]):
+        with pytest.raises(ValueError, match="layers: got .*; expected some of the model's"):
+            composition(model, layers=layers)
+
+
+def test_a_bar_says_what_is_left(capsys):
+    composition(small(), n_null=3, max_null=3, progress=True)
+    assert "for 3 draws of all pairs" in capsys.readouterr().err
+    composition(small(), n_null=3, max_null=3)
+    assert capsys.readouterr().err == ""
 
 
 def test_neurons_on_both_ends():

@@ -8,13 +8,16 @@
   mean square score is exactly 1 / sqrt(d_model) for any rank. For axis-aligned sparse weights it is the wrong one.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy import stats
 from torch import Tensor
 
@@ -31,6 +34,8 @@ ENOUGH = 10
 """Draws at or above the observed score after which no more are needed."""
 CHUNK = 2**24
 """Numbers held at a time."""
+LONG = 10.0
+"""Seconds of draws from which on a bar is shown where nobody said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +57,11 @@ def null_summary(
     n_null: int,
     max_null: int,
     seed: int,
+    progress: bool | None = False,
 ) -> NullSummary:
     """Draw `n_null` times for all pairs, then up to `max_null` times for pairs that few draws have reached.
+
+    progress: show a bar, with what the rest will take; None: where the first draw says that it is long.
 
     Further draws make small p-values exact instead of stopping them at 1 / (1 + n_null). Source: Besag and
     Clifford 1991, "Sequential Monte Carlo p-values".
@@ -65,7 +73,7 @@ def null_summary(
     draw = _Draws(null, seed)
     sizes = norms([m.factors for m in parts.written])[:, None] * norms([m.factors for m in parts.read])
     total, squares, reached = (torch.zeros_like(scores, dtype=torch.float64) for _ in range(3))
-    for _ in range(n_null):
+    for _ in _watched(n_null, progress):
         left, right = draw.once(parts)
         drawn = divided(product_norms(left, right), sizes)
         total += drawn
@@ -78,6 +86,24 @@ def null_summary(
     p = torch.where((scores > 0) & parts.later, p, torch.ones_like(p))
     std = (square - mean.square()).clamp_min(0).sqrt()
     return NullSummary(mean=mean.float(), std=std.float(), rms=square.sqrt().float(), p=p)
+
+
+def _watched(n: int, progress: bool | None) -> Iterator[int]:
+    """Numbers of draws; the first is timed, so that a bar can say what the others will take before they begin."""
+    started = time.perf_counter()
+    yield 0
+    seconds = (n - 1) * (time.perf_counter() - started)
+    shown = seconds > LONG if progress is None else progress
+    columns = (TextColumn("null models"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, disable=not shown, console=Console(stderr=True)) as bar:
+        line = bar.add_task("draws", total=n, completed=1)
+        if shown:
+            bar.console.print(
+                f"composition: about {seconds:.0f} s for {n} draws of all pairs; pairs that few of them reach take more"
+            )
+        for i in range(1, n):
+            yield i
+            bar.advance(line)
 
 
 def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:

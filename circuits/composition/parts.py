@@ -6,7 +6,7 @@ reads as well, nothing is said. Every matrix M is replaced by a factor of the sa
 `||L R||` is `||M_writer M_reader||`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +25,8 @@ Port = Literal["Q", "K", "V", "in", "gate"]
 LETTER: dict[Kind, str] = {"head": "H", "neuron": "N", "cross": "X"}
 """How a part is labelled: `L0H1`, `L0N12`, and `L0X1` for a head that looks at an encoder."""
 PORTS: tuple[Port, ...] = ("Q", "K", "V", "in", "gate")
+GRAM_NUMBERS, MANY = 2**24, 2**30
+"""Numbers of Gram matrices that are held at a time; multiplications from which on those are used at all."""
 SAYS = Says(compose=("none", "static"), act=None, arch=None, embed_scale=None, experts=None)
 """Products of weights: dynamic compositions of heads have no form in weights alone."""
 INSTEAD = "Measure with composition_on_data(model, tokens), or look at composition_maps(model, tokens)."
@@ -102,11 +104,15 @@ class Parts:
     "True where the reader comes after the writer."
 
 
-def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> Parts:
+def parts_of(
+    model: Any,
+    neurons: bool | Sequence[tuple[int, int]] = False,
+    layers: Collection[int] | None = None,
+) -> Parts:
     """Every head of a model and the given MLP neurons, as (layer, index); True: all of them.
 
-    Static compositions of heads are multiplied in. Raises ValueError for a neuron that the model does not have, and for
-    dynamic compositions, which have no form in weights alone.
+    layers: only what is in these (None: all). Static compositions of heads are multiplied in. Raises ValueError for a
+    neuron that the model does not have, and for dynamic compositions, which have no form in weights alone.
     """
     SAYS.check(model, "composition from weights", instead=INSTEAD)
     writers, written, readers, read = _heads_of(model)
@@ -117,11 +123,34 @@ def parts_of(model: Any, neurons: bool | Sequence[tuple[int, int]] = False) -> P
         check_finite({"W_out of neurons": W_out.outer, "W_in of neurons": W_in.outer})
         writers, readers = [*writers, *more_writers], [*readers, *more_readers]
         written, read = [*written, W_out], [*read, W_in]
+    if layers is not None:
+        _check_layers(layers, {w.layer for w in writers})
+        (writers, written), (readers, read) = (
+            _in_layers(*both, layers) for both in ((writers, written), (readers, read))
+        )
     parallel = bool(getattr(model.cfg, "parallel_attn_mlp", False))
     later = torch.tensor([[_is_later(w, r, parallel) for r in readers] for w in writers])
     return Parts(
         writers=tuple(writers), readers=tuple(readers), written=tuple(written), read=tuple(read), later=later
     )
+
+
+def _check_layers(layers: Collection[int], known: set[int]) -> None:
+    wrong = [layer for layer in layers if layer not in known]
+    if wrong or not layers:
+        raise ValueError(f"layers: got {sorted(layers)}; expected some of the model's, {sorted(known)}.")
+
+
+def _in_layers(
+    names: list[Any], groups: list[Matrices], layers: Collection[int]
+) -> tuple[list[Any], list[Matrices]]:
+    """The parts of some layers, and their matrices in the same order."""
+    kept = torch.tensor([name.layer in layers for name in names])
+    own = [
+        group.rows(which.nonzero()[:, 0])
+        for group, which in zip(groups, kept.split([len(group.outer) for group in groups]), strict=True)
+    ]
+    return [name for name in names if name.layer in layers], own
 
 
 def _heads_of(model: Any) -> tuple[list[Writer], list[Matrices], list[Reader], list[Matrices]]:
@@ -177,16 +206,50 @@ def _static_map(compose: Compose, heads: HeadWeights) -> Float[Tensor, "head hea
 def product_norms(
     written: Sequence[Float[Tensor, "_ _ d_model"]], read: Sequence[Float[Tensor, "_ _ d_model"]]
 ) -> Float[Tensor, "writer reader"]:
-    """`||L_w R_r^T||_F` of every pair of factors."""
+    """`||L_w R_r^T||_F` of every pair of factors: by their products, or by Gram matrices where those are cheaper."""
     blocks = []
     for left in written:
-        row = []
-        for right in read:
-            product = (left.flatten(0, 1) @ right.flatten(0, 1).T).square_()
-            shape = (len(left), left.shape[1], len(right), right.shape[1])
-            row.append(product.view(shape).sum((1, 3)))
+        row = [
+            by_grams(left, right) if grams_are_cheaper(left, right) else by_products(left, right)
+            for right in read
+        ]
         blocks.append(torch.cat(row, dim=1))
     return torch.cat(blocks).sqrt()
+
+
+def by_products(
+    left: Float[Tensor, "writer _ d_model"], right: Float[Tensor, "reader _ d_model"]
+) -> Float[Tensor, "writer reader"]:
+    """`||L R^T||^2` of every pair, as it is defined."""
+    product = (left.flatten(0, 1) @ right.flatten(0, 1).T).square_()
+    shape = (len(left), left.shape[1], len(right), right.shape[1])
+    return product.view(shape).sum((1, 3))
+
+
+def by_grams(
+    left: Float[Tensor, "writer _ d_model"], right: Float[Tensor, "reader _ d_model"]
+) -> Float[Tensor, "writer reader"]:
+    """The same as `<L^T L, R^T R>`: d_model^2 numbers a part, of which half are enough, some rows of them at a time."""
+    width = left.shape[-1]
+    step = max(1, GRAM_NUMBERS // (width * (len(left) + len(right))))
+    total = torch.zeros(len(left), len(right)).to(left)
+    for start in range(0, width, step):
+        grams = [part[..., start : start + step].mT @ part[..., start:] for part in (left, right)]
+        grams[0][..., grams[0].shape[1] :] *= (
+            2  # those beyond the diagonal block stand for their mirror images too
+        )
+        total += grams[0].flatten(1) @ grams[1].flatten(1).T
+    return total.clamp_min_(0)
+
+
+def grams_are_cheaper(
+    left: Float[Tensor, "writer _ d_model"], right: Float[Tensor, "reader _ d_model"]
+) -> bool:
+    """Whether Gram matrices take less than half of the multiplications, of so many that it can be felt."""
+    (n_left, rank_left, width), (n_right, rank_right, _) = left.shape, right.shape
+    products = n_left * rank_left * width * n_right * rank_right
+    grams = width**2 * (n_left * n_right + n_left * rank_left + n_right * rank_right) // 2
+    return products > MANY and products > 2 * grams
 
 
 def norms(groups: Sequence[Float[Tensor, "_ _ d_model"]]) -> Float[Tensor, " part"]:

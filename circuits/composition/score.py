@@ -1,6 +1,6 @@
 """Composition scores of every pair of a writer and a later reader, and their significance."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
@@ -124,14 +124,19 @@ class Composition(PlottedAsGraph):
 
 
 def composition_scores(
-    model: Any, *, neurons: bool | Sequence[tuple[int, int]] = False
+    model: Any,
+    *,
+    neurons: bool | Sequence[tuple[int, int]] = False,
+    layers: Collection[int] | None = None,
 ) -> tuple[Parts, Float[Tensor, "writer reader"]]:
     """Scores of all pairs of a writer and a later reader, without null model; 0 elsewhere, never NaN.
+
+    neurons, layers: as in `composition`.
 
     Equal to `transformer_lens.utilities.composition_scores` where that is defined. Source: Elhage et al. 2021,
     "A Mathematical Framework for Transformer Circuits".
     """
-    parts = parts_of(model, neurons)
+    parts = parts_of(model, neurons, layers)
     written, read = [m.factors for m in parts.written], [m.factors for m in parts.read]
     sizes = norms(written)[:, None] * norms(read)
     scores = divided(product_norms(written, read), sizes)
@@ -143,22 +148,25 @@ def composition(
     *,
     null: Null = "permute",
     neurons: bool | Sequence[tuple[int, int]] = False,
+    layers: Collection[int] | None = None,
     n_null: int = 1000,
     max_null: int = 20_000,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> Composition:
     """Score every pair of a writer and a later reader against a null model.
 
     null: "permute" (residual channels permuted; the default), "redraw" (nonzeros redrawn in each matrix) or
     "rotate" (random rotations; for dense models). neurons: MLP neurons on both ends, all or as (layer, index).
-    n_null draws serve all pairs, up to `max_null` those with small p-values. Raises ValueError for another null
-    model, a bad number of draws, or a neuron that the model does not have.
+    layers: only heads and neurons of these. n_null draws serve all pairs, up to `max_null` those with small p-values.
+    progress: a bar on standard error, with an estimate of what is left; None: where that is long. Raises ValueError for
+    another null model, a bad number of draws, or a neuron or a layer that the model does not have.
     """
     n_null, max_null = checked("n_null", n_null, int), checked("max_null", max_null, int)
     seed = checked("seed", seed, Seed)
-    parts, scores = composition_scores(model, neurons=neurons)
+    parts, scores = composition_scores(model, neurons=neurons, layers=layers)
     summary: NullSummary = null_summary(
-        parts, scores, null=null, n_null=n_null, max_null=max(n_null, max_null), seed=seed
+        parts, scores, null=null, n_null=n_null, max_null=max(n_null, max_null), seed=seed, progress=progress
     )
     q = torch.ones_like(summary.p)
     q[parts.later] = benjamini_hochberg(summary.p[parts.later])
