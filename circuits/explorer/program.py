@@ -68,6 +68,6 @@ def _site(model: SparseTransformer, circuit: Circuit, site: Site) -> dict[str, A
     }
 
 
-def _plain(edges: Sequence[Edge]) -> list[list[float]]:
+def _plain(edges: Sequence[Edge]) -> list[list[int | float]]:
     """Indices of both ends and the weight."""
     return [[edge.source.index, edge.target.index, edge.weight] for edge in edges]
