@@ -1,6 +1,5 @@
 """Batches in parts, and passes in bfloat16: the same step up to rounding, and weights that stay float32."""
 
-import importlib
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,6 @@ from circuits.training.losses import losses_of_parts, training_loss
 from circuits.training.updates import Updates, project
 from docs.experiments.processes import apart
 
-LOOP = importlib.import_module("circuits.training.loop")
 DECODER = ModelConfig(**{**SMALL.to_json(), "d_vocab": 11, "topk_sites": SMALL.topk_sites})
 EXPERTS = replace(DECODER, experts=4, experts_active=2)
 
@@ -91,10 +89,9 @@ def test_experts_are_balanced_within_each_part():
     check_close(total, (halves[0] + halves[1]) / 2, 1e-12)
 
 
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_in_parts_is_the_run(way, monkeypatch):
-    new_model = LOOP.new_model
-    monkeypatch.setattr(LOOP, "new_model", lambda *args: new_model(*args).double())
+def test_a_run_in_parts_is_the_run(way):
     config = replace(QUICK, weight_gradient=way, log_every=1)
     one, parts = (train(replace(config, accumulate=n), progress=False) for n in (1, 4))
     assert one.model.W_E.dtype == torch.float64
