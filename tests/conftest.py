@@ -1,5 +1,6 @@
 """Shared fixtures. Shapes in every signature are checked by the jaxtyping option in pyproject.toml."""
 
+import importlib
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "kept" / "tokens"
     monkeypatch.setenv("SPARSE_CIRCUITS_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training starts from models of float64: in float32 rounding may decide a near tie, and curves part for good."""
+    loop = importlib.import_module("circuits.training.loop")
+    new_model = loop.new_model
+    monkeypatch.setattr(loop, "new_model", lambda *given: new_model(*given).double())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -134,21 +134,29 @@ def test_what_ranks_cannot_share_is_refused_before_any_work(monkeypatch):
 # Two processes.
 
 
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("way", WAYS)
 def test_two_processes_train_as_one(way):
     config = replace(QUICK, weight_gradient=way, log_every=1)
     one, (first, second) = train(config, progress=False), in_ranks(partial(told, config))
     assert first == second, "both have all losses and the same weights"
-    assert apart(curve(one), first[0]) < 1e-4
+    assert apart(curve(one), first[0]) < 1e-10
     assert not dist.is_initialized()
 
 
+def test_two_processes_are_one_that_takes_two_parts_to_the_bit():
+    config = replace(QUICK, log_every=1)
+    parts = told(replace(config, accumulate=2))
+    assert in_ranks(partial(told, config)) == [parts, parts]
+
+
+@pytest.mark.usefixtures("in_float64")
 def test_parts_over_processes_are_the_same_loss_again():
     config = replace(QUICK, accumulate=2, log_every=1)
     whole = curve(train(replace(config, accumulate=1), progress=False))
     first, second = in_ranks(partial(told, config))
     assert first == second
-    assert apart(whole, first[0]) < 1e-4
+    assert apart(whole, first[0]) < 1e-10
 
 
 def test_sums_are_the_same_bits_in_all_ranks_and_groups_of_ones_own_are_left():
@@ -280,7 +288,7 @@ def test_torchrun_trains_stops_and_resumes(tmp_path):
     assert done.stdout.count('"val_loss"') == 1, "rank 0 alone speaks"
     alone = subprocess.run([sys.executable, *train_it, str(one)], cwd=tmp_path, env=environment)
     assert alone.returncode == 0
-    assert apart(curve(Training.load(one)), curve(Training.load(out))) < 1e-3
+    assert apart(curve(Training.load(one)), curve(Training.load(out))) < 0.1  # see `in_float64`
     assert not (tmp_path / "two.checkpoints").exists()
 
 

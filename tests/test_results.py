@@ -58,7 +58,10 @@ HEADLINES = {
     },
     "encdec": {"parity_max_abs", "copy_accuracy", "reverse_accuracy"},
     "experts": {"parity_max_abs", "routing_circuit_overlap"},
-    "recovery": {"kills", "identical", "fuzz_cases", "fuzz_bad", "sweep_runs", "sweep_results"},
+    "recovery": {
+        *("kills", "identical", "fuzz_cases", "fuzz_bad", "sweep_runs", "sweep_results"),
+        "processes",
+    },
     "head_report": {"report_seconds", "peak_gb"},
     "induction_heads": {"accuracy", "heads_agree", "paths_agree", "strongest_agree", "models"},
 }

@@ -162,7 +162,7 @@ def _heard_from_all() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch's own errors of distribution are of this kind
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". This is typically")[0]
         raise RankError(
             f"ranks: another process of this training is gone, or was not heard of in time ({reason}); expected all "
             "of them to go on. Look for what it said last, and start all again with --resume."
