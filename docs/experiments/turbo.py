@@ -82,7 +82,7 @@ def run_all(results: Path = RESULTS) -> dict[str, Any]:
     """Writes the results file."""
     begun_at = perf_counter()
     errors = {f"{std:g}": _errors(std) for std in STDS}
-    numbers = {
+    numbers: dict[str, Any] = {
         "max_rel_exp_error": exponential_error(),
         "output_error_std1": errors["1"]["int8+sas"],
         "output_error_std2": errors["2"]["int8+sas"],
