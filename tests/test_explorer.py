@@ -320,7 +320,10 @@ def test_one_file_of_little_code_the_same_each_time(tmp_path: Path) -> None:
 
 def test_page_and_figure_share_their_layout() -> None:
     made = quotes(1)
-    view, layout = circuit_view(made.model, made.circuit, made.task), circuit_picture(made.circuit, task=made.task)
+    view, layout = (
+        circuit_view(made.model, made.circuit, made.task),
+        circuit_picture(made.circuit, task=made.task),
+    )
     assert {node["id"]: node["at"] for node in view["picture"]["nodes"]} == {
         str(node): layout.place[node] for node in made.circuit.nodes
     }

@@ -47,7 +47,12 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         "JUPYTERLAB_WORKSPACES_DIR": str(tmp_path / "workspaces"), "IPYTHONDIR": str(tmp_path / "ipython"),
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
-    options = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--no-browser"]
+    options = [
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--IdentityProvider.token=",
+        "--no-browser",
+    ]
     options += ["--ServerApp.allow_root=True", f"--ServerApp.root_dir={tmp_path}", "--LabApp.news_url="]
     log = (tmp_path / "server.log").open("w")
     server = subprocess.Popen(
@@ -88,14 +93,16 @@ def test_the_widget_works_in_jupyterlab_and_stands_in_an_exported_notebook(lab: 
         shown.goto(notebook.with_suffix(".html").as_uri())
         browser.close()
     states = widget_states(nbformat.read(notebook, as_version=4))
-    assert [state["state"] for state in states if "view" in state][0]["chosen"] == node
+    assert next(state["state"] for state in states if "view" in state)["chosen"] == node
     assert value == node
     page_text = notebook.with_suffix(".html").read_text()
     kept = re.search(
         r'<script type="application/vnd.jupyter.widget-state\+json">\s*(.*?)</script>', page_text, re.DOTALL
     )
     assert kept is not None
-    assert node in json.dumps([state["state"] for state in widget_states_of(json.loads(kept[1])) if "view" in state])
+    assert node in json.dumps(
+        [state["state"] for state in widget_states_of(json.loads(kept[1])) if "view" in state]
+    )
 
 
 def played(page: Any, url: str, notebook: Path) -> tuple[str, str]:

@@ -85,7 +85,9 @@ def _picture(circuit: Circuit, layout: Layout, stability: Stability | None) -> d
     """Places in columns and rows, as `circuit_layout` has them; what runs keep a part as its `kind` or `kept`."""
     ends = [key for key in layout.place if isinstance(key, str)]
     nodes = {} if stability is None else {node: kept.kind for node, kept in stability.nodes.items()}
-    edges: dict[Any, str] = {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
+    edges: dict[Any, str] = (
+        {} if stability is None else {pair: kept.kind for pair, kept in stability.edges.items()}
+    )
     core = set(circuit.core)
     return {
         "nodes": [

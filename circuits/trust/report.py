@@ -57,7 +57,9 @@ class Entry:
         """What `to_json` wrote."""
         if data["verdict"] not in get_args(Verdict):
             raise ValueError(f"verdict: got {data['verdict']!r}; expected one of {get_args(Verdict)}.")
-        value, baseline = (math.nan if data[key] is None else float(data[key]) for key in ("value", "baseline"))
+        value, baseline = (
+            math.nan if data[key] is None else float(data[key]) for key in ("value", "baseline")
+        )
         return cls(
             name=str(data["name"]),
             meaning=str(data["meaning"]),

@@ -42,7 +42,9 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 
 
 @app.command()
-def main(names: Annotated[list[str] | None, typer.Argument(help="Which ones (default: all).")] = None) -> None:
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Which ones (default: all).")] = None,
+) -> None:
     """Draw pictures into docs/pictures/, and list all of them in docs/pictures.md."""
     for name in names or GALLERY:
         if name not in GALLERY:
@@ -56,7 +58,9 @@ def page() -> str:
     """The page that shows every picture, each under the function that draws it."""
     command = "python -m docs.experiments.pictures"
     said = f"# Pictures\n\nEvery picture of `circuits.plots`, as `{command}` draws them.\n"
-    return said + "".join(f"\n## `{name}_figure`\n\n{_says(name)}\n\n![{name}](pictures/{name}.png)\n" for name in GALLERY)
+    return said + "".join(
+        f"\n## `{name}_figure`\n\n{_says(name)}\n\n![{name}](pictures/{name}.png)\n" for name in GALLERY
+    )
 
 
 def _says(name: str) -> str:
@@ -116,7 +120,9 @@ def circuit() -> Any:
 def pruning() -> Any:
     """How gates closed while the handmade circuit was looked for."""
     made = closer()
-    found = prune(made.model, made.task, PruneConfig(starts=1, steps=60, n_eval=32, n_test=32), progress=False)
+    found = prune(
+        made.model, made.task, PruneConfig(starts=1, steps=60, n_eval=32, n_test=32), progress=False
+    )
     return plots.pruning_figure(found.metrics["history"])
 
 
@@ -130,7 +136,9 @@ def token_map() -> Any:
     """The QK circuit of the shipped model's first head between some tokens."""
     model, chosen = shipped().model, torch.arange(16)
     names = [model.tokenizer.token(id) for id in chosen.tolist()]
-    return plots.token_map_figure(full_qk(model, chosen, layer=0, head=0).AB, names, names, title="QK of head 0.0")
+    return plots.token_map_figure(
+        full_qk(model, chosen, layer=0, head=0).AB, names, names, title="QK of head 0.0"
+    )
 
 
 def maps() -> Any:
@@ -157,19 +165,25 @@ def chain() -> Any:
 def rankings() -> Any:
     """How well rankings of nodes find the handmade circuit."""
     made = closer()
-    return plots.rankings_figure(curves(made.model, made.task, ["eap", "attribution_patching", "random"], n_pairs=16))
+    return plots.rankings_figure(
+        curves(made.model, made.task, ["eap", "attribution_patching", "random"], n_pairs=16)
+    )
 
 
 def transplants() -> Any:
     """The handmade circuit on its own task."""
     made = closer()
-    return transplant(made.model, {made.task.name: made.circuit}, {made.task.name: made.task}, n_pairs=32).plot()
+    return transplant(
+        made.model, {made.task.name: made.circuit}, {made.task.name: made.task}, n_pairs=32
+    ).plot()
 
 
 def trust() -> Any:
     """A quick report on the handmade circuit."""
     made = closer()
-    return plots.trust_figure(trust_report(made.model, made.circuit, made.task, config=TrustConfig.from_json(QUICK)))
+    return plots.trust_figure(
+        trust_report(made.model, made.circuit, made.task, config=TrustConfig.from_json(QUICK))
+    )
 
 
 def sweep() -> Any:
