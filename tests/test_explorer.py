@@ -66,7 +66,8 @@ def large() -> Handmade:
     """A circuit of more nodes than are drawn at once, of a random sparse model."""
     made = induction(1)
     shape = ModelConfig(
-        d_vocab=made.task.tokenizer.d_vocab, n_layers=2, d_model=24, n_heads=2, d_head=8, d_mlp=64, n_ctx=made.task.n_ctx
+        d_vocab=made.task.tokenizer.d_vocab, n_layers=2, d_model=24, n_heads=2, d_head=8, d_mlp=64,
+        n_ctx=made.task.n_ctx,
     )  # fmt: skip
     model = SparseTransformer(shape, seed=3)
     generator = torch.Generator().manual_seed(4)

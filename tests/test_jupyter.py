@@ -38,6 +38,9 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, tmp_path / "page.ipynb")
+    kept = tmp_path / "settings" / "@jupyter-widgets" / "jupyterlab-manager" / "plugin.jupyterlab-settings"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"saveState": true}')  # as Settings > Save Widget State Automatically does
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -88,16 +91,12 @@ def test_the_widget_works_in_jupyterlab_and_stands_in_an_exported_notebook(lab: 
         page.set_default_timeout(1000 * SECONDS)
         node, value = played(page, f"{address}/lab/tree/page.ipynb?reset", notebook)
         page.close()
-        exported(notebook)
-        shown = browser.new_context(offline=True).new_page()
-        shown.goto(notebook.with_suffix(".html").as_uri())
         browser.close()
     states = widget_states(nbformat.read(notebook, as_version=4))
     assert next(state["state"] for state in states if "view" in state)["chosen"] == node
     assert value == node
-    page_text = notebook.with_suffix(".html").read_text()
     kept = re.search(
-        r'<script type="application/vnd.jupyter.widget-state\+json">\s*(.*?)</script>', page_text, re.DOTALL
+        r'<script type="application/vnd.jupyter.widget-state\+json">\s*(.*?)</script>', exported(notebook), re.DOTALL
     )
     assert kept is not None
     assert node in json.dumps(
@@ -108,6 +107,7 @@ def test_the_widget_works_in_jupyterlab_and_stands_in_an_exported_notebook(lab: 
 def played(page: Any, url: str, notebook: Path) -> tuple[str, str]:
     """Run the cell, choose a node of the picture, save; returns the node and what the panel says was chosen."""
     page.goto(url)
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for()
     page.locator(".jp-CodeCell").first.click()
     page.keyboard.press("Shift+Enter")
     page.locator(".explorer .picture .node").first.wait_for()
@@ -134,9 +134,9 @@ def widget_states_of(saved: Any) -> list[dict[str, Any]]:
     return [model["state"] for model in saved.get("state", {}).values()]
 
 
-def exported(notebook: Path) -> None:
-    """Write the notebook as HTML beside it."""
+def exported(notebook: Path) -> str:
+    """The notebook as HTML."""
     from nbconvert import HTMLExporter
 
     body, _ = HTMLExporter().from_notebook_node(nbformat.read(notebook, as_version=4))
-    notebook.with_suffix(".html").write_text(body)
+    return str(body)
