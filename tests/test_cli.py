@@ -13,9 +13,11 @@ from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.parts import edges_between
+from circuits.files import json_text
 from circuits.handmade import Recovery
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.transformer import SparseTransformer
+from circuits.trust.report import TrustReport
 
 RUN = CliRunner()
 TINY = {
@@ -98,6 +100,17 @@ def test_trust_finds_the_model_and_writes_a_page(closer):
     page = (closer / "c.trust.html").read_text()
     assert report["page"] == str(closer / "c.trust.html")
     assert all(html.escape(entry["meaning"]) in page for entry in report["entries"])
+    kept = TrustReport.load(closer / "c.trust.json")
+    assert json.loads(json_text(kept.to_json())) == {key: report[key] for key in kept.to_json()}
+    shown = invoke("show", closer / "c.json", "--page", closer / "shown.html")
+    assert shown.exit_code == 0, shown.output
+    assert kept.verdict in (closer / "shown.html").read_text()
+    replace(kept, n_nodes=kept.n_nodes + 1).save(closer / "c.trust.json")
+    shown = invoke("show", closer / "c.json", "--page", closer / "shown.html")
+    assert shown.exit_code == 0, shown.output
+    assert "c.trust.json is left out. trust: got a report on" in shown.output
+    assert kept.verdict not in (closer / "shown.html").read_text()
+    (closer / "c.trust.json").unlink()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The explorer: what it shows is what Python computes, and it works from disk, offline, in a real browser."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -15,7 +16,7 @@ from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.masked import run_circuit, run_masked
-from circuits.circuit.nodes import Node, is_pair
+from circuits.circuit.nodes import Node, NodeFacts, is_pair
 from circuits.circuit.parts import edges_between
 from circuits.decompile.folded import answers_of
 from circuits.decompile.observe import Observed
@@ -56,6 +57,29 @@ def noisy() -> Handmade:
     circuit = Circuit(
         nodes=tuple(nodes), edges=tuple(edges_between(model, nodes)[::2]), widths=model.widths, n_layers=2,
         d_head=4, criterion=Criterion.of(made.task), model_hash=model.fingerprint(), values=values,
+    )  # fmt: skip
+    return replace(made, model=model, circuit=circuit)
+
+
+@cache
+def large() -> Handmade:
+    """A circuit of more nodes than are drawn at once, of a random sparse model."""
+    made = induction(1)
+    shape = ModelConfig(
+        d_vocab=made.task.tokenizer.d_vocab, n_layers=2, d_model=24, n_heads=2, d_head=8, d_mlp=64,
+        n_ctx=made.task.n_ctx,
+    )  # fmt: skip
+    model = SparseTransformer(shape, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            kept = torch.rand(parameter.shape, generator=generator) < 0.1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * kept)
+    values = mean_values(model, made.task.batch(32, split="train", seed=0).clean)
+    nodes = [Node.of(site, i) for site, width in model.widths.items() for i in range(width)]
+    circuit = Circuit(
+        nodes=tuple(nodes), edges=tuple(edges_between(model, nodes)), widths=model.widths, n_layers=2,
+        d_head=8, criterion=Criterion.of(made.task), model_hash=model.fingerprint(), values=values,
     )  # fmt: skip
     return replace(made, model=model, circuit=circuit)
 
@@ -297,7 +321,10 @@ def test_one_file_of_little_code_the_same_each_time(tmp_path: Path) -> None:
 
 def test_page_and_figure_share_their_layout() -> None:
     made = quotes(1)
-    view, layout = circuit_view(made.model, made.circuit, made.task), circuit_picture(made.circuit)
+    view, layout = (
+        circuit_view(made.model, made.circuit, made.task),
+        circuit_picture(made.circuit, task=made.task),
+    )
     assert {node["id"]: node["at"] for node in view["picture"]["nodes"]} == {
         str(node): layout.place[node] for node in made.circuit.nodes
     }
@@ -380,16 +407,108 @@ def test_verdicts_and_kinds_are_in_view(browser: Any, tmp_path: Path) -> None:
         entries=(entry,), seconds=0.0,
     )  # fmt: skip
     kept = {nodes[0]: Kept(9, 0.7, 1.0, "core"), nodes[1]: Kept(1, 0.0, 0.4, "noise")}
-    card = Stability(runs=("a", "b"), sizes=((8, 5), (8, 5)), nodes=kept, edges={})
+    weights = [edge for edge in found.edges if not is_pair(edge)]
+    edges = {(weights[0].source, weights[0].target): Kept(1, 0.0, 0.4, "noise")}
+    card = Stability(runs=("a", "b"), sizes=((8, 5), (8, 5)), nodes=kept, edges=edges)
     options = {"trust": report, "stability": card}
     page = opened(browser, to_html(tmp_path / "p.html", made.model, found, made.task, **options), errors)
     assert "1 of 1 checks failed: sufficiency" in page.locator(".panel").inner_text()
     assert page.locator(".verdict.fail").count() == 1
     for kind, node in (("core", nodes[0]), ("noise", nodes[1])):
         assert page.locator(f".node.kind-{kind}").get_attribute("data-id") == str(node)
+    loose = page.locator(".line.kept-noise")
+    assert loose.get_attribute("data-source") == str(weights[0].source)
+    assert loose.get_attribute("data-target") == str(weights[0].target)
     page.locator(f'.node[data-id="{nodes[0]}"] .dot').click()
     assert "every run keeps it" in page.locator(".panel .kind").inner_text()
     page.context.close()
     assert errors == []
     with pytest.raises(ValueError, match="trust: got a report on"):
         circuit_view(made.model, found, made.task, trust=replace(report, n_nodes=3))
+
+
+def test_the_core_is_marked_and_what_was_not_measured_is_not(browser: Any, tmp_path: Path) -> None:
+    made, errors = quotes(1), []
+    facts = {node: NodeFacts(0.0, 0.5 - i / 10, model_loss) for i, (node, model_loss) in enumerate(
+        zip(made.circuit.nodes, (9.0, 0.0, math.nan), strict=False)
+    )}  # fmt: skip
+    circuit = replace(made.circuit, facts=facts)
+    core, loose, unknown = circuit.nodes[:3]
+    page = opened(browser, to_html(tmp_path / "p.html", made.model, circuit, made.task), errors)
+    assert page.locator(".node.core").count() == len(circuit.core) == 1
+    assert page.locator(".node.core").get_attribute("data-id") == str(core)
+    assert page.locator(".breaks .chip").first.get_attribute("data-id") == str(core)
+    for node, said in ((core, "Core:"), (loose, "Not core:")):
+        page.evaluate("id => E().set({chosen: id})", str(node))
+        assert said in page.locator(".in-core").inner_text()
+    page.evaluate("id => E().set({chosen: id})", str(unknown))
+    assert page.locator(".in-core").count() == 0
+    page.context.close()
+    assert errors == []
+
+
+def test_values_are_read_at_the_token_that_is_clicked(page: Any) -> None:
+    made = quotes(1)
+    seen: dict[str, torch.Tensor] = {}
+    row = torch.tensor([page.evaluate("E().state.tokens")])
+    values = {site: value.to(made.model.W_E) for site, value in made.circuit.values.items()}
+    masks = {site: mask.to(made.model.W_E) for site, mask in made.circuit.to_mask().items()}
+    edges = {key: mask.to(made.model.W_E) for key, mask in made.circuit.to_edge_mask().items()}
+    names = [made.model.hook_name(site) for site in made.model.sites()]
+
+    def look(x: torch.Tensor, hook: Any) -> None:
+        seen[hook.name] = x.flatten(2)[0]
+
+    with torch.no_grad(), made.model.hooks(fwd_hooks=[(name, look) for name in names]):
+        run_masked(made.model, row, masks, values, edges)
+    for at in (0, 2, row.shape[1] - 1):
+        page.locator("button.token").nth(at).click()
+        for node in made.circuit.nodes:
+            own = float(seen[made.model.hook_name(node.at)][at, node.index])
+            assert page.evaluate("id => E().valueOf(id)", str(node)) == pytest.approx(own, abs=1e-4)
+    assert page.evaluate("E().state.at") is None
+
+
+def test_a_logit_without_a_weight_is_drawn(browser: Any, tmp_path: Path) -> None:
+    made, errors = quotes(1), []
+    some = tuple(io for io in made.circuit.io_edges if (io.kind, io.token) != ("unembed", "'"))
+    assert len(some) < len(made.circuit.io_edges)
+    path = to_html(tmp_path / "p.html", made.model, replace(made.circuit, io_edges=some), made.task)
+    page = opened(browser, path, errors)
+    assert page.locator(".end.faint").all_text_contents() == ["' (constant)"]
+    page.context.close()
+    assert errors == []
+
+
+def test_layers_of_a_large_circuit_fold_and_open(browser: Any, tmp_path: Path) -> None:
+    made, errors = large(), []
+    page = opened(browser, to_html(tmp_path / "p.html", made.model, made.circuit, made.task), errors)
+    counts = [sum(node.layer == layer for node in made.circuit.nodes) for layer in (0, 1)]
+    assert made.circuit.n_nodes > 300
+    assert page.locator(".node").count() == 0
+    assert page.locator(".fold .count").all_text_contents() == [
+        f"layer {layer}: {n} nodes" for layer, n in enumerate(counts)
+    ]
+    rows, logits = expected(made, made.circuit, n=4)
+    torch.testing.assert_close(in_page(page, rows), logits, atol=1e-4, rtol=0)
+    page.locator('.fold[data-layer="layer 0"]').click()
+    assert page.locator(".node").count() == counts[0]
+    page.keyboard.press("Enter")  # the focus is on what folds it again
+    assert page.locator(".node").count() == 0
+    last = str([node for node in made.circuit.nodes if node.layer == 1][-1])
+    page.locator("input[type=search]").fill("mlp")
+    assert page.evaluate("E().state.open") == []
+    total = sum("mlp" in node.site for node in made.circuit.nodes)
+    said = page.locator(".fold .found").all_text_contents()
+    assert sum(int(text.split()[0]) for text in said) == total > 40
+    page.locator("input[type=search]").fill(last)
+    assert page.evaluate("E().state.open") == ["layer 1"]
+    page.keyboard.press("Enter")
+    assert page.evaluate("E().state.chosen") == last
+    view, mark = page.locator(".picture").bounding_box(), page.locator(".node.chosen").bounding_box()
+    assert view["y"] < mark["y"] < view["y"] + view["height"]
+    page.evaluate("E().set({open: []})")
+    page.evaluate("id => E().set({chosen: id})", str(made.circuit.nodes[0]))
+    assert page.evaluate("E().state.open") == ["layer 0"]
+    page.context.close()
+    assert errors == []

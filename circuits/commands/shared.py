@@ -229,7 +229,7 @@ def report_path(circuit: Path) -> Path:
 
 
 def report_beside(path: Path, circuit: Any) -> Any:
-    """The trust report kept beside a circuit's file; None without one, or where it is of another circuit (it is said)."""
+    """The trust report kept beside a circuit's file; None without one of this circuit."""
     from circuits.explorer.view import check_about
     from circuits.trust import TrustReport
 

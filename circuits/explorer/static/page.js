@@ -284,9 +284,9 @@ class Explorer {
       return make("li", {}, `head ${head} looks ${where}`);
     });
     const breaks = this.order.map((id) => this.nodes.get(id)).filter((n) => n.effect > 0).slice(0, 4);
-    const chip = (n) => make("li", {}, this.chip(n.id), ` ${signed(n.effect)} ${this.view.effect}`);
+    const chip = (n) => make("li", {}, this.chip(n.id), ` ${signed(n.effect)}`);
     return [...(looks.length ? [make("h2", {}, "From the underlined token"), make("ul", { class: "looks" }, looks)] : []),
-      ...(breaks.length ? [make("h2", {}, "What breaks it most"), make("ul", { class: "breaks" }, breaks.map(chip))] : [])];
+      ...(breaks.length ? [make("h2", {}, "What breaks it most"), make("p", { class: "faint" }, `Rise${this.view.effect.startsWith("of") ? "" : ", in"} ${this.view.effect}, when one node alone is ablated:`), make("ul", { class: "breaks" }, breaks.map(chip))] : [])];
   }
 
   showAnswer() {
@@ -350,7 +350,8 @@ class Explorer {
 
   /** A node named elsewhere than in the picture; a click chooses it. */
   chip(id) {
-    const chip = make("button", { class: "chip", onclick: () => this.set({ chosen: id }) }, this.state.names[id] || this.nodes.get(id).label);
+    const where = this.program ? ` (${split(id)[0]})` : "";
+    const chip = make("button", { class: "chip", onclick: () => this.set({ chosen: id }) }, this.state.names[id] || this.nodes.get(id).label + where);
     chip.dataset.id = id;
     return chip;
   }

@@ -1,7 +1,7 @@
 // The drawing: places come from Python, marks and lines are SVG. Nothing here reads markup out of a text.
 
 const SVG = "http://www.w3.org/2000/svg";
-const LEGIBLE = 0.78; // of the size in which the texts are set
+const LEGIBLE = 0.74; // of the size in which the texts are set
 const CROWD = 300; // lines above which they are faint, but those of the chosen node
 const COLUMN = 92, ROW = 54, MARGIN = { left: 90, top: 58, right: 90, bottom: 40 };
 
@@ -27,15 +27,16 @@ function scales(picture) {
   const points = [...picture.nodes.map((n) => n.at), ...picture.ends.map((e) => e.at), ...picture.lines.flatMap((l) => l.points)];
   let [low, high] = [0, picture.folded ? 4 : 0]; // no spread of an array into arguments: there may be too many
   for (const [, across] of points) [low, high] = [Math.min(low, across), Math.max(high, across)];
+  const left = 24 + 8 * Math.max(MARGIN.left / 8 - 3, ...picture.ends.filter((end) => !end.id.startsWith("logit:")).map((end) => end.label.length));
   const rows = high - low, columns = Math.max(1, ...picture.columns.map((column) => column.along));
   const row = Math.max(14, Math.min(ROW, 900 / Math.max(rows, 1)));
   return {
     row,
     top: MARGIN.top + 40,
     rows: rows * row,
-    x: (a) => MARGIN.left + a * COLUMN,
+    x: (a) => left + a * COLUMN,
     y: (c) => MARGIN.top + 40 + (c - low) * row,
-    width: MARGIN.left + MARGIN.right + columns * COLUMN,
+    width: left + MARGIN.right + columns * COLUMN,
     height: MARGIN.top + MARGIN.bottom + 40 + rows * row,
   };
 }
