@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-slow test-all lint types resolve check notebooks lock release clean
+.PHONY: help setup demo test test-slow test-all lint types resolve check notebooks site lock release clean
 
 help: ## List the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -30,6 +30,9 @@ test-all: test test-slow ## Run the whole suite, without the notebooks
 notebooks: setup ## Run every notebook from the top
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m notebook
 
+site: setup ## Build the documentation's site into out/site, with every warning an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict -f docs/theme/mkdocs.yml
+
 lint: setup ## Check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,7 +49,7 @@ lock: setup ## Write .ci/lock.txt: the pinned versions with the hashes of their 
 release: ## Build the wheel, and run the demo from it in a fresh environment
 	.ci/release $(PYTHON)
 
-check: resolve test-all lint types notebooks ## Everything that CI runs
+check: resolve test-all lint types notebooks site ## Everything that CI runs
 
 clean: ## Remove the environment and all output
 	rm -rf $(VENV) out .pytest_cache .ruff_cache .mypy_cache

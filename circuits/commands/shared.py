@@ -177,8 +177,8 @@ def configured(
     """Settings: those of `base`, over them those of a configuration file, over these what the command line says.
 
     make: the settings' `from_json`. given: options of the command line; None was not said. file: what `read_config`
-    read of the file, where that is known. An object inside the file (`model`) changes the keys that it has and leaves the
-    others. Raises UnreadableError (a ValueError) for a file with keys or values that do not fit.
+    read of the file, where that is known. An object inside the file (`model`) changes the keys that it has and leaves
+    the others. Raises UnreadableError (a ValueError) for a file with keys or values that do not fit.
     """
     chosen = _over(base or {}, read_config(path) if file is None else file)
     if path is not None:

@@ -17,13 +17,13 @@ TREE, NAMES = Path("docs/reference/tree.md"), Path("docs/reference/names.md")
 TOP = {
     "pyproject.toml": "Ranges of versions, and the settings of every tool",
     "constraints.txt": "One version of each dependency: a set known to work together",
-    "Makefile": "`make demo`, `make test`, `make test-all`, `make lint`, `make types`, `make notebooks`",
+    "Makefile": "`make demo`, `make test`, `make test-all`, `make lint`, `make types`, `make notebooks`, `make site`",
     ".ci": "What runs on a clean checkout",
     "circuits": "",
     "tasks": "",
     "notebooks": "Tutorials, run from the top by the tests",
     "tests": "One file a module; warnings are errors, and shapes are checked in every run",
-    "docs": "Explanation, reference, log of experiments, results and the experiments that remake them",
+    "docs": "The pages of the site: getting started, how-to, explanation, reference; the log, results and their experiments",
 }
 """Top-level entries in the order of the page, with what they hold; packages say so themselves."""
 
