@@ -125,9 +125,8 @@ def parts_of(
         written, read = [*written, W_out], [*read, W_in]
     if layers is not None:
         _check_layers(layers, {w.layer for w in writers})
-        (writers, written), (readers, read) = (
-            _in_layers(*both, layers) for both in ((writers, written), (readers, read))
-        )
+        writers, written = _in_layers(writers, written, layers)
+        readers, read = _in_layers(readers, read, layers)
     parallel = bool(getattr(model.cfg, "parallel_attn_mlp", False))
     later = torch.tensor([[_is_later(w, r, parallel) for r in readers] for w in writers])
     return Parts(

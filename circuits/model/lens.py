@@ -164,9 +164,7 @@ class LensModel(HookedRootModule):
         """`L0H0` and so on, layer by layer."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
 
-    def all_composition_scores(
-        self, mode: str
-    ) -> Float[Tensor, "layer head later_layer later_head"]:
+    def all_composition_scores(self, mode: str) -> Float[Tensor, "layer head later_layer later_head"]:
         """Composition of every head with every later one by "Q", "K" or "V", 0 for others and where a head is all zero.
 
         Source: Elhage et al. 2021. With null models and significance: `circuits.composition.composition`.
