@@ -195,7 +195,7 @@ PUBLIC: dict[str, Draw] = {
 """What draws one pair of each task, by name."""
 
 
-def public_task(name: str, tokenizer: Any, *, n: int = 1000, seed: int = 0) -> PairsTask:
+def public_task(name: str, tokenizer: Any, *, n: int = 400, seed: int = 0) -> PairsTask:
     """A task that the field knows, in a tokenizer's own words: names, years and arguments that are single tokens.
 
     tokenizer: one of ours, or of Hugging Face (as it is, or as `HFTokenizer`). n: pairs, of which a few that are drawn

@@ -9,8 +9,8 @@ Its sites are those that its hooks reach. The weights are dense, so that no edge
 nodes of a circuit are measured effects (`circuits.circuit.effects`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -93,6 +93,17 @@ class LensSubject:
     def hooks(self, fwd_hooks: list[tuple[str, Callable[..., Any]]]) -> AbstractContextManager[Any]:
         """Run with hooks, as `HookedRootModule.hooks`."""
         return self.bridge.hooks(fwd_hooks=fwd_hooks)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """No gradients to weights inside, so that a pass need not keep what they would be made of."""
+        needed = [parameter.requires_grad for parameter in self.bridge.parameters()]
+        try:
+            self.bridge.requires_grad_(False)
+            yield
+        finally:
+            for parameter, need in zip(self.bridge.parameters(), needed, strict=True):
+                parameter.requires_grad_(need)
 
     def fingerprint(self) -> str:
         """A hash of the weights: 16 hexadecimal digits, those that bridges know the same model by."""

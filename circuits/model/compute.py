@@ -92,8 +92,11 @@ def frozen(model: SparseTransformer) -> Iterator[None]:
 
 
 def resting(model: Subject) -> AbstractContextManager[None]:
-    """`frozen` for a model of ours; any other subject rests as it is."""
-    return frozen(model) if isinstance(model, SparseTransformer) else nullcontext()
+    """`frozen` for a model of ours; any other subject as it says itself, or as it is."""
+    if isinstance(model, SparseTransformer):
+        return frozen(model)
+    rest: Callable[[], AbstractContextManager[None]] = getattr(model, "resting", nullcontext)
+    return rest()
 
 
 @contextmanager

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
+from transformer_lens import FactoredMatrix, HookedRootModule
 from transformer_lens.config import TransformerLensConfig
+from transformer_lens.utilities import composition_scores
 
 from circuits.model.cache import SUM_OF_PARTS, cache_of
 from circuits.model.config import ModelConfig
@@ -138,9 +139,73 @@ class LensModel(HookedRootModule):
             )
         return torch.tensor(rows, dtype=torch.int64, device=self.W_E.device)
 
+    def to_str_tokens(self, text: str | Int[Tensor, "..."], **_: Any) -> list[str]:
+        """The tokens of a text, or of one row of ids, each as its text."""
+        ids = self.to_tokens(text)[0] if isinstance(text, str) else text.reshape(-1)
+        return [self._tokenizer().decode([id]) for id in ids.tolist()]
+
+    def to_string(self, tokens: Int[Tensor, "..."] | list[int]) -> Any:
+        """The text of a row of ids; of several rows [batch, pos], a list of texts."""
+        if isinstance(tokens, Tensor) and tokens.ndim == 2:
+            return [self._tokenizer().decode(row.tolist()) for row in tokens]
+        return self._tokenizer().decode(tokens.tolist() if isinstance(tokens, Tensor) else list(tokens))
+
     def to_single_token(self, text: str) -> int:
         """The id of a text that is exactly one token. Raises ValueError otherwise."""
         return self._tokenizer().id(text)
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Query weights of all layers."""
+        return self._stacked("W_Q")
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Key weights of all layers."""
+        return self._stacked("W_K")
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Value weights of all layers."""
+        return self._stacked("W_V")
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Output weights of all layers."""
+        return self._stacked("W_O")
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """`W_Q W_K^T` of every head [layer, head, d_model, d_model], as its two factors."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """`W_V W_O` of every head [layer, head, d_model, d_model], as its two factors."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def all_head_labels(self) -> list[str]:
+        """`L0H0` and so on, layer by layer."""
+        return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
+
+    def all_composition_scores(self, mode: str) -> Float[Tensor, "layer head later_layer later_head"]:
+        """Composition of every head with every later one by "Q", "K" or "V", 0 for others and where a head is all zero.
+
+        Source: Elhage et al. 2021. With null models and significance: `circuits.composition.composition`.
+        """
+        if mode not in ("Q", "K", "V"):
+            raise ValueError(f"mode: got {mode!r}; expected 'Q', 'K' or 'V'.")
+        read = {"Q": self.QK, "K": self.QK.T, "V": self.OV}[mode]
+        scores = composition_scores(self.OV, read, broadcast_dims=True).nan_to_num(nan=0.0)
+        layer = torch.arange(self.cfg.n_layers, device=scores.device)
+        return scores * (layer[:, None, None, None] < layer[:, None])
+
+    def _stacked(self, name: str) -> Any:
+        ONE_STACK.check(
+            self, name, instead="Of its kinds of heads: circuits.heads.stacks.group_weights(model)."
+        )
+        blocks: Any = self.blocks
+        return torch.stack([getattr(block.attn, name) for block in blocks])
 
     def set_use_attn_result(self, on: bool) -> None:
         """Compute `hook_result`, each head's own contribution."""

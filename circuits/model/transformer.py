@@ -36,6 +36,7 @@ from circuits.model.mixers import MIXERS, Attention
 from circuits.model.mixers.encdec import CrossAttention, DecoderAttention, EncoderAttention
 from circuits.model.mixers.past import Given
 from circuits.model.mlp import MLP
+from circuits.model.options import ONE_STACK
 from circuits.model.sites import OF_SOURCE, Site, Stack, WeightAt, WeightRow, layer_weights, prefix
 from circuits.model.subject import bits_of
 from circuits.model.text import check_vocabulary
@@ -166,19 +167,26 @@ class SparseTransformer(LensModel):
 
     def forward(
         self,
-        tokens: Int[Tensor, "batch pos"],
+        tokens: Int[Tensor, "batch pos"] | str | list[str],
         return_type: Literal["logits", "loss", "both"] | None = "logits",
+        stop_at_layer: int | None = None,
     ) -> Any:
         """Logits [batch, pos, d_vocab]; with return_type "loss", mean next-token loss in nats; "both": a pair.
 
-        An encoder-decoder takes rows that hold source and target; the loss is that of the target.
-        None runs the model for its hooks alone and returns None. While another thread has hooks on the model, or
-        sparse compute, the pass waits. Raises ValueError for tokens that are not [batch, pos], a sequence longer than
-        n_ctx, a token out of range or an unknown return_type.
+        tokens may be a text, or several of equal length. stop_at_layer: the residual stream [batch, pos, d_model]
+        before that layer, counted from the end where it is negative, in place of logits; later layers do not run. An
+        encoder-decoder takes rows that hold source and target; the loss is that of the target. None runs the model for
+        its hooks alone and returns None. While another thread has hooks on the model, or sparse compute, the pass
+        waits. Raises ValueError for tokens that are not [batch, pos], a sequence longer than n_ctx, a token out of
+        range or an unknown return_type.
         """
         if return_type not in RETURN_TYPES:
             raise ValueError(f"return_type: got {return_type!r}; expected one of {RETURN_TYPES}.")
+        if not isinstance(tokens, Tensor):
+            tokens = self.to_tokens(tokens)
         self.check_tokens(tokens)
+        if stop_at_layer is not None:
+            return self._stream_before(stop_at_layer, tokens)
         if return_type in ("loss", "both") and tokens.shape[1] < self.config.n_source + 2:
             raise ValueError(
                 f"tokens: got sequences of {tokens.shape[1]} token for a loss; expected at least "
@@ -192,6 +200,20 @@ class SparseTransformer(LensModel):
             return logits
         loss = next_token_loss(logits, tokens, n_source=self.config.n_source, pad=self.config.pad)
         return loss if return_type == "loss" else (logits, loss)
+
+    def _stream_before(
+        self, layer: int, tokens: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream that a layer reads, as TransformerLens counts: n_layers is the end."""
+        ONE_STACK.check(self, "stop_at_layer", instead="Run encode and decode by themselves.")
+        n = self.config.n_layers
+        if not -n <= layer <= n:
+            raise ValueError(f"stop_at_layer: got {layer}; expected {-n} to {n}, or None.")
+        with self.turn:
+            x = self._embedded(tokens)
+            for block in self.blocks[: layer + n if layer < 0 else layer]:
+                x = block(x)
+        return x
 
     def _logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         if self.encoder is None:
@@ -216,14 +238,7 @@ class SparseTransformer(LensModel):
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of the decoder; memory: what `encode` gave, of an encoder-decoder. first: the first token's position,
         where those before it are remembered."""
-        n_pos = tokens.shape[1]
-        positions = self.W_pos[first : first + n_pos].expand(tokens.shape[0], -1, -1)
-        embedded = F.embedding(tokens, self.W_E)
-        if any(linear.sparse is not None for _, linear in self.linears()):
-            embedded = embedded.flatten(0, 1).t().contiguous().t().unflatten(0, tokens.shape)
-        if self.config.embed_scale:
-            embedded = embedded * math.sqrt(self.config.d_model)
-        x = self.hook_embed(embedded) + self.hook_pos_embed(positions)
+        x = self._embedded(tokens, first)
         for block in self.blocks:
             x = block(x) if memory is None else block(x, memory)
         x = self.ln_final(x)
@@ -231,6 +246,18 @@ class SparseTransformer(LensModel):
         if self.bigram is not None:
             logits = logits + self.hook_bigram(F.embedding(tokens, self.bigram))
         return logits
+
+    def _embedded(
+        self, tokens: Int[Tensor, "batch pos"], first: int = 0
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Tokens and their positions, from `first` on, in the residual stream."""
+        positions = self.W_pos[first : first + tokens.shape[1]].expand(tokens.shape[0], -1, -1)
+        embedded = F.embedding(tokens, self.W_E)
+        if any(linear.sparse is not None for _, linear in self.linears()):
+            embedded = embedded.flatten(0, 1).t().contiguous().t().unflatten(0, tokens.shape)
+        if self.config.embed_scale:
+            embedded = embedded * math.sqrt(self.config.d_model)
+        return self.hook_embed(embedded) + self.hook_pos_embed(positions)
 
     def generate(self, tokens: Int[Tensor, "batch pos"], n_new: int, **options: Any) -> list[list[int]]:
         """What comes after each text: `circuits.model.generate.generate`, with its options and errors."""

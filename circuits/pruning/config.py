@@ -1,6 +1,7 @@
 """What decides a pruning run."""
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Ablation
@@ -30,6 +31,8 @@ class PruneConfig(Settings):
     "Steps of gate training in each."
     batch_size: Count = 64
     "Prompt pairs per step."
+    prompts: Literal["both", "either"] = "both"
+    """Of each pair in a step: both prompts, or one of the two, drawn anew each time, for half the time and memory."""
     lr: Positive = 3e-2
     "Peak learning rate of the gates; falls linearly to 0."
     betas: tuple[Decay, Decay] = (0.9, 0.95)

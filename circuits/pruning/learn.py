@@ -141,15 +141,14 @@ def learn_gates(
     learner = GateLearner(shapes, pool, settings, like=like, beside=[log_scale])
     importance = {key: torch.zeros_like(gate) for key, gate in learner.gates.parameters.items()}
     way: list[Ranked[Part]] = []
+    sides = torch.Generator().manual_seed(seed)
     for step, rows, masks in learner.steps():
-        targets = pool.rows(rows).tokens_and_targets()
+        targets, places = _prompts(pool, rows, config, sides)
         margin = margins(forward(targets, closed.filled(masks)), targets)
         if reference is None:
             loss = two_way_loss(margin * log_scale.exp())
         else:
-            loss = loss_against(
-                config.objective, margin, reference[torch.cat([rows, rows + len(pool)])], power
-            )
+            loss = loss_against(config.objective, margin, reference[places], power)
         n_open, by_mask = learner.backward(loss, rising(config.penalty, step, config.steps), masks)
         for key, grad in by_mask.items():
             importance[key].lerp_(grad.abs(), 0.05)
@@ -160,6 +159,19 @@ def learn_gates(
         if step % 20 == 0 or step == config.steps - 1:
             log(step, float(loss.detach()), int(n_open))
     return [*way, _ranked(parts, learner.gates, importance)]
+
+
+def _prompts(
+    pool: Batch, rows: Int64[Tensor, " pairs"], config: PruneConfig, sides: torch.Generator
+) -> tuple[Targets, Int64[Tensor, " prompts"]]:
+    """The prompts of a step, both of each pair or either, and their places among all: clean ones, then corrupted."""
+    both = pool.rows(rows).tokens_and_targets()
+    places = torch.cat([rows, rows + len(pool)])
+    if config.prompts == "both":
+        return both, places
+    n = len(rows)
+    taken = torch.arange(n) + n * torch.randint(2, (n,), generator=sides)
+    return Targets(*(part[taken.to(part.device)] for part in both)), places[taken]
 
 
 class _Closed(Generic[Key]):

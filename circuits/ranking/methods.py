@@ -19,6 +19,7 @@ from circuits.model.kinds import check_ours, of_subjects
 from circuits.model.options import Says
 from circuits.model.sites import Site, weights_among
 from circuits.model.subject import Subject
+from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import learn_gates
 from circuits.pruning.minimal import thinned
@@ -53,15 +54,16 @@ class RankConfig(Settings):
 def rank(model: Subject, task: Task, *, method: str = "gates", config: RankConfig | None = None) -> Ranking:
     """Every node (or edge) of a model with a score for how much it matters to a task.
 
-    model: ours, or any wrapped model as a LensSubject; magnitude and edges need ours. method: one of `METHODS`.
+    model: ours, or any wrapped model as a LensSubject; magnitude needs ours. method: one of `METHODS`. No weight of a
+    wrapped model leads from node to node: EAP and EAP-IG then rank nodes, each by all that it sends on to others.
     Raises ValueError for another method, a task that does not fit the model, and a model that a method cannot rank.
     """
     if method not in METHODS:
         raise ValueError(unknown("method", method, METHODS))
     check_task(model, task)
     kind, score = METHODS[method]
-    if kind == "edges":
-        check_ours(model, f"{method} of edges")
+    if kind == "edges" and not isinstance(model, SparseTransformer):
+        kind, score = OF_NODES[method]
     if isinstance(model, nn.Module):
         check_learnable(model)
     scores = score(model, task, config or RankConfig())
@@ -228,3 +230,8 @@ METHODS: dict[str, tuple[Kind, Callable[[Subject, Task, RankConfig], Scores]]] =
     "EAP-IG": ("edges", partial(_by_gradients, WAY, edge_scores)),
 }
 """Every method by its name: what it ranks, and how."""
+OF_NODES: dict[str, tuple[Kind, Callable[[Subject, Task, RankConfig], Scores]]] = {
+    "EAP": ("nodes", partial(_by_gradients, ONE, node_scores)),
+    "EAP-IG": ("nodes", partial(_by_gradients, WAY, node_scores)),
+}
+"""What stands for rankings of edges where no weight is one: the scores of a node's outgoing edges add up to these."""
