@@ -2,9 +2,9 @@
 
     python -m docs.experiments.turns ../older     -> docs/results/turns.json
 
-`../older` is a working tree of another commit (`git worktree add ../older COMMIT`) whose bench has the same functions. Each
-version runs in a process of its own that waits while the other one measures, so whatever slows the machine down slows
-both. A row is unchanged where the quartiles of the two versions' times overlap.
+`../older` is a working tree of another commit (`git worktree add ../older COMMIT`) whose bench has the same functions.
+Each version runs in a process of its own that waits while the other one measures, so whatever slows the machine down
+slows both. A row is unchanged where the quartiles of the two versions' times overlap.
 """
 
 import json
@@ -117,7 +117,8 @@ def _worker(tree: Path) -> Iterator[subprocess.Popen]:
 
 
 def _ask(worker: subprocess.Popen, what: dict[str, Any]) -> float:
-    assert worker.stdin is not None and worker.stdout is not None
+    assert worker.stdin is not None
+    assert worker.stdout is not None
     print(json.dumps(what), file=worker.stdin, flush=True)
     return float(json.loads(worker.stdout.readline()))
 
