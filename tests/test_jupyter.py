@@ -96,7 +96,9 @@ def test_the_widget_works_in_jupyterlab_and_stands_in_an_exported_notebook(lab: 
     assert next(state["state"] for state in states if "view" in state)["chosen"] == node
     assert value == node
     kept = re.search(
-        r'<script type="application/vnd.jupyter.widget-state\+json">\s*(.*?)</script>', exported(notebook), re.DOTALL
+        r'<script type="application/vnd.jupyter.widget-state\+json">\s*(.*?)</script>',
+        exported(notebook),
+        re.DOTALL,
     )
     assert kept is not None
     assert node in json.dumps(
