@@ -150,7 +150,9 @@ def maps() -> Any:
 def stack_heads() -> Any:
     """Heads of an encoder-decoder of random weights."""
     model = random_model(arch="encdec", n_source=12, pad=0)
-    rows = torch.randint(1, model.config.d_vocab, (8, 24), generator=torch.Generator().manual_seed(SEED))
+    rows = torch.randint(
+        1, closer().task.tokenizer.d_vocab, (8, 24), generator=torch.Generator().manual_seed(SEED)
+    )
     return plots.stack_head_report_figure(stack_head_report(model, rows))
 
 
