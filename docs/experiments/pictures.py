@@ -168,7 +168,7 @@ def rankings() -> Any:
     """How well rankings of nodes find the handmade circuit."""
     made = closer()
     return plots.rankings_figure(
-        curves(made.model, made.task, ["eap", "attribution_patching", "random"], n_pairs=16)
+        curves(made.model, made.task, ["EAP", "attribution patching", "random"], n_pairs=16)
     )
 
 
