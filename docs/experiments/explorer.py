@@ -12,7 +12,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -57,8 +57,10 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 
 
 @app.command()
-def main() -> None:
-    """Measure and write the results."""
+def main(
+    numbers_only: Annotated[bool, typer.Option("--numbers-only", help="Leave the picture as it is.")] = False,
+) -> None:
+    """Measure and write the results, and draw the picture."""
     from playwright.sync_api import sync_playwright
 
     started = time.perf_counter()
@@ -66,7 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         runs = {name: measured(browser, one, Path(folder) / f"{name}.html") for name, one in made.items()}
-        picture(browser, Path(folder) / "shipped.html")
+        if not numbers_only:
+            picture(browser, Path(folder) / "shipped.html")
         browser.close()
     numbers = {
         "code_bytes": len(code().encode()),

@@ -93,7 +93,7 @@ def copier() -> Handmade:
 
 def random_model(**options: Any) -> SparseTransformer:
     """A small model of random weights, on the characters of the handmade tasks."""
-    sizes = {"d_model": 32, "n_heads": 4, "d_head": 8, "d_mlp": 32, "n_layers": 2, **options}
+    sizes: dict[str, Any] = {"d_model": 32, "n_heads": 4, "d_head": 8, "d_mlp": 32, "n_layers": 2, **options}
     tokenizer = closer().task.tokenizer
     model = SparseTransformer(ModelConfig(d_vocab=tokenizer.d_vocab, n_ctx=24, **sizes), seed=SEED)
     model.tokenizer = tokenizer
@@ -135,7 +135,7 @@ def patterns() -> Any:
 def token_map() -> Any:
     """The QK circuit of the shipped model's first head between some tokens."""
     model, chosen = shipped().model, torch.arange(16)
-    names = [model.tokenizer.token(id) for id in chosen.tolist()]
+    names = [load_task("quotes").tokenizer.token(id) for id in chosen.tolist()]
     return plots.token_map_figure(
         full_qk(model, chosen, layer=0, head=0).AB, names, names, title="QK of head 0.0"
     )
@@ -166,7 +166,7 @@ def rankings() -> Any:
     """How well rankings of nodes find the handmade circuit."""
     made = closer()
     return plots.rankings_figure(
-        curves(made.model, made.task, ["eap", "attribution_patching", "random"], n_pairs=16)
+        curves(made.model, made.task, ["EAP", "attribution patching", "random"], n_pairs=16)
     )
 
 
