@@ -36,7 +36,7 @@ def cell(monkeypatch):
         return Handle()
 
     monkeypatch.setattr(IPython.display, "display", display)
-    for module in ("circuits.progress", "circuits.views", "circuits.plots.shown"):
+    for module in ("circuits.progress", "circuits.plots.shown"):
         monkeypatch.setattr(sys.modules[module], "in_notebook", lambda: True)
     monkeypatch.setattr(shown, "_has_library", [])
     monkeypatch.setattr(shown.pio.renderers, "default", shown.UNASKED)
