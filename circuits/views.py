@@ -9,8 +9,6 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from circuits.progress import in_notebook
-
 
 class Plotted:
     """What has a picture: `circuits.plots` knows which."""
@@ -25,6 +23,8 @@ class Plotted:
 
     def _ipython_display_(self) -> None:
         """In a notebook: the picture, and under it the table where there is one; elsewhere its text."""
+        from circuits.progress import in_notebook
+
         if not in_notebook():
             print(repr(self))
             return

@@ -372,14 +372,17 @@ def test_the_command_line_trains_on_a_path_and_refuses_other_text(tmp_path, own,
     assert twin.exit_code == 0, twin.output
     assert load_checkpoint(tmp_path / "n.safetensors").model.tokenizer == model.tokenizer
 
-    for command in (["prune", out], ["bridge", out, tmp_path / "n.safetensors", "--out", tmp_path / "b"]):
+    for command in (
+        ["prune", out, "--out", tmp_path / "q.json"],
+        ["bridge", out, tmp_path / "n.safetensors", "--out", tmp_path / "b"],
+    ):
         refused = invoke(*command, "--corpus", other)
         assert refused.exit_code == 2
         assert "has hash" in refused.stderr
         refused = invoke(*command, "--corpus", "mini")
         assert refused.exit_code == 2
         assert "is none of the model's" in refused.stderr
-    refused = invoke("prune", out)
+    refused = invoke("prune", out, "--out", tmp_path / "q.json")
     assert refused.exit_code == 2
     assert "task: 'quotes' has a vocabulary of 50 tokens, the model one of 300" in refused.stderr
     circuit = tmp_path / "circuit.json"

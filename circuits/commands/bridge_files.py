@@ -20,6 +20,13 @@ from circuits.training.numbered import Keep, Numbered
 from circuits.training.saved import load_model_alone
 from tasks import load_task_for
 
+HEADLINES = {
+    "p_foil_before": "probability of the foil before",
+    "p_foil_after": "and after the move",
+    "control_change": "its change under controls",
+}
+"""What of a steering is set large on its page, in words."""
+
 
 def bridge_files(
     dense: Path,
@@ -107,7 +114,7 @@ def steer_files(
     result = steer(found, prompts.batch(n, split="test", seed=seed), pair, channels, seed=seed)
     write_json(out, result.to_json())
     summary = result.summary()
-    numbers = {key: f"{summary[key]:.3f}" for key in ("p_foil_before", "p_foil_after", "control_change")}
+    numbers = {words: f"{summary[key]:.3f}" for key, words in HEADLINES.items()}
     blocks = [headline(numbers), result.plot()]
     page = write_page(out.with_suffix(".html"), title=f"Steering: {task}", blocks=blocks)
     return {"curves": str(out), "page": str(page), **summary}

@@ -11,6 +11,8 @@ from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layo
 
 __all__ = ["bench_figure"]
 
+TIMES = [value * 10**power for power in range(-2, 4) for value in (1, 2, 5)]
+"""Ratios that have a tick."""
 GAP = 0.035
 """Between panels, as a share of the figure's width."""
 
@@ -78,8 +80,10 @@ def _panels(figure: go.Figure, names: Sequence[str], widths: Sequence[int]) -> N
     for i, name in enumerate(names):
         number, left = i + 1 if i else "", i * (share + GAP)
         ticks = {"tickvals": list(widths), "ticktext": [str(width) for width in widths], "tickangle": 45}
-        x = {"type": "log", "domain": [left, left + share], "anchor": f"y{number}", **ticks, **grid}
-        y = {"type": "log", "anchor": f"x{number}", "dtick": "D2", "showticklabels": i == 0, **grid}
+        label = {"title": {"text": "d_model", "font": {"size": 11}, "standoff": 4}}
+        x = {"type": "log", "domain": [left, left + share], "anchor": f"y{number}", **label, **ticks, **grid}
+        times = {"tickvals": TIMES, "ticktext": [f"{value:g}" for value in TIMES]}
+        y = {"type": "log", "anchor": f"x{number}", **times, "showticklabels": i == 0, **grid}
         figure.update_layout({f"xaxis{number}": x, f"yaxis{number}": y | ({"matches": "y"} if i else {})})
         figure.add_shape(
             type="line", xref=f"x{number} domain", yref=f"y{number}", x0=0, x1=1, y0=1, y1=1,
@@ -90,7 +94,7 @@ def _panels(figure: go.Figure, names: Sequence[str], widths: Sequence[int]) -> N
             showarrow=False, font={"size": 12, "color": INK},
         )  # fmt: skip
     figure.update_layout(
-        margin={"l": 56, "r": 24, "t": 128, "b": 62},
+        margin={"l": 56, "r": 24, "t": 128, "b": 78},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.1, "yanchor": "bottom"},
         meta={"min_width": 900},
     )

@@ -25,7 +25,7 @@ HEADLINES: Mapping[str, tuple[str, str]] = {
     "margin_ratio": ("margin over the model's", "{:.0%}"),
     "margin_correlation": ("correlation within an answer", "{:.2f}"),
     "val_loss": ("validation loss", "{:.3f}"),
-    "density": ("density", "{:.2%}"),
+    "density": ("density, embeddings included", "{:.2%}"),
     "n_nonzero": ("nonzero weights", "{:,}"),
     "seconds_train": ("seconds of training", "{:.0f}"),
     "seconds_prune": ("seconds of pruning", "{:.0f}"),

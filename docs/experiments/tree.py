@@ -23,7 +23,7 @@ TOP = {
     "tasks": "",
     "notebooks": "Tutorials, run from the top by the tests",
     "tests": "One file a module; warnings are errors, and shapes are checked in every run",
-    "docs": "Pages of the site: getting started, how-to, explanation, reference; log, results and their experiments",
+    "docs": "The site: how-to, explanation, reference, log; results, and the experiments that remake them",
 }
 """Top-level entries in the order of the page, with what they hold; packages say so themselves."""
 
