@@ -180,7 +180,7 @@ def test_heads_are_detected_by_their_patterns(model):
 def test_subspaces_and_singular_vectors(model):
     basis = interchange.random_basis(16, 3, seed=0)
     torch.testing.assert_close(basis.T @ basis, torch.eye(3), atol=1e-5, rtol=1e-5)
-    affinity = attention_head_subspace_affinity(model, rank=4)
-    assert affinity is not None
+    affinity = attention_head_subspace_affinity(model, target_role="K", rank=4)
+    assert affinity.scores.shape == (2, 2, 2, 2)
     vectors = SVDInterpreter(model).get_singular_vectors("OV", layer_index=0, head_index=0, num_vectors=3)
     assert vectors.shape[-1] == 3

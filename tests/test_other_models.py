@@ -3,12 +3,15 @@
 import json
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from induction_model import bridge
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 from circuits.__main__ import app
@@ -87,6 +90,20 @@ def trained(kind: str) -> Any:
         if float(loss.detach()) < 0.01:
             break
     return model
+
+
+def saved(model: Any, folder: Path) -> Path:
+    """The model without its wrapper, and its tokenizer, as save_pretrained writes them."""
+    hf = model.original_model
+    plain = type(hf)(hf.config)
+    own = {name.replace("_original_component.", ""): value for name, value in hf.state_dict().items()}
+    plain.load_state_dict({name: own[name] for name in plain.state_dict()})
+    plain.save_pretrained(folder)
+    # Special tokens are cut out of longer words that they begin: none of these does.
+    words = Tokenizer(models.WordLevel({f"v{i}": i for i in range(50)}, unk_token="v0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="v49", unk_token="v0").save_pretrained(folder)
+    return folder
 
 
 @cache
@@ -193,13 +210,11 @@ def test_a_circuit_is_drawn_and_opened(kind, tmp_path):
 @pytest.mark.slow
 def test_the_command_line_takes_a_folder(tmp_path):
     model = trained("llama")
-    folder = tmp_path / "model"
-    model.original_model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
+    folder = saved(model, tmp_path / "model")
     batch = Lookup().batch(60, split="train", seed=5)
     lines = ["clean,corrupt,answer,foil"]
     for row in zip(batch.clean, batch.corrupt, batch.answer, batch.foil, strict=True):
-        lines.append(",".join(" ".join(f"w{i}" for i in part.reshape(-1).tolist()) for part in row))
+        lines.append(",".join(" ".join(f"v{i}" for i in part.reshape(-1).tolist()) for part in row))
     pairs, out, settings = (tmp_path / name for name in ("lookup.csv", "c.json", "s.json"))
     pairs.write_text("\n".join(lines) + "\n")
     settings.write_text(
@@ -240,12 +255,11 @@ def test_what_is_no_folder_of_a_model_is_refused_by_name(tmp_path):
 
 def test_a_folder_is_read_back_as_it_was(tmp_path):
     model = bridge("llama").eval()
-    model.original_model.save_pretrained(tmp_path)
-    model.tokenizer.save_pretrained(tmp_path)
+    saved(model, tmp_path)
     again = load_hf(tmp_path, sites=["attn_head"])
     tokens = torch.arange(12).view(2, 6)
     torch.testing.assert_close(again(tokens), LensSubject(model)(tokens))
     assert {site.name for site in again.sites()} == {"attn_head"}
     own = HFTokenizer(tokenizer=again.tokenizer)
-    task = from_pairs([(f"w{i} w3", f"w{i + 1} w3", "w5", "w6") for i in range(10, 30, 2)], own)
+    task = from_pairs([(f"v{i} v3", f"v{i + 1} v3", "v5", "v6") for i in range(10, 30, 2)], own)
     assert task.n_ctx == 2 + (own.bos is not None)

@@ -25,6 +25,7 @@ from circuits.circuit.score import (
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
+from circuits.pruning.learn import _prompts
 from circuits.pruning.minimal import FINEST, minimal, thinned
 from circuits.pruning.procedure import prune
 from tasks import load_task
@@ -227,3 +228,19 @@ def test_few_positions_and_shared_tokens_are_named_and_many_are_counted():
         model.W_pos[:4, node.index] = 0.7
     found = {e for e in io_edges(model, [node], batch, CORPUS.tokenizer) if e.kind != "embed"}
     assert {(e.kind, e.token) for e in found} == {("several", "5 other tokens"), ("several", "4 positions")}
+
+
+def test_a_step_reads_both_prompts_of_a_pair_or_one_with_its_own_answer():
+    pool = load_task("quotes").batch(6, split="train", seed=0)
+    every, rows = pool.tokens_and_targets(), torch.tensor([4, 0, 0, 2])
+    seen = set()
+    for prompts, n in (("both", 8), ("either", 4)):
+        sides = torch.Generator().manual_seed(0)
+        for _ in range(5):
+            targets, places = _prompts(pool, rows, PruneConfig(prompts=prompts), sides)
+            assert len(places) == n
+            for part, whole in zip(targets, every, strict=True):
+                assert torch.equal(part, whole[places])
+            assert {int(place) % 6 for place in places} == {0, 2, 4}
+            seen |= {int(place) // 6 for place in places if prompts == "either"}
+    assert seen == {0, 1}

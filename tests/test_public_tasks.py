@@ -113,7 +113,7 @@ def test_words_that_are_several_tokens_are_left_out_and_too_few_are_refused():
     }
     assert 4 <= len(names) <= 12
     with pytest.raises(
-        ValueError, match=r"tokenizer: \d of the 36 arguments of 'docstring' are single tokens"
+        ValueError, match=r"tokenizer: \d of the 24 arguments of 'docstring' are single tokens"
     ):
         load_task_for(some, "docstring")
     with pytest.raises(ValueError, match="tokenizer: 0 of the 47 names of 'ioi' are single tokens of"):
