@@ -184,6 +184,18 @@ class LensModel(HookedRootModule):
         """`W_V W_O` of every head [layer, head, d_model, d_model], as its two factors."""
         return FactoredMatrix(self.W_V, self.W_O)
 
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """Weights of all sublayers by TransformerLens's names, which its `SVDInterpreter` reads."""
+        ONE_STACK.check(self, "tl_parameters", instead="Read the weights of its stacks: model.linear(...).")
+        found: dict[str, Tensor] = {"unembed.W_U": self.W_U}
+        for i, block in self.blocks_with("attn"):
+            parts: Any = block
+            found |= {
+                f"blocks.{i}.attn.{name}": getattr(parts.attn, name) for name in ("W_Q", "W_K", "W_V", "W_O")
+            }
+            found |= {f"blocks.{i}.mlp.{name}": getattr(parts.mlp, name) for name in ("W_in", "W_out")}
+        return found
+
     def all_head_labels(self) -> list[str]:
         """`L0H0` and so on, layer by layer."""
         return [f"L{layer}H{head}" for layer in range(self.cfg.n_layers) for head in range(self.cfg.n_heads)]
