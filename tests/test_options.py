@@ -1081,6 +1081,8 @@ PARTS = {
     "check_folds", "rest_of", "positions", "node_ends",  # parts of a circuit written out, and in words
     "circuit_program",  # what the explorer's page computes with
     "rivals", "stability_card",  # pruning, more than once
+    "effects_between",  # of wrapped models: what pruning measures between their nodes
+    "sentences",  # circuit_view's and circuit_figure's words
     "scope", "site_values",  # masked runs on other prompts, and what a run gives
     "node_scores", "edge_scores", "embeddings", "task_means", "curve", "curves", "nodes_by",  # of rankings
     "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py

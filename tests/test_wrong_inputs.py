@@ -68,7 +68,6 @@ WRONG = {
     # tokens and devices
     "model(torch.zeros(5, dtype=torch.int64))": r"tokens: got shape \(5,\); expected .*tokens\[None\]",
     "model(torch.zeros(1, 5))": r"tokens: got torch\.float32; expected whole numbers",
-    "model('x = 1')": r"tokens: got a str; expected a tensor of token ids",
     "model(tokens + 1000)": r"tokens: got ids from 1000 to 1000; expected 0 to",
     "model(torch.zeros(1, 500, dtype=torch.int64))": r"tokens: got a sequence of 500 tokens; expected at most n_ctx",
     "circuits.mean_values(model, tokens[0])": r"tokens: got shape \(5,\); expected",

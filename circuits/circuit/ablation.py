@@ -68,7 +68,8 @@ def ablation_values(
         return mean_values(model, tokens, lengths=lengths)
     real = real_places(tokens, lengths)
     if kind == "zero":
-        return site_values(model, tokens[:1], _nothing)
+        found = site_values(model, tokens[:1], _nothing)
+        return {site: found[site] for site in model.widths}
     if lengths is not None:
         width = int(lengths.max())
         tokens, real = tokens[:, :width], real[:, :width]

@@ -58,3 +58,8 @@ def only(
 ) -> Shaped[Tensor, "rows places *rest"]:
     """The values at real places, as one row; as they were where every place is real, so that sums keep their bits."""
     return value if bool(real.all()) else value[real][None]
+
+
+def is_text(given: Any) -> bool:
+    """Whether it is a text, or a list of them, rather than token ids."""
+    return isinstance(given, str) or (isinstance(given, list) and all(isinstance(one, str) for one in given))

@@ -40,7 +40,7 @@ from circuits.model.options import ONE_STACK
 from circuits.model.sites import OF_SOURCE, Site, Stack, WeightAt, WeightRow, layer_weights, prefix
 from circuits.model.subject import bits_of
 from circuits.model.text import check_vocabulary
-from circuits.model.tokens import check_ids, check_tokens
+from circuits.model.tokens import check_ids, check_tokens, is_text
 from tasks import TextId
 
 RETURN_TYPES = ("logits", "loss", "both", None)
@@ -182,9 +182,7 @@ class SparseTransformer(LensModel):
         """
         if return_type not in RETURN_TYPES:
             raise ValueError(f"return_type: got {return_type!r}; expected one of {RETURN_TYPES}.")
-        if not isinstance(tokens, Tensor):
-            tokens = self.to_tokens(tokens)
-        self.check_tokens(tokens)
+        tokens = self._ids(tokens)
         if stop_at_layer is not None:
             return self._stream_before(stop_at_layer, tokens)
         if return_type in ("loss", "both") and tokens.shape[1] < self.config.n_source + 2:
@@ -214,6 +212,12 @@ class SparseTransformer(LensModel):
             for block in self.blocks[: layer + n if layer < 0 else layer]:
                 x = block(x)
         return x
+
+    def _ids(self, given: Any) -> Int[Tensor, "batch pos"]:
+        """Token ids of what a pass was given, ids or text. Raises ValueError for what is neither, or does not fit."""
+        tokens: Tensor = self.to_tokens(given) if is_text(given) else given
+        self.check_tokens(tokens)
+        return tokens
 
     def _logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         if self.encoder is None:
