@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import partial
+from inspect import Parameter, signature
 from typing import Any
 
 from tasks.base import Batch, Corpus, Task, TextId
@@ -90,9 +91,9 @@ def load_task(name: str, **options: Any) -> Task:
 
 
 def _check_options(name: str, options: dict[str, Any]) -> None:
-    make = TASKS[name]
-    known = [field.name for field in fields(make.func if isinstance(make, partial) else make)]  # type: ignore[arg-type]
-    for option in options.keys() - set(known):
+    known = signature(TASKS[name]).parameters
+    takes_any = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in known.values())
+    for option in () if takes_any else options.keys() - known.keys():
         raise ValueError(unknown(f"option of {name!r}", option, known))
 
 

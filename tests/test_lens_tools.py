@@ -142,7 +142,7 @@ def test_direct_logit_attribution(model, tokens, unit):
 
 def test_every_patch_of_a_model_into_itself_changes_nothing(model, tokens):
     _, cache = model.run_with_cache(tokens)
-    before = float(model(tokens)[:, -1, 3].mean())
+    before = float(model(tokens)[:, -1, 3].detach().mean())
 
     def metric(logits):
         return logits[:, -1, 3].mean()
