@@ -133,17 +133,21 @@ def patterns() -> Any:
 
 
 def token_map() -> Any:
-    """The QK circuit of the shipped model's first head between some tokens."""
-    model, chosen = shipped().model, torch.arange(16)
+    """The QK circuit of one head of the shipped model, between marks that open and close."""
+    model, head = shipped().model, 8
+    chosen = torch.tensor(load_task("quotes").tokenizer.encode("'\"[]()=,+-1ab \n"))
     names = [load_task("quotes").tokenizer.token(id) for id in chosen.tolist()]
-    return plots.token_map_figure(
-        full_qk(model, chosen, layer=0, head=0).AB, names, names, title="QK of head 0.0"
-    )
+    scores = full_qk(model, chosen, layer=0, head=head).AB
+    return plots.token_map_figure(scores, names, names, title=f"QK of head 0.{head}")
 
 
 def maps() -> Any:
-    """How composed heads of a random model mix."""
-    model = random_model(attention="compose")
+    """How composed heads of a random model mix: untrained, so its own maps are drawn wider than they start."""
+    model = random_model(attention="compose", compose="full")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("qkw"):
+                weight.mul_(300)
     return plots.composition_maps_figure(composition_maps(model, tokens_of(closer())), texts(closer()))
 
 
