@@ -188,8 +188,9 @@ def test_margins_tell_a_faint_circuit_and_one_that_orders_prompts_at_random() ->
     assert abs(ratio.baseline) < 0.1
     assert order.value > 0.8 > order.baseline
     sign = Bench(made.model, made.circuit, made.task, replace(QUICK, n_pairs=64))
-    noise = torch.rand(128, generator=torch.Generator().manual_seed(0))
-    sign.circuit_margins = lambda gone=(): 0.1 + 0.01 * noise  # type: ignore[method-assign]
+    runs = sign.judge.test
+    noise = torch.rand(2 * runs.n_pairs, generator=torch.Generator().manual_seed(0))
+    runs.margins = lambda nodes, edges: 0.1 + 0.01 * noise  # type: ignore[method-assign]
     ratio, order = margin_agreement(sign, random.Random(0))
     assert ratio.value < 0.1
     assert abs(order.value) < 0.4

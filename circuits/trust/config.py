@@ -10,7 +10,7 @@ class TrustConfig(Settings):
     """How much a trust report looks at."""
 
     n_pairs: Count = 64
-    "Prompt pairs, of the test split, that every check runs on (sufficiency, margins and minimality: those of the criterion)."
+    "Prompt pairs, of the test split, that checks run on (sufficiency, margins, minimality: those of the criterion)."
     n_random: Count = 20
     "Random circuits, and random nodes, that the circuit is compared with; 19 is the least for p < 0.05."
     n_knockouts: Count = 16
