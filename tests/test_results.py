@@ -23,6 +23,7 @@ CIRCUIT = {
 }
 HEADLINES = {
     "quotes": CIRCUIT,
+    "quotes_order": CIRCUIT | {"margin_ratio", "margin_correlation", "seeds_passing_trust"},
     "quotes_margins": CIRCUIT | {"margin_ratio", "margin_correlation", "seeds_passing_trust"},
     "brackets": CIRCUIT,
     "python_loss": {"minutes", "val_loss", "trigram_loss"},

@@ -360,10 +360,8 @@ def _facts(data: Mapping[str, float | None]) -> NodeFacts:
 def _criterion(data: Mapping[str, Any]) -> Criterion:
     """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
     if "criterion" in data:
-        kept = data["criterion"]
-        # Circuits from before the order of prompts was asked for are judged without it.
-        return Criterion.from_json({"target_order": 0.0, **kept} if isinstance(kept, dict) else kept)
-    old = {"objective": "task", "target_loss": 0.15, "target_order": 0.0}
+        return Criterion.from_json(data["criterion"])
+    old = {"objective": "task", "target_loss": 0.15}
     settings = old | data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
     known = {f.name for f in fields(Criterion)}
     kept = {name: value for name, value in settings.items() if name in known}

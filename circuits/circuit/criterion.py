@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from circuits.circuit.nodes import Ablation
-from circuits.circuit.score import ORDER, TARGETS, UNIT, Objective
+from circuits.circuit.score import TARGETS, UNIT, Objective
 from circuits.settings import Count, Fraction, Positive, Seed, Settings
 from tasks import Task, load_task_for, task_options
 
@@ -27,8 +27,8 @@ class Criterion(Settings):
     "What the objective's loss may be; None: `circuits.circuit.score.TARGETS`."
     target_accuracy: Fraction = 0.985
     "Fraction of prompts, at least, on which the circuit prefers what the model prefers (task: what is right)."
-    target_order: Fraction = ORDER
-    "Margins only. Correlation with the model's margins among prompts of one answer, at least."
+    target_order: Fraction = 0.0
+    "Margins only. Correlation with the model's margins among prompts of one answer, at least; 0: not asked for."
     calibrate: bool = True
     "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
     ablation: Ablation = "mean"

@@ -43,24 +43,35 @@ OnlyPublished = Annotated[
     bool, typer.Option("--only-published", help="By the published objective alone, without a trust report.")
 ]
 Results = Annotated[Path | None, typer.Option(help="File to write (default: docs/results/TASK.json).")]
+Order = Annotated[
+    float, typer.Option(help="Correlation within an answer to ask of circuits (default: none).")
+]
 First = Annotated[int, typer.Option(help="The first seed.")]
 Seeds = Annotated[int, typer.Option(help="Number of seeds.")]
 
 
 @app.command()
 def quotes(
-    first: First = 20, seeds: Seeds = 10, only_published: OnlyPublished = False, results: Results = None
+    first: First = 20,
+    seeds: Seeds = 10,
+    only_published: OnlyPublished = False,
+    order: Order = 0.0,
+    results: Results = None,
 ) -> None:
     """Closing quotes."""
-    circuits_over_seeds("quotes", range(first, first + seeds), only_published, results)
+    circuits_over_seeds("quotes", range(first, first + seeds), only_published, order, results)
 
 
 @app.command()
 def brackets(
-    first: First = 20, seeds: Seeds = 10, only_published: OnlyPublished = False, results: Results = None
+    first: First = 20,
+    seeds: Seeds = 10,
+    only_published: OnlyPublished = False,
+    order: Order = 0.0,
+    results: Results = None,
 ) -> None:
     """Bracket depth."""
-    circuits_over_seeds("brackets", range(first, first + seeds), only_published, results)
+    circuits_over_seeds("brackets", range(first, first + seeds), only_published, order, results)
 
 
 @app.command()
@@ -80,15 +91,15 @@ def python(
 
 
 def circuits_over_seeds(
-    task: str, seeds: range, only_published: bool = False, results: Path | None = None
+    task: str, seeds: range, only_published: bool = False, order: float = 0.0, results: Path | None = None
 ) -> dict[str, Any]:
     """Train, prune and report on once per seed; medians, ranges, and how many meet the target, in docs/results."""
     runs = []
     for seed in seeds:
-        runs.append(published_seed(task, seed) if only_published else one_seed(task, seed))
+        runs.append(published_seed(task, seed) if only_published else one_seed(task, seed, order))
         Console().print({key: runs[-1].get(key) for key in ("seed", *HEADLINES, "failed_checks")})
     command = f"python -m docs.experiments.toy {task} --first {seeds.start} --seeds {len(seeds)}"
-    command += " --only-published" if only_published else ""
+    command += (" --only-published" if only_published else "") + (f" --order {order:g}" if order else "")
     return write_results(
         results or RESULTS / f"{task}.json",
         command=command if results is None else f"{command} --results {results}",
@@ -140,15 +151,16 @@ def meets_target(run: dict[str, Any]) -> bool:
     return bool(small and right and like and run["one_minimal"])
 
 
-def one_seed(task: str, seed: int) -> dict[str, Any]:
+def one_seed(task: str, seed: int, order: float = 0.0) -> dict[str, Any]:
     """The report of one seed; its model is trained once for both tasks."""
-    config, prune = TrainConfig.toy(seed=seed), PruneConfig(seed=seed)
+    config, asked = TrainConfig.toy(seed=seed), PruneConfig(seed=seed, target_order=order)
     settings = {
         "train": config.to_json(),
-        "prune": prune.to_json(),
+        "prune": asked.to_json(),
         "trust": TrustConfig(seed=seed).to_json(),
     }
-    return once(KEPT / f"{task}-{seed}.json", settings, partial(_extract, config, task))
+    folder = KEPT / (f"{task}-{seed}-order" if order else f"{task}-{seed}")
+    return once(folder.with_suffix(".json"), settings, partial(_extract, config, task, asked, folder))
 
 
 def published_seed(task: str, seed: int) -> dict[str, Any]:
@@ -163,10 +175,10 @@ def published_seed(task: str, seed: int) -> dict[str, Any]:
     )
 
 
-def _extract(config: TrainConfig, task: str) -> dict[str, Any]:
-    """The default circuit with its trust report, and beside it the published objective's."""
-    training, folder = _trained(config), KEPT / f"{task}-{config.seed}"
-    found = extract(training, task, folder, progress=False)
+def _extract(config: TrainConfig, task: str, how: PruneConfig, folder: Path) -> dict[str, Any]:
+    """The circuit of these settings with its trust report, and beside it the published objective's."""
+    training = _trained(config)
+    found = extract(training, task, folder, progress=False, config=how)
     asked = TrustConfig(seed=config.seed)
     report = trust_report(
         training.model, Circuit.load(folder / "circuit.json"), config=asked, corpus=training.corpus

@@ -253,6 +253,7 @@ def _size(one: Mapping[str, Any]) -> str:
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "power": power_table,
     "quotes_margins": circuits_table,
+    "quotes_order": circuits_table,
     "quotes": circuits_table,
     "brackets": circuits_table,
     "size_faithfulness": sizes_table,
