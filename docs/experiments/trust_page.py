@@ -167,9 +167,10 @@ def circuits_table(report: Mapping[str, Any]) -> str:
         for key, name in CIRCUIT_ROWS.items()
     ]
     n = report["seeds_total"]
-    table = markdown_table(["median (range)", "default: margins", "published: task, calibrated"], body)
+    asked = "margins and their order" if " --order " in report["command"] else "default: margins"
+    table = markdown_table(["median (range)", asked, "published: task, calibrated"], body)
     return (
-        f"{table}\n\n{n} models. Default circuits that pass every check of their own report: "
+        f"{table}\n\n{n} models. Circuits so found that pass every check of their own report: "
         f"{report['seeds_passing_trust_at_any_size']} of {n}; within 12 nodes and 9 edges as well: "
         f"{report['seeds_passing_trust']} of {n}. Checks that fail: {_counted(report['failed_checks'])}."
     )
