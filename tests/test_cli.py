@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from interrupted import before_step
 from quote_model import CORPUS, TRUE_NODES, quote_closer
 from typer.testing import CliRunner
 
@@ -234,18 +235,9 @@ def test_configs_of_older_versions_are_read(tmp_path):
 
 
 def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
-    import importlib
     import signal
 
-    module = importlib.import_module("circuits.training.loop")
-    one_step = module._Run.one_step
-
-    def interrupted(run):
-        if run.step == 3:
-            signal.raise_signal(signal.SIGINT)
-        one_step(run)
-
-    monkeypatch.setattr(module._Run, "one_step", interrupted)
+    before_step(monkeypatch, 3, lambda run: signal.raise_signal(signal.SIGINT))
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**TINY, "steps": 6}))
     out = tmp_path / "m.safetensors"
@@ -254,7 +246,7 @@ def test_ctrl_c_says_where_to_resume(tmp_path, monkeypatch):
     assert stopped.exit_code == 130
     assert left.exists()
     assert left.name in "".join(stopped.output.split())
-    monkeypatch.setattr(module._Run, "one_step", one_step)
+    monkeypatch.undo()
     assert invoke("train", "--config", config, "--out", out, "--resume", left).exit_code == 0
     assert out.exists()
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import typer
+from interrupted import before_step
 from quote_model import quote_closer
 from rich.console import Console
 from typer.testing import CliRunner
@@ -147,15 +148,7 @@ def test_what_took_a_while_is_written_over_only_when_asked(tiny):
 def test_pruning_refuses_an_interrupted_run_and_an_old_circuit(tiny, monkeypatch):
     import signal
 
-    loop = importlib.import_module("circuits.training.loop")
-    one_step = loop._Run.one_step
-
-    def interrupted(run):
-        if run.step == 1:
-            signal.raise_signal(signal.SIGINT)
-        one_step(run)
-
-    monkeypatch.setattr(loop._Run, "one_step", interrupted)
+    before_step(monkeypatch, 1, lambda run: signal.raise_signal(signal.SIGINT))
     assert train(tiny).exit_code == 130
     left = tiny / "m.interrupted.safetensors"
     done = invoke("prune", left, "--out", tiny / "circuit.json")

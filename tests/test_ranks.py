@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from interrupted import before_step
 from torch import nn
 
 from circuits.files import write_json
@@ -40,18 +41,6 @@ def curve(training: Training) -> list[float]:
 def told(config: TrainConfig, **options) -> tuple[list[float], str]:
     done = train(config, progress=False, **options)
     return curve(done), done.model.fingerprint()
-
-
-def before_step(patch, at: int, act) -> None:
-    """Have a run do something before one of its steps."""
-    step = LOOP._Run.one_step
-
-    def one_step(run) -> None:
-        if run.step == at:
-            act(run)
-        step(run)
-
-    patch.setattr(LOOP._Run, "one_step", one_step)
 
 
 # One process.

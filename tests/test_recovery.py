@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from interrupted import before_step
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -330,25 +331,13 @@ def test_signals_wait_for_a_file(tmp_path, number):
 # Runs.
 
 
-def stopping(monkeypatch, at: int, act) -> None:
-    """Have a run do something before one of its steps."""
-    step = LOOP._Run.one_step
-
-    def one_step(run) -> None:
-        if run.step == at:
-            act(run)
-        step(run)
-
-    monkeypatch.setattr(LOOP._Run, "one_step", one_step)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_and_sighup_are_as_ctrl_c(tmp_path, monkeypatch, number):
     whole = train(TINY, progress=False).model.fingerprint()
     path = tmp_path / "stopped.safetensors"
     before = signal.signal(number, signal.SIG_DFL)  # under nohup, the hangup is ignored, and stays so
     with monkeypatch.context() as patch:
-        stopping(patch, 5, lambda run: signal.raise_signal(number))
+        before_step(patch, 5, lambda run: signal.raise_signal(number))
         with pytest.raises(TrainingInterrupted, match="stopped") as stop:
             train(TINY, checkpoint=path, progress=False)
     assert (stop.value.path, stop.value.number) == (path, number)
@@ -368,7 +357,7 @@ def test_a_killed_run_goes_on_from_its_newest_good_checkpoint(tmp_path, monkeypa
     whole = train(TINY, progress=False).model.fingerprint()
     numbered = Numbered(tmp_path / "kept", Keep(steps=2, last=2))
     with monkeypatch.context() as patch:
-        stopping(patch, 9, die)
+        before_step(patch, 9, die)
         with pytest.raises(Killed):
             train(TINY, numbered=numbered, progress=False)
     assert [path.name for path in numbered.files()] == [
@@ -405,7 +394,7 @@ def test_a_folder_of_checkpoints_belongs_to_one_run_at_a_time(tmp_path):
 def test_a_loss_that_explodes_names_step_tensor_and_checkpoint(tmp_path, monkeypatch):
     numbered = Numbered(tmp_path / "kept", Keep(steps=2))
     with monkeypatch.context() as patch:
-        stopping(patch, 7, lambda run: run.model.unembed.b_U.data[0].fill_(1e6))
+        before_step(patch, 7, lambda run: run.model.unembed.b_U.data[0].fill_(1e6))
         with pytest.raises(
             TrainingDiverged, match=r"step 8 .*largest, of unembed\.b_U.*step-000000006"
         ) as bad:

@@ -7,7 +7,6 @@ through every term, under its own projection.
 """
 
 import json
-import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -32,7 +31,7 @@ from circuits.settings import check_config, check_kind, require
 from circuits.training.config import TrainConfig, with_new_names
 from circuits.training.loop import new_model, with_vocabulary
 from circuits.training.losses import said_of
-from circuits.training.numbered import Numbered, newest_good
+from circuits.training.numbered import Numbered, take_up
 from circuits.training.steps import (
     Entry,
     LastGood,
@@ -91,10 +90,7 @@ def fit_bridges(
     fit = _Fit(Side(dense, "dense"), sparse, text, config)
     stopped = checkpoint or Path("out") / "bridges.interrupted.safetensors"
     with numbered.held() if numbered is not None else nullcontext():
-        if isinstance(resume, str | Path):
-            fit.restore(resume)
-        elif resume is not None:
-            newest_good(list(resume), fit.restore, warnings.warn)
+        take_up(resume, fit.restore)
         held = (dense,) if fit.updates else (dense, fit.sparse.model)
         with still(*held):
             run_to_end(

@@ -8,7 +8,6 @@ and multiplied by sqrt(final / current), so that it rises to its quoted value as
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from circuits.reading import UnreadableError, demand, reading
 from circuits.settings import check_config, check_kind, differences
 from circuits.training.config import TrainConfig
 from circuits.training.losses import losses_of_parts, said_of, validation_loss
-from circuits.training.numbered import Numbered, newest_good
+from circuits.training.numbered import Numbered, take_up
 from circuits.training.ranks import ALONE, Ranks, joined
 from circuits.training.saved import with_corpus
 from circuits.training.steps import (
@@ -151,10 +150,7 @@ def train(
         check_divisible(config, ranks)
         with numbered.held() if numbered is not None and ranks.leads else nullcontext():
             run = _Run(config, corpus, ranks, log if ranks.leads else None)
-            if isinstance(resume, str | Path):
-                run.restore(resume)
-            elif resume is not None:
-                newest_good(list(resume), run.restore, warnings.warn)
+            take_up(resume, run.restore)
             if checkpoint is not None and ranks.leads:
                 check_writable(checkpoint, name="checkpoint")
             run.check_same()

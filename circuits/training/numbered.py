@@ -6,7 +6,8 @@ that belongs to one run at a time.
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,17 @@ class Numbered:
     def _clean_up(self) -> None:
         for left in self.folder.glob(".step-*.partial"):
             clean_up(self.folder / f"{left.name[1:].partition('.safetensors')[0]}.safetensors")
+
+
+def take_up(resume: str | Path | Sequence[Path] | None, restore: Callable[[Path], None]) -> None:
+    """Restore from a file, or of several from the newest that is whole; of none, nothing is restored.
+
+    Raises UnreadableError, as `newest_good` does; of several, each that is passed over is warned of.
+    """
+    if isinstance(resume, str | Path):
+        restore(Path(resume))
+    elif resume is not None:
+        newest_good(list(resume), restore, warnings.warn)
 
 
 def newest_good(
