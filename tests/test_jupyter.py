@@ -110,8 +110,7 @@ def played(page: Any, url: str, notebook: Path) -> tuple[str, str]:
     """Run the cell, choose a node of the picture, save; returns the node and what the panel says was chosen."""
     page.goto(url)
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').first.wait_for()
-    page.locator(".jp-CodeCell").first.click()
-    page.keyboard.press("Shift+Enter")
+    run_first_cell(page)
     page.locator(".explorer .picture .node").first.wait_for()
     mark = page.locator(".explorer .node").nth(2)
     node = mark.get_attribute("data-id")
@@ -124,6 +123,16 @@ def played(page: Any, url: str, notebook: Path) -> tuple[str, str]:
     while time.monotonic() < until and not widget_states(nbformat.read(notebook, as_version=4)):
         page.wait_for_timeout(500)
     return node, said
+
+
+def run_first_cell(page: Any) -> None:
+    """Press Shift+Enter until the cell has a prompt: JupyterLab drops a run that comes before its session is up."""
+    prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until and prompt.inner_text().strip() in ("[ ]:", ""):
+        page.locator(".jp-CodeCell").first.click()
+        page.keyboard.press("Shift+Enter")
+        page.wait_for_timeout(1500)
 
 
 def widget_states(notebook: Any) -> list[dict[str, Any]]:
