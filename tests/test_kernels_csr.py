@@ -94,6 +94,24 @@ def test_nothing_to_do(impl: str, shape: tuple[int, int, int]) -> None:
     close(sddmm(weight, x, dy, impl=impl), torch.full((d_in * d_out,), float(tokens)))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_is_not_finite_passes_nonzeros_alone(
+    case: tuple[int, int, float, int], impl: str, bad: float
+) -> None:
+    d_in, d_out, density, tokens = case
+    weight = SparseWeight.from_dense(drawn(d_in, d_out, density))
+    w = weight.to_dense()
+    x, dy = (torch.randn(n, tokens, dtype=torch.float64) for n in (d_in, d_out))
+    x[d_in // 2, tokens // 2] = dy[d_out // 2, tokens // 2] = bad
+    for got, matrix, side in ((spmm(weight, x, impl=impl), w.t(), x), (spmm_t(weight, dy, impl=impl), w, dy)):
+        terms = torch.where(matrix == 0, 0.0, matrix * side[:, tokens // 2])
+        torch.testing.assert_close(got[:, tokens // 2], terms.sum(1), equal_nan=True)
+        others = torch.arange(tokens) != tokens // 2
+        close(got[:, others], matrix @ side[:, others])
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_gradcheck(impl: str) -> None:
     weight = SparseWeight.from_dense(drawn(6, 7, 0.4))

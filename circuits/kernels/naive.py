@@ -3,9 +3,10 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuits.kernels.dispatch import transformed
 from circuits.kernels.naive_turbo import turbo_attention as turbo_attention
 from circuits.kernels.naive_turbo import turbo_decode as turbo_decode
 from circuits.kernels.sparse_weight import SparseWeight, from_sorted
@@ -64,7 +65,12 @@ def spmm(
     out: Float[Tensor, "d_out tokens"] | None = None,
 ) -> Float[Tensor, "d_out tokens"]:
     """W^T x + bias; see `circuits.kernels.spmm`."""
-    y = weight.to_dense().t() @ x
+    rows, columns = weight.rows_of_values(), weight.column.long()
+    y = (
+        weight.to_dense().t() @ x
+        if _finite(x)
+        else _over_nonzeros(weight.values, rows, columns, x, weight.shape[1])
+    )
     y = y if bias is None else y + bias[:, None]
     return y if out is None else out.copy_(y)
 
@@ -73,8 +79,29 @@ def spmm_t(
     weight: SparseWeight, dy: Float[Tensor, "d_out tokens"], out: Float[Tensor, "d_in tokens"] | None = None
 ) -> Float[Tensor, "d_in tokens"]:
     """W dy; see `circuits.kernels.spmm_t`."""
-    dx = weight.to_dense() @ dy
+    rows, columns = weight.rows_of_values(), weight.column.long()
+    dx = (
+        weight.to_dense() @ dy
+        if _finite(dy)
+        else _over_nonzeros(weight.values, columns, rows, dy, weight.shape[0])
+    )
     return dx if out is None else out.copy_(dx)
+
+
+def _finite(x: Tensor) -> bool:
+    """Whether a dense product will do; taken for granted where PyTorch looks through the call and no value is known."""
+    return transformed() or bool(x.isfinite().all())
+
+
+def _over_nonzeros(
+    values: Float[Tensor, " nnz"],
+    read: Int[Tensor, " nnz"],
+    written: Int[Tensor, " nnz"],
+    x: Float[Tensor, "n_read tokens"],
+    n_written: int,
+) -> Float[Tensor, "n_written tokens"]:
+    """The sum over nonzeros alone: NaN and infinity reach no row through a weight of zero."""
+    return x.new_zeros(n_written, x.shape[1]).index_add(0, written, values[:, None] * x[read])
 
 
 def sddmm(
