@@ -13,6 +13,9 @@ class TrustConfig(Settings):
     "Prompt pairs, of the test split, that checks run on (sufficiency, margins, minimality: those of the criterion)."
     n_random: Count = 20
     "Random circuits, and random nodes, that the circuit is compared with; 19 is the least for p < 0.05."
+    n_added: Count = 200
+    """Random nodes outside that the minimality test adds, one at a time: as few as 20 fail one circuit in three whose
+    weakest node is matched by 2 % of them."""
     n_knockouts: Count = 16
     "Random knockouts for completeness."
     n_greedy: Whole = 3

@@ -132,7 +132,7 @@ def minimality_test(bench: Bench, rng: random.Random) -> Sequence[Entry]:
     nodes, _ = bench.circuit_without()
     whole = bench.margins(nodes, "all")
     outside = list(AllBut(bench.widths, nodes))
-    added = rng.sample(outside, min(bench.config.n_random, len(outside)))
+    added = rng.sample(outside, min(bench.config.n_added, len(outside)))
     reference = [_distance(bench.margins([*nodes, node], "all"), whole) for node in added]
     p_values = {}
     for node in nodes:

@@ -52,14 +52,15 @@ def accuracy_table(report: Mapping[str, Any]) -> str:
 
 
 def circuit_table(report: Mapping[str, Any]) -> str:
-    """Circuits of the sparse translators, a line a seed and target."""
+    """Circuits of the sparse translators, a line a seed and objective."""
     head = [
         "seed",
-        "target, nats",
+        "pruned by",
         "nodes",
         "in the encoder",
         "edges",
-        "loss",
+        "error of margins",
+        "task loss",
         "accuracy",
         "1-minimal",
         "failed checks",
@@ -67,16 +68,17 @@ def circuit_table(report: Mapping[str, Any]) -> str:
     rows = [
         [
             run["seed"],
-            target,
+            name,
             circuit["n_nodes"],
             circuit["stacks"]["encoder"],
             circuit["n_edges"],
+            f"{circuit['margin_error']:.3f}",
             f"{circuit['task_loss']:.3f}",
             f"{circuit['task_accuracy']:.1%}",
             "yes" if circuit["one_minimal"] else "no",
             "; ".join(circuit["failed"]) or "none",
         ]
         for run in report["runs"]
-        for target, circuit in run["circuits"].items()
+        for name, circuit in run["circuits"].items()
     ]
     return markdown_table(head, rows)
