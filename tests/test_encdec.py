@@ -380,13 +380,20 @@ def test_page_has_the_results(tmp_path: Any) -> None:
     page = tmp_path / "explanation" / "encdec.md"
     page.parent.mkdir()
     (tmp_path / "results").mkdir()
-    circuit = {"n_nodes": 13, "n_edges": 11, "task_loss": 0.1409, "task_accuracy": 0.975, "one_minimal": True}
+    circuit = {
+        "n_nodes": 13,
+        "n_edges": 11,
+        "margin_error": 0.0381,
+        "task_loss": 0.1409,
+        "task_accuracy": 0.975,
+        "one_minimal": True,
+    }
     circuit |= {"stacks": {"encoder": 2, "decoder": 11}, "failed": ["KL, clean"]}
     run = {
         "seed": 0,
         "copy": {"accuracy": 1.0},
         "reverse": {"accuracy": 0.998},
-        "circuits": {"0.15": circuit},
+        "circuits": {"margins": circuit},
     }
     run["translate"] = {"seen": 1.0, "held_out": 0.91, "n_nonzero": 7408, "density": 0.0798}
     made = {"command": "c", "seeds": [0], "minutes": 3.2, "machine": "m", "date": "d"}
@@ -397,6 +404,6 @@ def test_page_has_the_results(tmp_path: Any) -> None:
     page.write_text("# A\n<!-- table of encdec: begin -->\nold\n<!-- table of encdec: end -->\nZ\n")
     text = write_table(tmp_path).read_text()
     assert "| 0 | 100.0% | 99.8% | 100.0% | 91.0% | 7,408 (8.0%) |" in text
-    assert "| 0 | 0.15 | 13 | 2 | 11 | 0.141 | 97.5% | yes | KL, clean |" in text
+    assert "| 0 | margins | 13 | 2 | 11 | 0.038 | 0.141 | 97.5% | yes | KL, clean |" in text
     assert "old" not in text
     assert text.endswith("end -->\nZ\n")

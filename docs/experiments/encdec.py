@@ -100,7 +100,7 @@ def original(name: str, seed: int) -> TrainConfig:
 def sparse(seed: int) -> TrainConfig:
     """The toy recipe for one layer of each stack, 8 % of the weights, smoothed labels, without a bigram table.
 
-    Smoothed, a model is about equally sure of every answer; certain of all, its margins are wherever training left them.
+    Smoothed, a model is about equally sure of every answer; without, its margins are wherever training left them.
     """
     shape = ModelConfig(
         arch="encdec",
@@ -198,9 +198,10 @@ def _circuit(seed: int, name: str) -> dict[str, Any]:
 def _extracted(seed: int, name: str) -> dict[str, Any]:
     model = kept_training(OUT / f"translate-{seed}.safetensors", sparse(seed)).model
     task = load_task("gender")
-    circuit = prune(model, task, PRUNINGS[name], corpus=load_corpus("translate"), progress=False)
+    text = load_corpus("translate")
+    circuit = prune(model, task, PRUNINGS[name], corpus=text, progress=False)
     circuit.save(OUT / f"gender-{seed}-{name}.json")
-    report = trust_report(model, circuit, task)
+    report = trust_report(model, circuit, task, corpus=text)
     kept = {"n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges, "n_io_edges": len(circuit.io_edges)}
     measured = {
         k: circuit.metrics[k]
