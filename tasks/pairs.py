@@ -112,6 +112,8 @@ def from_pairs(
 def _read(pairs: str | Path | Iterable[Sequence[str] | Mapping[str, str]]) -> list[tuple[str, str, str, str]]:
     if isinstance(pairs, str | Path):
         try:
+            if Path(pairs).exists() and not Path(pairs).is_file():
+                raise OSError("it is no regular file")
             with Path(pairs).open(newline="", encoding="utf-8") as file:
                 return _read(list(csv.DictReader(file)))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -201,8 +203,9 @@ def _groups(rows: list[tuple[str, str, str, str]]) -> list[list[int]]:
     leader: dict[str, str] = {}
 
     def find(text: str) -> str:
-        while leader.setdefault(text, text) != text:
-            text = leader[text]
+        while (above := leader.setdefault(text, text)) != text:
+            leader[text] = leader[above]  # half the way, so that no chain stays long
+            text = above
         return text
 
     for clean, corrupt, *_ in rows:

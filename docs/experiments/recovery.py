@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,8 @@ CONFIG: dict[str, Any] = {
     **{"steps": 100, "batch_size": 8, "density": 0.05, "n_val": 16},
 }
 KEPT_EVERY = 4
+PART = 2_000
+"""Hostile files between which the fuzz can be stopped, and goes on."""
 Cases = Annotated[int, typer.Option(help="Hostile files.")]
 Each = Annotated[int, typer.Option(help="Runs killed by each signal.")]
 Seed = Annotated[int, typer.Option(help="Decides moments and files.")]
@@ -226,12 +229,22 @@ def _command(arguments: list[str], folder: Path) -> None:
 def fuzz(cases: Cases = 20_000, seed: Seed = 0) -> None:
     """Read hostile files with every reader of the package; each loads, or is refused with the project's own error."""
     started = time.perf_counter()
-    report = run_fuzz(cases, seed=seed)
+    parts: list[dict[str, Any]] = []
+    for first in range(0, cases, PART):
+        n = min(PART, cases - first)
+        settings = {"seed": seed, "first": first, "cases": n}
+        kept = FOLDER / f"fuzz-{seed}-{first}.json"
+        parts.append(once(kept, settings, lambda: asdict(run_fuzz(n, first=first, seed=seed))))  # noqa: B023
+        print(first + n, len(parts[-1]["bad"]), flush=True)
+    kinds = Counter[str]()
+    for part in parts:
+        kinds.update(part["kinds"])
     numbers = {
-        "fuzz_cases": report.cases,
-        "fuzz_refused": report.refused,
-        "fuzz_bad": len(report.bad),
-        "fuzz_kinds": asdict(report)["kinds"],
+        "fuzz_cases": sum(part["cases"] for part in parts),
+        "fuzz_refused": sum(part["refused"] for part in parts),
+        "fuzz_bad": sum(len(part["bad"]) for part in parts),
+        "fuzz_kinds": dict(kinds),
+        "fuzz_readers": len(set(parts[0]["readers"])),
     }
     print(json.dumps(numbers, indent=1))
     record(numbers, seconds=time.perf_counter() - started, seed=seed)
