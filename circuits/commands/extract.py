@@ -135,18 +135,30 @@ def show(
     page = page or circuit.with_suffix(".html")
     with clear_errors():
         from circuits.circuit.circuit import Circuit
-        from circuits.plots import demo_page, pruning_figure
+        from circuits.plots import demo_page
 
         check_apart(page, circuit, name="page")
         found = Circuit.load(circuit)
         say_replaced(page)
         subject = _given(found, model) if model else _model_of(found, circuit.parent)
         if not _explore(page, found, subject, report_beside(circuit, found), task):
-            history = found.metrics.get("history")
-            demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
+            demo_page(page, found, found.summary(), search_figures(found))
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
     if not as_json:
         _print_nodes(found)
+
+
+def search_figures(circuit: Any) -> list[Any]:
+    """How a circuit was found, as its file keeps it: one figure, or none. Raises ValueError for no such history."""
+    from circuits.plots import pruning_figure
+
+    history = circuit.metrics.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise ValueError(
+            f"history: got {str(history)[:200]}; expected a list of objects, one a logged step. Prune again, or take "
+            "it out of the circuit's metrics."
+        )
+    return [pruning_figure(history)] if history else []
 
 
 def _given(circuit: Any, where: str) -> Any:

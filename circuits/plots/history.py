@@ -87,10 +87,6 @@ def pruning_figure(
 def _check(history: Sequence[Row], keys: Sequence[str]) -> None:
     if not history:
         raise ValueError("history: got no rows; expected one mapping for each logged step. Was anything run?")
-    if not isinstance(history, Sequence) or not all(isinstance(row, Mapping) for row in history):
-        raise ValueError(
-            f"history: got {str(history)[:200]}; expected a list of mappings, one a logged step."
-        )
     for i, row in enumerate(history):
         missing = [key for key in keys if not is_number(row.get(key))]
         if missing:

@@ -49,6 +49,11 @@ SQL = (
 COLUMNS = ("key", "place", "model", "settings", "worker", "beat", "attempts", "result", "error")
 
 
+def hostile_bytes(path: Path, rng: random.Random) -> bytes:
+    """A file of bytes made hostile."""
+    return damaged(path.read_bytes(), rng)
+
+
 def hostile_toml(path: Path, rng: random.Random) -> bytes:
     """A TOML file made hostile: its bytes, a line of it, or a value."""
     data = path.read_bytes()

@@ -19,6 +19,7 @@ from circuits.bridges.fit import _Fit
 from circuits.bridges.maps import identity_bridges, load_bridges
 from circuits.bridges.sides import Side
 from circuits.circuit.circuit import Circuit
+from circuits.commands.extract import search_figures
 from circuits.commands.shared import configured, read_config
 from circuits.files import once, write_file, write_json, write_text
 from circuits.handmade import quotes
@@ -29,7 +30,7 @@ from circuits.interop.openai_circuits import load_openai_circuit
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
-from circuits.plots import demo_page, pruning_figure, trust_page
+from circuits.plots import demo_page, trust_page
 from circuits.pruning.config import PruneConfig
 from circuits.reading import UnreadableError
 from circuits.sweep import RunTable, load_plan
@@ -44,6 +45,7 @@ from circuits.trust.report import Entry
 from docs.experiments.mutate import hostile_json, hostile_tensors
 from docs.experiments.mutate_files import (
     hostile_archive,
+    hostile_bytes,
     hostile_csv,
     hostile_table,
     hostile_text,
@@ -249,7 +251,7 @@ def _data(folder: Path) -> Iterator[Target]:
     yield Target("tokenizer", tokenizer, hostile_json, _tokenized, ValueError)
     tokens = folder / "own.tokens"
     write_streams(tokens, bpe, [text.read_text()], ["met and met"])
-    yield Target("tokens in the cache", tokens, hostile_text, partial(read_streams, d_vocab=270), ValueError)
+    yield Target("tokens in the cache", tokens, hostile_bytes, partial(read_streams, d_vocab=270), ValueError)
 
 
 def _report() -> TrustReport:
@@ -314,9 +316,7 @@ def _shown_report(path: Path) -> str:
 
 def _circuit_page(path: Path) -> None:
     circuit = Circuit.load(path)
-    history = circuit.metrics.get("history")
-    figures = [pruning_figure(history)] if history else []
-    _check_page(path, lambda page: demo_page(page, circuit, circuit.summary(), figures))
+    _check_page(path, lambda page: demo_page(page, circuit, circuit.summary(), search_figures(circuit)))
 
 
 def _trust_page(path: Path) -> None:
