@@ -121,9 +121,22 @@ def sweep_with_kills(executor: str, n_kills: int = 3) -> dict[str, Any]:
 
 
 def running(said: str) -> list[int]:
-    """Processes whose command line holds some text, oldest first."""
+    """Processes that this one has started, itself or through others, whose command line holds some text; by number."""
     told = subprocess.run(["pgrep", "-f", said], capture_output=True, text=True)
-    return [int(pid) for pid in told.stdout.split()]
+    return [int(pid) for pid in told.stdout.split() if os.getpid() in ancestors(int(pid))]
+
+
+def ancestors(pid: int) -> list[int]:
+    """The processes above one, as far as they are there."""
+    found: list[int] = []
+    while pid > 1:
+        try:
+            after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        except OSError:
+            break
+        pid = int(after_name.split()[1])
+        found.append(pid)
+    return found
 
 
 @app.command()
