@@ -26,6 +26,7 @@ from circuits.interop.torch_file import load_tensors
 from circuits.plots import demo_page, trust_figure
 from circuits.reading import UnreadableError
 from circuits.sweep import RunTable, load_plan
+from circuits.sweep.export import sweep_page
 from circuits.trust import TrustReport
 from docs.experiments import fuzz, readers
 from docs.experiments.imports import modules
@@ -207,6 +208,45 @@ def test_a_table_with_other_settings_is_refused(tmp_path, settings):
     with pytest.raises(UnreadableError, match=r"runs\.sqlite cannot be read"):
         table.claim("a")
     assert table.progress().pending == 2, "what could not be read is not claimed"
+
+
+def test_results_without_what_is_drawn_are_a_table_alone(tmp_path):
+    path = sweep_table(tmp_path / "runs.sqlite")
+    table = RunTable(path, shared=True)
+    key, _ = table.claim("a")
+    table.finish("a", key, {"n_nodes": 3})
+    text = sweep_page(table, tmp_path / "sweep.html").read_text()
+    assert "1 done" in text
+    assert "Plotly.newPlot" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--config", "given.json", "--out", "given.json"],
+        ["train", "--corpus", "text.txt", "--out", "text.txt"],
+        ["prune", "m.safetensors", "--config", "given.json", "--out", "given.json"],
+        ["prune", "m.safetensors", "--task", "pairs.csv", "--out", "pairs.csv"],
+        ["bridge", "m.safetensors", "--config", "given.json", "--out", "given.json"],
+        ["show", "c.json", "--model", "m.safetensors", "--page", "m.safetensors"],
+        ["sweep", "plan.toml", "--export", "plan.toml"],
+    ],
+    ids=" ".join,
+)
+def test_no_command_writes_over_what_it_reads_forced_or_not(tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.txt", "pairs.csv"):
+        Path(name).write_text("clean,corrupt,answer,foil\n" * 100)
+    Path("given.json").write_text("{}")
+    Path("plan.toml").write_text(readers.SWEEP)
+    Path("c.json").write_bytes((readers.STORED / "mean.json").read_bytes())
+    Path("m.safetensors").write_bytes((readers.STORED / "model.safetensors").read_bytes())
+    before = {path: path.read_bytes() for path in Path().iterdir() if path.is_file()}
+    forced = [] if arguments[0] in ("show", "sweep") else ["--force"]
+    told = CliRunner().invoke(app, [*arguments, *forced])
+    assert told.exit_code == 2, told.output
+    assert "is the file that is read" in told.output
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_what_is_no_table_is_said_by_the_command(tmp_path):

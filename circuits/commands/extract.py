@@ -25,6 +25,7 @@ from circuits.commands.shared import (
     load_subject,
     load_task_of,
     report_beside,
+    report_path,
     say_replaced,
     show_table,
     sites_of,
@@ -101,7 +102,7 @@ def prune(
         where = _one_model(checkpoint, model)
         given = {"objective": objective, "target_loss": target_loss, "seed": seed}
         settings = configured(PruneConfig.from_json, config, given)
-        check_apart(out, Path(where))
+        check_apart(out, where, config, task)
         check_free(out, force=force)
         found, text = load_subject(where, corpus, sites)
         check_writable(out)
@@ -137,7 +138,7 @@ def show(
         from circuits.circuit.circuit import Circuit
         from circuits.plots import demo_page
 
-        check_apart(page, circuit, name="page")
+        check_apart(page, circuit, model, task, report_path(circuit), name="page")
         found = Circuit.load(circuit)
         say_replaced(page)
         subject = _given(found, model) if model else _model_of(found, circuit.parent)

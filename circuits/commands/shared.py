@@ -214,10 +214,10 @@ def say_replaced(*paths: Path) -> None:
             console(stderr=True).print(f"{path} was there: written anew.", highlight=False, soft_wrap=True)
 
 
-def check_apart(out: Path, *inputs: Path, name: str = "out") -> None:
-    """Raise ValueError where a command would write over a file that it reads."""
+def check_apart(out: Path, *inputs: str | Path | None, name: str = "out") -> None:
+    """Raise ValueError where a command would write over a file that it reads, forced or not. None: was not given."""
     for given in inputs:
-        if out.resolve() == given.resolve():
+        if given is not None and out.resolve() == Path(given).resolve():
             raise ValueError(
                 f"{name}: {out} is the file that is read; expected another. Choose one with --{name}."
             )

@@ -15,6 +15,7 @@ from circuits.commands.shared import (
     SeedOver,
     answer,
     beside,
+    check_apart,
     check_free,
     clear_errors,
     configured,
@@ -86,6 +87,7 @@ def train(
         named = str(corpus or file.get("corpus") or "mini")
         base = _preset(recipe, named)(corpus=named).to_json()
         settings = configured(TrainConfig.from_json, config, given, base=base, file=file)
+        check_apart(out, config, tokenizer, settings.corpus)
         check_free(out, force=force or resume is not None)
         keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
         with joined(device) as ranks:
