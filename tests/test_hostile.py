@@ -1,7 +1,6 @@
 """What the fuzz found, reader by reader; and that it leaves no reader out."""
 
 import ast
-import importlib
 import io
 import json
 import os
@@ -430,8 +429,3 @@ def test_a_tokenizer_of_lists_in_lists_is_refused_before_it_is_parsed():
     endless = '{"kind": "words", "name": "", "words": [' + "[]," * 10**5 + "[]]}"
     with pytest.raises(ValueError, match="expected one object with one list"):
         tokenizer_of_text(endless)
-
-
-def test_modules_named_here_are_there():
-    for name in (*readers.TRIED, *readers.OURS_ALONE):
-        importlib.import_module(name)

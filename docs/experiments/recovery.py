@@ -70,9 +70,15 @@ def record(
 
 @app.command()
 def sweeps(executors: Annotated[str, typer.Option(help="Which, with commas.")] = "local,slurm,ray") -> None:
-    """24 small runs on each executor, three of whose workers are killed: is every run done, and none twice?"""
+    """24 small runs on each executor, three of whose workers are killed: is every run done, and none twice?
+
+    What is known of other executors is kept.
+    """
     started = time.perf_counter()
-    found: dict[str, Any] = {}
+    kept = (
+        read_json(RESULTS, name="results", expected="results of an earlier run") if RESULTS.exists() else {}
+    )
+    found: dict[str, Any] = dict(kept.get("sweep_by_executor") or {})
     for executor in executors.split(","):
         found[executor] = sweep_with_kills(executor)
         print(executor, found[executor], flush=True)
