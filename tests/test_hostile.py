@@ -195,6 +195,21 @@ def test_a_table_of_another_schema_is_refused(tmp_path, statement, said):
         RunTable(path)
 
 
+def test_a_result_does_not_say_which_run_it_is_of(tmp_path):
+    table = RunTable(sweep_table(tmp_path / "runs.sqlite"), shared=True)
+    key, _ = table.claim("a")
+    table.finish("a", key, {"task": [1], "key": "other", "state": "failed", "n_nodes": 3})
+    row = table.rows()[0]
+    assert (row["task"], row["key"], row["state"], row["n_nodes"]) == ("quotes", key, "done", 3)
+    with closing(sqlite3.connect(table.path)) as connection:
+        (held,) = connection.execute("SELECT settings FROM runs WHERE key = ?", (key,)).fetchone()
+        settings = json.dumps(json.loads(held) | {"task": [1]})
+        connection.execute("UPDATE runs SET settings = ? WHERE key = ?", (settings, key))
+        connection.commit()
+    with pytest.raises(UnreadableError, match="task: got"):
+        table.rows()
+
+
 @pytest.mark.parametrize("settings", ["5", "{", '{"task": "quotes"}', "[]"])
 def test_a_table_with_other_settings_is_refused(tmp_path, settings):
     path = sweep_table(tmp_path / "runs.sqlite")

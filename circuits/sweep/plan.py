@@ -13,7 +13,7 @@ from typing import Any
 from circuits.files import text_of_file
 from circuits.pruning.config import PruneConfig
 from circuits.reading import reading
-from circuits.settings import Count, Density, Seed, Settings, check_keys
+from circuits.settings import Count, Density, Seed, Settings, check_keys, checked
 from circuits.training.config import TrainConfig
 from tasks import load_task
 
@@ -51,7 +51,7 @@ class Run:
     def from_json(cls, data: Mapping[str, Any]) -> "Run":
         """The inverse of `to_json`."""
         train, prune = TrainConfig.from_json(data["train"]), PruneConfig.from_json(data["prune"])
-        return cls(task=data["task"], train=train, prune=prune)
+        return cls(task=checked("task", data["task"], str), train=train, prune=prune)
 
     @property
     def key(self) -> str:

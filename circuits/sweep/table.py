@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from circuits.files import json_text
 from circuits.reading import UnreadableError, demand, parsed, reading
+from circuits.settings import checked
 from circuits.sweep.plan import Plan, Run
 
 State = Literal["pending", "claimed", "done", "failed"]
@@ -186,10 +187,10 @@ def _row(
     result: str | None,
     error: str | None,
 ) -> dict[str, Any]:
-    run = parsed(settings)
+    run, held = parsed(settings), parsed(result) if result else {}
     train, prune = run["train"], run["prune"]
     plain = {f"prune.{name}": value for name, value in prune.items() if isinstance(value, int | float | str)}
-    head = {"key": key, "task": run["task"], "width": train["model"]["d_model"]}
+    head = {"key": key, "task": checked("task", run["task"], str), "width": train["model"]["d_model"]}
     head |= {"density": train["density"], "seed": train["seed"], "steps": train["steps"]}
     tail = {"state": state, "worker": worker, "attempts": attempts, "error": error}
-    return {**head, **plain, **(parsed(result) if result else {}), **tail}
+    return {**head, **plain, **held, **head, **tail}  # whatever a result says, it is that of this run
