@@ -183,17 +183,17 @@ def _plain(data: Any) -> Any:
 def read_json(path: str | Path, *, name: str, expected: str) -> dict[str, Any]:
     """One JSON object from a file. Raises UnreadableError (a ValueError) on anything else, for the argument `name`."""
     with reading(path, expected, name=name, kind=" as JSON"):
-        data = parsed(_text_of(Path(path)))
+        data = parsed(text_of_file(path))
         if not isinstance(data, dict):
             raise UnreadableError(f"{name}: {path} holds a JSON {type(data).__name__}; expected {expected}.")
     return data
 
 
-def _text_of(path: Path) -> str:
-    """The text of a regular file: a pipe or a device would not end."""
-    if path.exists() and not path.is_file():
+def text_of_file(path: str | Path) -> str:
+    """The text of a regular file: a pipe or a device would not end. Raises UnreadableError for those."""
+    if Path(path).exists() and not Path(path).is_file():
         raise UnreadableError("it is no regular file")
-    return path.read_text(encoding="utf-8")
+    return Path(path).read_text(encoding="utf-8")
 
 
 def write_results(

@@ -40,6 +40,7 @@ class Said(NamedTuple):
 
 
 Count = Annotated[int, Within("a whole number of at least 1", least=1)]
+Prompts = Annotated[int, Within("a whole number of at least 1, and at most 16,384", least=1, most=2**14)]
 Whole = Annotated[int, Within("a whole number of at least 0", least=0)]
 Seed = Annotated[int, Within("a whole number from 0 to 2**32 - 1", least=0, most=2**32 - 1)]
 Positive = Annotated[float, Within("a positive number", above=0)]

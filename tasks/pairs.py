@@ -89,13 +89,18 @@ def from_pairs(
     Rows are told apart by their prompts: the same two prompts fall into one split. Raises ValueError for fewer than
     three pairs, and by row for missing columns, prompts of different lengths, answers that agree.
     """
+    if several not in get_args(Several):
+        raise ValueError(f"several: got {several!r}; expected one of {get_args(Several)}.")
     rows = _read(pairs)
     if not rows:
         raise ValueError(f"pairs: got no rows; expected at least {len(SHARES)}, each with {FIELDS}.")
     first = _first_token(tokenizer, bos)
     encoded, by_first = [], []
     for i, row in enumerate(rows):
-        one, cut = _encoded(i, row, tokenizer, first, several)
+        try:
+            one, cut = _encoded(row, tokenizer, first, several)
+        except ValueError as error:
+            raise ValueError(f"pairs: row {i}: {error}") from None
         encoded.append(one)
         by_first += [i] if cut else []
     return PairsTask(
@@ -112,6 +117,8 @@ def from_pairs(
 def _read(pairs: str | Path | Iterable[Sequence[str] | Mapping[str, str]]) -> list[tuple[str, str, str, str]]:
     if isinstance(pairs, str | Path):
         try:
+            if Path(pairs).exists() and not Path(pairs).is_file():
+                raise OSError("it is no regular file")
             with Path(pairs).open(newline="", encoding="utf-8") as file:
                 return _read(list(csv.DictReader(file)))
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -125,7 +132,9 @@ def _row(i: int, row: Sequence[str] | Mapping[str, str]) -> tuple[str, str, str,
     given = [row.get(name) for name in FIELDS] if isinstance(row, Mapping) else list(row)
     texts = [text for text in given if isinstance(text, str) and text]
     if len(given) != 4 or len(texts) != 4:
-        raise ValueError(f"pairs: row {i} is {row!r}; expected four texts that are not empty, {FIELDS}.")
+        raise ValueError(
+            f"pairs: row {i} is {str(row)[:300]}; expected four texts that are not empty, {FIELDS}."
+        )
     return texts[0], texts[1], texts[2], texts[3]
 
 
@@ -142,34 +151,30 @@ def _first_token(tokenizer: Tokenizer, bos: bool | None) -> tuple[int, ...]:
 
 
 def _encoded(
-    i: int, row: tuple[str, str, str, str], tokenizer: Tokenizer, first: tuple[int, ...], several: Several
+    row: tuple[str, str, str, str], tokenizer: Tokenizer, first: tuple[int, ...], several: Several
 ) -> tuple[Row, bool]:
     """One row as ids, and whether an answer was cut to its first token."""
-    if several not in get_args(Several):
-        raise ValueError(f"several: got {several!r}; expected one of {get_args(Several)}.")
     clean, corrupt, answer, foil = row
     prompts = [tokenizer.encode(text) for text in (clean, corrupt)]
     if len(prompts[0]) != len(prompts[1]):
         raise ValueError(
-            f"pairs: row {i}: clean {clean!r} is {len(prompts[0])} tokens and corrupt {corrupt!r} is "
+            f"clean {clean[:200]!r} is {len(prompts[0])} tokens and corrupt {corrupt[:200]!r} is "
             f"{len(prompts[1])}; expected equal lengths. Choose words of as many tokens."
         )
     ends = [_following(tokenizer, clean, prompts[0], text) for text in (answer, foil)]
     cut = any(len(end) > 1 for end in ends)
     if cut and several == "refuse":
-        pieces = [[tokenizer.token(id) for id in end] for end in ends]
+        pieces = [[tokenizer.token(id) for id in end[:8]] for end in ends]
         raise ValueError(
-            f"pairs: row {i}: answer and foil are {pieces[0]} and {pieces[1]}; expected one token each. Choose others, "
+            f"answer and foil are {pieces[0]} and {pieces[1]}; expected one token each. Choose others, "
             'or score by the first token: several="first".'
         )
     if not all(ends) or ends[0][0] == ends[1][0]:
         raise ValueError(
-            f"pairs: row {i}: answer {answer!r} and foil {foil!r} begin with the same token; expected different ones."
+            f"answer {answer[:200]!r} and foil {foil[:200]!r} begin with the same token; expected different ones."
         )
     if prompts[0] == prompts[1]:
-        raise ValueError(
-            f"pairs: row {i}: clean and corrupt are both {clean!r}; expected one fact to differ."
-        )
+        raise ValueError(f"clean and corrupt are both {clean[:200]!r}; expected one fact to differ.")
     return Row((*first, *prompts[0]), (*first, *prompts[1]), ends[0][0], ends[1][0]), cut
 
 
@@ -201,8 +206,9 @@ def _groups(rows: list[tuple[str, str, str, str]]) -> list[list[int]]:
     leader: dict[str, str] = {}
 
     def find(text: str) -> str:
-        while leader.setdefault(text, text) != text:
-            text = leader[text]
+        while (above := leader.setdefault(text, text)) != text:
+            leader[text] = leader[above]  # half the way, so that no chain stays long
+            text = above
         return text
 
     for clean, corrupt, *_ in rows:
@@ -220,8 +226,8 @@ def _answers(rows: list[tuple[str, str, str, str]]) -> dict[str, str]:
         for prompt, right in ((clean, answer), (corrupt, foil)):
             if found.setdefault(prompt, right) != right:
                 raise ValueError(
-                    f"pairs: row {i}: {prompt!r} is to be answered by {right!r}, and in another row by "
-                    f"{found[prompt]!r}; expected one answer to a prompt."
+                    f"pairs: row {i}: {prompt[:200]!r} is to be answered by {right[:200]!r}, and in another row by "
+                    f"{found[prompt][:200]!r}; expected one answer to a prompt."
                 )
     return found
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -91,21 +91,30 @@ def write_streams(path: Path, tokenizer: BPE, train: Iterable[str], val: Iterabl
 
 def read_streams(path: Path, d_vocab: int) -> dict[str, Tensor]:
     """Token ids by split. Raises ValueError for one that was cut short or damaged."""
-    size = path.stat().st_size
-    with path.open("rb") as handle:
-        handle.seek(max(0, size - _FOOT))
-        foot = json.loads(handle.read())
-    dtype, counts = np.dtype(foot["dtype"]), {split: int(foot[split]) for split in ("train", "val")}
-    whole = sum(counts.values()) * dtype.itemsize == size - _FOOT and dtype == _dtype(d_vocab)
-    if not whole or not all(counts.values()):
+    size, dtype = path.stat().st_size, np.dtype(_dtype(d_vocab))
+    foot = _foot(path, size)
+    counts = [foot.get(split) for split in ("train", "val")]
+    n = sum(count for count in counts if type(count) is int and count > 0)
+    right = foot.get("dtype") == dtype.name and all(type(count) is int and count > 0 for count in counts)
+    if not right or n * dtype.itemsize != size - _FOOT:
         raise ValueError(f"{path} is no whole file of tokens; expected what write_streams left.")
-    n = sum(counts.values())
     # Copy on write: what is mapped so may be written to, and the file stays as it is.
     ids = np.fromfile(path, dtype, n) if size < MAPPED else np.memmap(path, dtype, mode="c", shape=(n,))
-    if _checksum(ids) != foot["checksum"]:
+    if _checksum(ids) != foot.get("checksum"):
         raise ValueError(f"{path} was changed; expected the checksum that it names.")
     stream = torch.from_numpy(ids)
-    return {"train": stream[: counts["train"]], "val": stream[counts["train"] :]}
+    return {"train": stream[: counts[0]], "val": stream[counts[0] :]}
+
+
+def _foot(path: Path, size: int) -> dict[str, Any]:
+    """What a file says of itself at its end; empty where it says nothing."""
+    with path.open("rb") as handle:
+        handle.seek(max(0, size - _FOOT))
+        try:
+            found = json.loads(handle.read())
+        except (ValueError, RecursionError):
+            return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _checksum(ids: np.ndarray) -> str:

@@ -134,7 +134,7 @@ class WordTokenizer:
         for place, word in enumerate(words):
             if word not in self._ids:
                 raise ValueError(
-                    f"text holds {word!r} as word {place}, which is not among the {self.d_vocab} words of "
+                    f"text holds {word[:60]!r} as word {place}, which is not among the {self.d_vocab} words of "
                     f"{self.name!r}, {', '.join(map(repr, self.words[:12]))} ...; see `tokenizer.words`"
                 )
         return [self._ids[word] for word in words]

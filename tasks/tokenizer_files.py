@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from json.decoder import scanstring  # type: ignore[attr-defined] # what json itself reads strings with
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def tokenizer_from_json(data: Any) -> Tokenizer:
     if set(data) != {"kind", "name", own} or not isinstance(name, str):
         raise ValueError(f"tokenizer: got {sorted(data)}; expected kind, name (a text) and {own}.")
     return made(name, data[own])
+
+
+def tokenizer_of_text(text: str) -> Tokenizer:
+    """The inverse of `tokenizer_json`, from JSON text. Raises ValueError for anything else.
+
+    Before it is parsed, it is looked at whether it is one object with one list in it, at most: lists in lists would
+    take many times the memory of their text.
+    """
+    at = n = 0
+    while (quote := text.find('"', at)) >= 0:
+        n += text.count("[", at, quote) + text.count("{", at, quote)
+        at = scanstring(text, quote + 1)[1]
+    n += text.count("[", at) + text.count("{", at)
+    if n > 2:
+        raise ValueError(f"tokenizer: got {n} objects and lists; expected one object with one list at most.")
+    return tokenizer_from_json(json.loads(text))
 
 
 def _characters(name: str, symbols: Any) -> Tokenizer:

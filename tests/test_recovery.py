@@ -29,13 +29,13 @@ from circuits.reading import UnreadableError, parsed, sealed, unsealed
 from circuits.signals import unbroken
 from circuits.training import TrainConfig, TrainingDiverged, TrainingInterrupted, train
 from circuits.training.numbered import Keep, Numbered
-from docs.experiments import fuzz, recovery
+from docs.experiments import fuzz, readers, recovery
 from docs.experiments.mutate import hostile_json
 
 ROOT = Path(__file__).parent.parent
 STORED = ROOT / "tests" / "data" / "format-1"
 CONFIG = ModelConfig(d_vocab=11, d_model=32, n_heads=2, d_mlp=64, n_ctx=8, bigram=False)
-TINY = replace(fuzz.CONFIG, steps=12)
+TINY = replace(readers.CONFIG, steps=12)
 LOOP = importlib.import_module("circuits.training.loop")
 
 
@@ -79,7 +79,7 @@ def test_the_fuzz_finds_a_reader_that_is_not_careful(tmp_path):
     def greedy(path: Path) -> int:
         return int(torch.ones(2**26, dtype=torch.float32).sum())
 
-    target = fuzz.Target("careless", good, hostile_json, careless)
+    target = readers.Target("careless", good, hostile_json, careless)
     told = {fuzz.one_case(target, random.Random(seed), tmp_path / "x") for seed in range(40)}
     assert any(said and said.startswith(("KeyError", "JSONDecodeError", "TypeError")) for said in told)
     said = fuzz.one_case(target._replace(read=greedy), random.Random(0), tmp_path / "x")
@@ -407,7 +407,9 @@ def test_a_loss_that_explodes_names_step_tensor_and_checkpoint(tmp_path, monkeyp
 def test_resume_alone_takes_up_what_belongs_to_the_output(tmp_path):
     """The command, killed in the middle and started again, as the experiment does it ten times a signal."""
     out = tmp_path / "m.safetensors"
-    config = write_json(tmp_path / "c.json", {**TINY.to_json(), "steps": 400, "model": fuzz.SHAPE.to_json()})
+    config = write_json(
+        tmp_path / "c.json", {**TINY.to_json(), "steps": 400, "model": readers.SHAPE.to_json()}
+    )
     command = [
         sys.executable,
         "-m",

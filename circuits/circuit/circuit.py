@@ -5,7 +5,6 @@ is held at. It knows which model it was found in (`model_hash`) and which task i
 sent to somebody else, and evaluated again to the same number.
 """
 
-import base64
 import json
 import math
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -36,14 +34,12 @@ from circuits.circuit.nodes import (
     node_masks,
     residual_links,
 )
-from circuits.circuit.stored import check_layout
+from circuits.circuit.stored import circuit_fields, circuit_json
 from circuits.files import json_text, read_json, write_json
-from circuits.model.sites import WHOLE_HEADS, Site, WeightAt, all_sites, prefix
+from circuits.model.sites import WHOLE_HEADS, Site, WeightAt, prefix
 from circuits.reading import reading, sealed, unsealed
 from circuits.views import Decompiled, Explored, Plotted, html_table
 
-SCHEMA = "sparse-circuits/circuit/1"
-"""Name and version of the JSON layout. A file that says anything else is refused."""
 TOKENS, MARGIN = "tokens", "margin"
 """What stands in a graph at the ends of effects that are no nodes."""
 
@@ -213,66 +209,12 @@ class Circuit(Plotted, Decompiled, Explored):
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON types. Values are base64 of little-endian float32: exact, and small."""
-        return {
-            "schema": SCHEMA,
-            "task": self.task,
-            "model_hash": self.model_hash,
-            "ablation": self.ablation,
-            "criterion": self.criterion.to_json(),
-            "n_layers": self.n_layers,
-            "d_head": self.d_head,
-            "widths": _by_name(self.widths),
-            "n_nodes": self.n_nodes,
-            "n_edges": self.n_edges,
-            "nodes": [str(node) for node in self.nodes],
-            "edges": [[str(e.source), str(e.target), e.weight] for e in self.edges],
-            "io_edges": [[e.kind, e.token, str(e.node), e.weight] for e in self.io_edges],
-            "facts": {str(node): facts._asdict() for node, facts in self.facts.items()},
-            "metrics": dict(self.metrics),
-            "values": {str(site): _pack(value) for site, value in self.values.items()},
-        } | ({"effects": [_ends(effect) for effect in self.effects]} if self.effects else {})
+        return circuit_json(self)
 
     @classmethod
     def from_json(cls, data: Any) -> "Circuit":
         """The inverse of `to_json`. Raises ValueError when the schema is another or a key is missing."""
-        found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
-        if found != SCHEMA:
-            raise ValueError(
-                f"schema: got {found!r}; expected {SCHEMA!r}. Save the circuit again with this "
-                "version of sparse-circuits (Circuit.save)."
-            )
-        check_layout(data)
-        try:
-            circuit = cls(
-                nodes=tuple(Node.parse(text) for text in data["nodes"]),
-                edges=tuple(Edge(Node.parse(s), Node.parse(t), float(w)) for s, t, w in data["edges"]),
-                io_edges=tuple(IOEdge(k, tok, Node.parse(n), float(w)) for k, tok, n, w in data["io_edges"]),
-                effects=tuple(_effect(*row) for row in data.get("effects", ())),
-                widths=_by_site(data["widths"], data["n_layers"]),
-                n_layers=data["n_layers"],
-                d_head=data.get("d_head"),
-                criterion=_criterion(data),
-                model_hash=data["model_hash"],
-                values={Site.parse(text): _unpack(value) for text, value in data["values"].items()},
-                facts={Node.parse(text): _facts(facts) for text, facts in data["facts"].items()},
-                metrics=dict(data["metrics"]),
-            )
-            loose = [node for *_, node, _ in data["io_edges"] if Node.parse(node) not in circuit.nodes]
-        except KeyError as missing:
-            raise ValueError(
-                f"circuit JSON: key {missing} is missing; expected every key that Circuit.to_json writes. "
-                "The file was cut short or edited: save it again."
-            ) from None
-        except (TypeError, AttributeError, IndexError) as error:
-            raise ValueError(
-                f"circuit JSON: a value is of another kind ({error}); expected those that Circuit.to_json writes."
-            ) from None
-        if loose:
-            raise ValueError(
-                f"circuit JSON: io_edges has one at {loose[0]}, which is none of its nodes; expected nodes of the "
-                "circuit. The file was edited: save it again."
-            )
-        return circuit
+        return cls(**circuit_fields(data))
 
     def save(self, path: str | Path) -> Path:
         """Write JSON with its checksum, in one step (a reader never sees half a file); returns the path."""
@@ -314,17 +256,6 @@ def _strongest(effect: Effect) -> tuple[float, str]:
     return -abs(effect.size), str(effect)
 
 
-def _ends(effect: Effect) -> list[Any]:
-    """An effect as a row of a circuit file."""
-    return [None if end is None else str(end) for end in effect[:2]] + [effect.size]
-
-
-def _effect(source: str | None, target: str | None, size: float) -> Effect:
-    """The inverse of `_ends`."""
-    ends = [None if end is None else Node.parse(end) for end in (source, target)]
-    return Effect(ends[0], ends[1], float(size))
-
-
 def _fits(value: Tensor, site: Site, width: int) -> bool:
     """Whether there is a number for each coordinate of a site, or for each channel of each of its heads."""
     n = value.shape[-1] if value.ndim else 0
@@ -348,58 +279,3 @@ def _alike(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_alike, a, b))
     return a == b or (a != a and b != b)
-
-
-def _facts(data: Mapping[str, float | None]) -> NodeFacts:
-    """Of a circuit file, where what is not a number is null."""
-    return NodeFacts(
-        **{name: float("nan") if value is None else float(value) for name, value in data.items()}
-    )
-
-
-def _criterion(data: Mapping[str, Any]) -> Criterion:
-    """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
-    if "criterion" in data:
-        return Criterion.from_json(data["criterion"])
-    old = {"objective": "task", "target_loss": 0.15}
-    settings = old | data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
-    known = {f.name for f in fields(Criterion)}
-    kept = {name: value for name, value in settings.items() if name in known}
-    return Criterion(**{**kept, "task": data["task"], "ablation": data["ablation"]})
-
-
-def _by_name(widths: Mapping[Site, int]) -> dict[str, int]:
-    """Widths by the name of the site where all layers agree, else by the site."""
-    names = {site.name: width for site, width in widths.items()}
-    alike = all(site.stack == "decoder" and names[site.name] == width for site, width in widths.items())
-    layers = {site.layer for site in widths}
-    if alike and len(widths) == len(names) * len(layers):
-        return {str(name): width for name, width in names.items()}
-    return {str(site): width for site, width in widths.items()}
-
-
-def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
-    """The inverse of `_by_name`."""
-    if all("." in key for key in widths):
-        return {Site.parse(key): width for key, width in widths.items()}
-    return {
-        site: widths[site.name]
-        for site in all_sites(n_layers, crossed=True, routed=True, headed=True)
-        if site.name in widths
-    }
-
-
-def _pack(value: Tensor) -> Any:
-    """Of float32 or less as float32, which loses nothing, and of float64 as that."""
-    kind = "<f8" if value.dtype == torch.float64 else "<f4"
-    array = value.detach().to(torch.promote_types(value.dtype, torch.float32)).cpu().numpy().astype(kind)
-    text = base64.b64encode(array.tobytes()).decode()
-    if value.ndim == 1 and kind == "<f4":
-        return text
-    return {"shape": list(value.shape), "data": text} | ({} if kind == "<f4" else {"dtype": kind})
-
-
-def _unpack(packed: Any) -> Tensor:
-    packed = {"data": packed, "shape": [-1]} if isinstance(packed, str) else packed
-    data = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype=packed.get("dtype", "<f4"))
-    return torch.from_numpy(data.copy()).view(*packed["shape"])

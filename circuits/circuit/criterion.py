@@ -6,7 +6,7 @@ from typing import Any
 
 from circuits.circuit.nodes import Ablation
 from circuits.circuit.score import TARGETS, UNIT, Objective
-from circuits.settings import Count, Fraction, Positive, Seed, Settings
+from circuits.settings import Fraction, Positive, Prompts, Seed, Settings
 from tasks import Task, load_task_for, task_options
 
 AIM = 0.75
@@ -33,9 +33,9 @@ class Criterion(Settings):
     "Task only. Take logits times one factor fitted on the prompts that decide: right margins of the wrong size."
     ablation: Ablation = "mean"
     "What is outside the circuit is replaced by."
-    n_eval: Count = 256
+    n_eval: Prompts = 256
     "Validation prompt pairs that decide."
-    n_test: Count = 1024
+    n_test: Prompts = 1024
     "Test prompt pairs that the score is reported on."
     seed: Seed = 0
     "Decides the prompts."

@@ -1,11 +1,22 @@
-"""What a circuit file must hold, looked at before anything is made of it."""
+"""A circuit as a file: its layout, looked at before anything is made of it, and its fields there and back."""
 
+import base64
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
-from circuits.model.sites import ROWS
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuits.circuit.criterion import Criterion
+from circuits.circuit.nodes import Edge, Effect, IOEdge, Node, NodeFacts
+from circuits.model.sites import ROWS, Site, all_sites
 from circuits.reading import demand
+
+SCHEMA = "sparse-circuits/circuit/1"
+"""Name and version of the JSON layout. A file that says anything else is refused."""
 
 _NEEDED = {
     *(
@@ -54,6 +65,8 @@ def check_layout(data: Mapping[str, Any]) -> None:
         _is(node, str, "nodes", "names")
     for value in data["values"].values():
         _check_values(value)
+    loss = data["metrics"].get("task_loss")
+    demand(loss is None or _is_number(loss), f"metrics: got task_loss {loss!r}", "a number, or null")
     for facts in data["facts"].values():
         _is(facts, Mapping, "facts", "an object for each node")
         for value in facts.values():
@@ -113,3 +126,141 @@ def _whole(value: Any, name: str) -> None:
     demand(
         type(value) is int and 1 <= value < 2**31, f"{name}: got {value!r}", "a whole number of at least 1"
     )
+
+
+def circuit_json(circuit: Any) -> dict[str, Any]:
+    """A circuit as plain JSON types: what its file holds. Values are base64 of little-endian float32 or float64."""
+    return {
+        "schema": SCHEMA,
+        "task": circuit.task,
+        "model_hash": circuit.model_hash,
+        "ablation": circuit.ablation,
+        "criterion": circuit.criterion.to_json(),
+        "n_layers": circuit.n_layers,
+        "d_head": circuit.d_head,
+        "widths": _by_name(circuit.widths),
+        "n_nodes": circuit.n_nodes,
+        "n_edges": circuit.n_edges,
+        "nodes": [str(node) for node in circuit.nodes],
+        "edges": [[str(e.source), str(e.target), e.weight] for e in circuit.edges],
+        "io_edges": [[e.kind, e.token, str(e.node), e.weight] for e in circuit.io_edges],
+        "facts": {str(node): facts._asdict() for node, facts in circuit.facts.items()},
+        "metrics": dict(circuit.metrics),
+        "values": {str(site): _pack(value) for site, value in circuit.values.items()},
+    } | ({"effects": [_ends(effect) for effect in circuit.effects]} if circuit.effects else {})
+
+
+def circuit_fields(data: Any) -> dict[str, Any]:
+    """The fields of a Circuit, from JSON of `circuit_json`.
+
+    Raises ValueError when the schema is another, a key is missing, or a value is not what it must be.
+    """
+    found = data.get("schema") if isinstance(data, Mapping) else type(data).__name__
+    if found != SCHEMA:
+        raise ValueError(
+            f"schema: got {found!r}; expected {SCHEMA!r}. Save the circuit again with this "
+            "version of sparse-circuits (Circuit.save)."
+        )
+    check_layout(data)
+    try:
+        return _fields(data)
+    except KeyError as missing:
+        raise ValueError(
+            f"circuit JSON: key {missing} is missing; expected every key that Circuit.to_json writes. "
+            "The file was cut short or edited: save it again."
+        ) from None
+    except (TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"circuit JSON: a value is of another kind ({error}); expected those that Circuit.to_json writes."
+        ) from None
+
+
+def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    nodes = tuple(Node.parse(text) for text in data["nodes"])
+    io_edges = tuple(IOEdge(k, token, Node.parse(n), float(w)) for k, token, n, w in data["io_edges"])
+    loose = {io.node for io in io_edges} - set(nodes)
+    if loose:
+        raise ValueError(
+            f"circuit JSON: io_edges has one at {min(loose)}, which is none of its nodes; expected nodes of the "
+            "circuit. The file was edited: save it again."
+        )
+    return {
+        "nodes": nodes,
+        "edges": tuple(Edge(Node.parse(s), Node.parse(t), float(w)) for s, t, w in data["edges"]),
+        "io_edges": io_edges,
+        "effects": tuple(_effect(*row) for row in data.get("effects", ())),
+        "widths": _by_site(data["widths"], data["n_layers"]),
+        "n_layers": data["n_layers"],
+        "d_head": data.get("d_head"),
+        "criterion": _criterion(data),
+        "model_hash": data["model_hash"],
+        "values": {Site.parse(text): _unpack(value) for text, value in data["values"].items()},
+        "facts": {Node.parse(text): _facts(facts) for text, facts in data["facts"].items()},
+        "metrics": dict(data["metrics"]),
+    }
+
+
+def _ends(effect: Effect) -> list[Any]:
+    """An effect as a row of a circuit file."""
+    return [None if end is None else str(end) for end in effect[:2]] + [effect.size]
+
+
+def _effect(source: str | None, target: str | None, size: float) -> Effect:
+    """The inverse of `_ends`."""
+    ends = [None if end is None else Node.parse(end) for end in (source, target)]
+    return Effect(ends[0], ends[1], float(size))
+
+
+def _facts(data: Mapping[str, float | None]) -> NodeFacts:
+    """Of a circuit file, where what is not a number is null."""
+    return NodeFacts(
+        **{name: float("nan") if value is None else float(value) for name, value in data.items()}
+    )
+
+
+def _criterion(data: Mapping[str, Any]) -> Criterion:
+    """Of a circuit file; files from before criteria were kept hold the settings of their pruning run instead."""
+    if "criterion" in data:
+        return Criterion.from_json(data["criterion"])
+    old = {"objective": "task", "target_loss": 0.15}
+    settings = old | data["metrics"].get("prune", {"calibrate": False, "target_accuracy": 0.0})
+    known = {f.name for f in fields(Criterion)}
+    kept = {name: value for name, value in settings.items() if name in known}
+    return Criterion(**{**kept, "task": data["task"], "ablation": data["ablation"]})
+
+
+def _by_name(widths: Mapping[Site, int]) -> dict[str, int]:
+    """Widths by the name of the site where all layers agree, else by the site."""
+    names = {site.name: width for site, width in widths.items()}
+    alike = all(site.stack == "decoder" and names[site.name] == width for site, width in widths.items())
+    layers = {site.layer for site in widths}
+    if alike and len(widths) == len(names) * len(layers):
+        return {str(name): width for name, width in names.items()}
+    return {str(site): width for site, width in widths.items()}
+
+
+def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
+    """The inverse of `_by_name`."""
+    if all("." in key for key in widths):
+        return {Site.parse(key): width for key, width in widths.items()}
+    return {
+        site: widths[site.name]
+        for site in all_sites(n_layers, crossed=True, routed=True, headed=True)
+        if site.name in widths
+    }
+
+
+def _pack(value: Tensor) -> Any:
+    """Of float32 or less as float32, which loses nothing, and of float64 as that."""
+    kind = "<f8" if value.dtype == torch.float64 else "<f4"
+    array = value.detach().to(torch.promote_types(value.dtype, torch.float32)).cpu().numpy().astype(kind)
+    text = base64.b64encode(array.tobytes()).decode()
+    if value.ndim == 1 and kind == "<f4":
+        return text
+    return {"shape": list(value.shape), "data": text} | ({} if kind == "<f4" else {"dtype": kind})
+
+
+def _unpack(packed: Any) -> Tensor:
+    packed = {"data": packed, "shape": [-1]} if isinstance(packed, str) else packed
+    data = np.frombuffer(base64.b64decode(packed["data"], validate=True), dtype=packed.get("dtype", "<f4"))
+    return torch.from_numpy(data.copy()).view(*packed["shape"])

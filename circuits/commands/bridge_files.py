@@ -10,13 +10,13 @@ import torch
 from circuits.bridges import BridgeConfig, bridge_metrics, chain_losses, fit_bridges, load_bridges
 from circuits.bridges.steering import channel_effects, steer
 from circuits.circuit.score import check_task
-from circuits.commands.shared import NEWEST, load_model
+from circuits.commands.shared import beside, load_model
 from circuits.files import check_writable, write_json
 from circuits.model.checkpoint import save_checkpoint
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import bridge_figure, chain_figure, headline, table, write_page
 from circuits.training.config import TrainConfig
-from circuits.training.numbered import Keep, Numbered
+from circuits.training.numbered import Keep
 from circuits.training.saved import load_model_alone
 from tasks import load_task_for
 
@@ -41,9 +41,9 @@ def bridge_files(
 ) -> dict[str, Any]:
     """Fit bridges between two checkpoints, or train the sparse model beside; write them and a page of figures.
 
-    sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. resume: the file that
-    Ctrl-C left, or `NEWEST` for the newest that belongs to `out`. corpus: where the dense model's text is now, if not
-    where it was. keep: how often the fit is kept, in the folder OUT.checkpoints. Returns the report.
+    sparse: None trains a model by the toy recipe (for `steps`) and saves it beside `out`. resume, keep: see
+    `circuits.commands.shared.beside`. corpus: where the dense model's text is now, if not where it was. Returns the
+    report.
     """
     for path in (out, out.with_suffix(".html")):
         check_writable(path)
@@ -58,13 +58,8 @@ def bridge_files(
     else:
         other = load_model_alone(sparse)
         config = replace(config, steps=steps or config.steps)
-    stopped = out.with_suffix(".interrupted.safetensors")
-    numbered = Numbered(out.with_suffix(".checkpoints"), keep or Keep())
-    left = [path for path in (*numbered.files(), stopped) if path.exists()]
-    from_where = left if resume == Path(NEWEST) else resume
-    bridges = fit_bridges(
-        model, other, text, config, checkpoint=stopped, resume=from_where, numbered=numbered
-    )
+    stopped, numbered, left = beside(out, keep or Keep(), resume)
+    bridges = fit_bridges(model, other, text, config, checkpoint=stopped, resume=left, numbered=numbered)
     bridges.save(out)
     numbered.clear()
     if isinstance(other, TrainConfig):

@@ -57,9 +57,9 @@ def bridge(
         from circuits.training.numbered import Keep
 
         settings = configured(BridgeConfig.from_json, config, {"seed": seed})
-        for path in (out, out.with_suffix(".html")):
-            check_apart(path, dense, *([sparse] if sparse else []))
         made = [] if sparse else [out.with_name(f"{out.stem}-sparse.safetensors")]
+        for path in (out, out.with_suffix(".html"), *made):
+            check_apart(path, dense, sparse, config)
         check_free(out, *made, force=force or resume is not None)
         say_replaced(out.with_suffix(".html"))
         keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)

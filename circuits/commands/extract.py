@@ -25,6 +25,7 @@ from circuits.commands.shared import (
     load_subject,
     load_task_of,
     report_beside,
+    report_path,
     say_replaced,
     show_table,
     sites_of,
@@ -101,7 +102,7 @@ def prune(
         where = _one_model(checkpoint, model)
         given = {"objective": objective, "target_loss": target_loss, "seed": seed}
         settings = configured(PruneConfig.from_json, config, given)
-        check_apart(out, Path(where))
+        check_apart(out, where, config, task)
         check_free(out, force=force)
         found, text = load_subject(where, corpus, sites)
         check_writable(out)
@@ -135,18 +136,30 @@ def show(
     page = page or circuit.with_suffix(".html")
     with clear_errors():
         from circuits.circuit.circuit import Circuit
-        from circuits.plots import demo_page, pruning_figure
+        from circuits.plots import demo_page
 
-        check_apart(page, circuit, name="page")
+        check_apart(page, circuit, model, task, report_path(circuit), name="page")
         found = Circuit.load(circuit)
         say_replaced(page)
         subject = _given(found, model) if model else _model_of(found, circuit.parent)
         if not _explore(page, found, subject, report_beside(circuit, found), task):
-            history = found.metrics.get("history")
-            demo_page(page, found, found.summary(), [pruning_figure(history)] if history else [])
+            demo_page(page, found, found.summary(), search_figures(found))
     answer({"page": str(page), **found.summary()}, as_json, title=f"The circuit for {found.task}")
     if not as_json:
         _print_nodes(found)
+
+
+def search_figures(circuit: Any) -> list[Any]:
+    """How a circuit was found, as its file keeps it: one figure, or none. Raises ValueError for no such history."""
+    from circuits.plots import pruning_figure
+
+    history = circuit.metrics.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise ValueError(
+            f"history: got {str(history)[:200]}; expected a list of objects, one a logged step. Prune again, or take "
+            "it out of the circuit's metrics."
+        )
+    return [pruning_figure(history)] if history else []
 
 
 def _given(circuit: Any, where: str) -> Any:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
 from rich import box
@@ -214,10 +214,10 @@ def say_replaced(*paths: Path) -> None:
             console(stderr=True).print(f"{path} was there: written anew.", highlight=False, soft_wrap=True)
 
 
-def check_apart(out: Path, *inputs: Path, name: str = "out") -> None:
-    """Raise ValueError where a command would write over a file that it reads."""
+def check_apart(out: Path, *inputs: str | Path | None, name: str = "out") -> None:
+    """Raise ValueError where a command would write over a file that it reads, forced or not. None: was not given."""
     for given in inputs:
-        if out.resolve() == given.resolve():
+        if given is not None and out.resolve() == Path(given).resolve():
             raise ValueError(
                 f"{name}: {out} is the file that is read; expected another. Choose one with --{name}."
             )
@@ -243,6 +243,27 @@ def report_beside(path: Path, circuit: Any) -> Any:
         console(stderr=True).print(f"{kept} is left out. {error}", highlight=False, soft_wrap=True)
         return None
     return report
+
+
+class Beside(NamedTuple):
+    """What of a run lies beside the file that it makes."""
+
+    stopped: Path
+    """Where Ctrl-C leaves it."""
+    numbered: Any
+    """Its `Numbered` checkpoints, in the folder OUT.checkpoints."""
+    resume: Path | list[Path] | None
+    """What it is to go on from: a file, or, for --resume alone, all that an earlier run left here."""
+
+
+def beside(out: Path, keep: Any, resume: Path | None) -> Beside:
+    """What belongs to `out`, the file that a run makes. keep: how often the run is kept on its way, and how long."""
+    from circuits.training.numbered import Numbered
+
+    stopped = out.with_suffix(".interrupted.safetensors")
+    numbered = Numbered(out.with_suffix(".checkpoints"), keep)
+    left = [path for path in (*numbered.files(), stopped) if path.exists()]
+    return Beside(stopped, numbered, left if resume == Path(NEWEST) else resume)
 
 
 @contextmanager

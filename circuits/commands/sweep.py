@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from circuits.commands.shared import AsJson, answer, clear_errors, console, say_replaced
+from circuits.commands.shared import AsJson, answer, check_apart, clear_errors, console, say_replaced
 
 
 def sweep(
@@ -34,6 +34,8 @@ def sweep(
         from circuits.sweep.export import sweep_page
         from circuits.sweep.work import table_of
 
+        for path in (folder / "sweep.html", *([export] if export else [])):
+            check_apart(path, plan, name="out" if path != export else "export")
         planned = load_plan(plan)
         table = table_of(folder, shared=executor != "local")
         if retry:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from circuits.commands.shared import (
-    NEWEST,
     AsJson,
     Force,
     KeepLast,
@@ -15,6 +14,8 @@ from circuits.commands.shared import (
     KeepSteps,
     SeedOver,
     answer,
+    beside,
+    check_apart,
     check_free,
     clear_errors,
     configured,
@@ -86,6 +87,7 @@ def train(
         named = str(corpus or file.get("corpus") or "mini")
         base = _preset(recipe, named)(corpus=named).to_json()
         settings = configured(TrainConfig.from_json, config, given, base=base, file=file)
+        check_apart(out, config, tokenizer, settings.corpus)
         check_free(out, force=force or resume is not None)
         keep = Keep(steps=keep_steps, minutes=keep_minutes, last=keep_last)
         with joined(device) as ranks:
@@ -102,25 +104,21 @@ def _trained(
     """The run, done to its end, and its checkpoint, which rank 0 writes."""
     from circuits.training.loggers import logs
     from circuits.training.loop import train as run
-    from circuits.training.numbered import Numbered
 
-    stopped = out.with_suffix(".interrupted.safetensors")
-    numbered = Numbered(out.with_suffix(".checkpoints"), keep)
-    left = [path for path in (*numbered.files(), stopped) if path.exists()]
-    if resume == Path(NEWEST) and (done := _finished(out, left, settings, text)) is not None:
+    stopped, numbered, left = beside(out, keep, resume)
+    if isinstance(left, list) and (done := _finished(out, left, settings, text)) is not None:
         if ranks.leads:
             said = f"{out} is finished: there is nothing to go on with."
             console(stderr=True).print(said, highlight=False, soft_wrap=True)
         return done
     if ranks.leads:
         check_writable(out)
-    from_where = left if resume == Path(NEWEST) else resume
     with logs(settings, **(logged if ranks.leads else {})) as log:
         result = run(
             settings,
             corpus=text,
             checkpoint=stopped,
-            resume=from_where,
+            resume=left,
             numbered=numbered,
             ranks=ranks,
             log=log,

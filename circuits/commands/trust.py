@@ -61,7 +61,8 @@ def trust(
         loaded, text = load_subject(path, corpus, sites_of(found) if path.startswith(HF) else None)
         asked = load_task_of(loaded.tokenizer, task) if task else None
         settings = configured(TrustConfig.from_json, config, {"seed": seed, "prune_seeds": prune_seeds})
-        check_apart(page, circuit, Path(path), name="page")
+        check_apart(page, circuit, path, config, task, report_path(circuit), name="page")
+        check_apart(report_path(circuit), path, config, task, name="circuit")
         check_writable(page, name="page")
         check_writable(report_path(circuit), name="circuit")
         say_replaced(page)

@@ -11,8 +11,9 @@ from circuits.model.sites import SiteName
 def load_hf(folder: str | Path, *, sites: Sequence[SiteName] | None = None) -> LensSubject:
     """The causal language model and the tokenizer in a folder, wrapped and in eval mode.
 
-    sites: those of `LensSubject`, such as ("attn_head", "mlp_neuron"). Code in the folder is not run. Raises ValueError
-    for a folder without model or tokenizer, and for an architecture that TransformerLens has no adapter of.
+    sites: those of `LensSubject`, such as ("attn_head", "mlp_neuron"). Code in the folder is not run, and weights are
+    read from safetensors alone. Raises ValueError for a folder without model or tokenizer, one that lacks weights, and
+    for an architecture that TransformerLens has no adapter of.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -30,15 +31,22 @@ def load_hf(folder: str | Path, *, sites: Sequence[SiteName] | None = None) -> L
 def _read(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"folder: {folder} has no config.json; expected a folder that save_pretrained of transformers wrote, with "
             "its model and its tokenizer."
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, **here
+        )
+        model, told = loaded
+        tokenizer = AutoTokenizer.from_pretrained(folder, **here)
+        lacking = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in told[kind])
+        if lacking:  # transformers would fill them with random numbers
+            raise ValueError(f"it lacks {len(lacking)} weights, such as {lacking[0]}")
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         said = str(error).strip().splitlines()
         raise ValueError(
             f"folder: {folder} cannot be read ({said[0] if said else type(error).__name__}); expected a causal "

@@ -8,6 +8,7 @@ from typing import Any
 from circuits.explorer.page import page_html
 from circuits.explorer.view import SCHEMA
 from circuits.files import read_json, write_text
+from circuits.reading import reading
 
 
 def graph_to_html(graph: Mapping[str, Any] | str | Path, path: str | Path) -> Path:
@@ -15,15 +16,19 @@ def graph_to_html(graph: Mapping[str, Any] | str | Path, path: str | Path) -> Pa
 
     It is read, searched, pinned, grouped and renamed, but not run: the file has no weights. Errors: `graph_view`.
     """
-    if isinstance(graph, str | Path):
-        graph = read_json(graph, name="graph", expected="a file that circuit-tracer or Neuronpedia wrote")
-    return write_text(path, page_html(graph_view(graph)))
+    if isinstance(graph, Mapping):
+        return write_text(path, page_html(graph_view(graph)))
+    expected = "a file that circuit-tracer or Neuronpedia wrote"
+    data = read_json(graph, name="graph", expected=expected)
+    with reading(graph, expected, name="graph"):
+        view = graph_view(data)
+    return write_text(path, page_html(view))
 
 
 def graph_view(graph: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows of an attribution graph: tokens downwards, layers from left to right.
 
-    Raises ValueError when a key is missing, or a link has an end that is no node.
+    Raises ValueError when a key is missing, a value is of another kind, or a link has an end that is no node.
     """
     try:
         return _view(graph["metadata"], graph["nodes"], graph["links"], graph.get("qParams") or {})
@@ -31,6 +36,11 @@ def graph_view(graph: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"graph: {missing} is missing; expected metadata with prompt_tokens, nodes with node_id, layer and "
             "ctx_idx, and links between nodes. Export the graph again from where it was made."
+        ) from None
+    except (AttributeError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"graph: a value is of another kind ({error}); expected those that circuit-tracer writes. Export the graph "
+            "again from where it was made."
         ) from None
 
 
@@ -101,15 +111,17 @@ def _places(
     cells: dict[tuple[int, str], list[str]] = defaultdict(list)
     for node in nodes:
         cells[int(node["ctx_idx"]), str(node["layer"])].append(str(node["node_id"]))
+    tallest: dict[int, int] = defaultdict(int)
+    for (at, _), ids in cells.items():
+        tallest[at] = max(tallest[at], len(ids))
     tops: dict[int, int] = {}
     row = 0
-    for at in sorted({at for at, _ in cells}):
+    for at in sorted(tallest):
         tops[at] = row
-        row += max(len(ids) for (other, _), ids in cells.items() if other == at) + 1
+        row += tallest[at] + 1
+    column = {layer: i for i, layer in enumerate(layers)}
     place = {
-        id: (layers.index(layer), tops[at] + i)
-        for (at, layer), ids in cells.items()
-        for i, id in enumerate(ids)
+        id: (column[layer], tops[at] + i) for (at, layer), ids in cells.items() for i, id in enumerate(ids)
     }
     return place, tops
 

@@ -9,6 +9,7 @@ size. The key names of the public reproduction (no `transformer.`, `blocks.`, `a
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 
 from circuits.files import read_json, write_file, write_json
 from circuits.interop.openai_config import SAVES, OpenAIConfig
+from circuits.interop.torch_file import load_tensors
 from circuits.model.kinds import of_ours
 from circuits.model.sites import Site
 from circuits.model.transformer import SparseTransformer
+from circuits.reading import reading
 
 CONFIG, WEIGHTS = "beeg_config.json", "final_model.pt"
 """The two files of a model."""
@@ -38,19 +41,21 @@ def load_openai(
     """The model of a folder, in eval mode.
 
     tokenizer: attached to the model; the folder holds its name alone. dtype: to run in (default: that of the file); it
-    decides the epsilon of RMSNorm. A bigram table that did not train there asks for no gradient here. Raises ValueError
-    for a missing, unknown or misshapen key, an option that this model does not have, and a file that is more than
-    tensors.
+    decides the epsilon of RMSNorm. A bigram table that did not train there asks for no gradient here. Raises
+    UnreadableError (a ValueError) for a missing, unknown or misshapen key, an option that this model does not have, and
+    a file that is more than tensors.
     """
     config = read_openai_config(folder)
-    found = _renamed(load_tensors(Path(folder) / WEIGHTS, "a state dict of tensors"))
-    dtype = dtype or _type_of(found)
-    with torch.inference_mode(False), torch.device("meta"):
-        model = SparseTransformer(config.ours(dtype), tokenizer=tokenizer)
-    _check_keys(found, _shapes(config))
-    with torch.inference_mode(False), torch.no_grad():
-        for name, value in _converted(found, config, model):
-            _put(model, name, value.to(dtype))
+    with reading(folder, "a model in OpenAI's format", name="folder"):
+        found = _renamed(load_tensors(Path(folder) / WEIGHTS, "a state dict of tensors"))
+        dtype = dtype or _type_of(found)
+        ours = config.ours(dtype)
+        _check_keys(found, _shapes(config))  # before anything is built of what the config claims
+        with torch.inference_mode(False), torch.device("meta"):
+            model = SparseTransformer(ours, tokenizer=tokenizer)
+        with torch.inference_mode(False), torch.no_grad():
+            for name, value in _converted(found, config, model):
+                _put(model, name, value.to(dtype))
     if model.bigram is not None:
         model.bigram.requires_grad_(config.learnable_bigram_table)
     return model.eval()
@@ -78,31 +83,17 @@ def save_openai(folder: str | Path, model: SparseTransformer, *, tokenizer_name:
 
 
 def read_openai_config(folder: str | Path) -> OpenAIConfig:
-    """The options of a folder. Raises ValueError for those that this package does not have, by name."""
-    return OpenAIConfig.read(
-        read_json(Path(folder) / CONFIG, name="folder", expected=f"a folder with {CONFIG}")
-    )
-
-
-def load_tensors(path: Path, expected: str) -> dict[str, Any]:
-    """A `.pt` file that is a dictionary of plain data and tensors: no code in it is run.
-
-    Raises ValueError for any other file.
-    """
-    try:
-        whole = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that is no archive of tensors may fail in any way
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"path: {path} cannot be read ({said}); expected {expected}, and no code.") from None
-    if not isinstance(whole, dict):
-        raise ValueError(f"path: {path} holds a {type(whole).__name__}; expected {expected}.")
-    return whole
+    """The options of a folder. Raises UnreadableError (a ValueError) for those that there are none of here, by name."""
+    path, expected = Path(folder) / CONFIG, f"a folder with {CONFIG}"
+    data = read_json(path, name="folder", expected=expected)
+    with reading(path, expected, name="folder"):
+        return OpenAIConfig.read(data)
 
 
 def _renamed(found: Mapping[str, Any]) -> Weights:
     """By the format's own names, whichever of the two the file uses; causal masks are left out."""
     names = {name: _name(name) for name in found}
-    twice = sorted({name for name in names.values() if list(names.values()).count(name) > 1})
+    twice = sorted(name for name, n in Counter(names.values()).items() if n > 1)
     if twice:
         raise ValueError(f"{WEIGHTS}: {twice[:4]} are there under two names; expected each key once.")
     return {names[name]: value for name, value in found.items() if not _MASK.fullmatch(names[name])}

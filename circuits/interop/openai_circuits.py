@@ -13,11 +13,12 @@ from circuits.circuit.circuit import Circuit
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Node
 from circuits.circuit.parts import edges_between
-from circuits.interop.openai import load_tensors
+from circuits.interop.torch_file import load_tensors
 from circuits.model.kinds import of_ours
 from circuits.model.options import Says
 from circuits.model.sites import Site, SiteName
 from circuits.model.transformer import SparseTransformer
+from circuits.reading import reading
 
 PLACES: dict[str, SiteName] = {
     "attn.act_in": "attn_in",
@@ -49,16 +50,19 @@ def load_openai_circuit(
     model: the one it was found in, from `load_openai`. text: token ids that the ablation means are taken over, since
     the file has none. A choice of channels at the end of the residual stream is no site here: it is kept in the metrics
     (`final_resid`) and masks nothing. A stored loss is the sum of two cross-entropies; half of it is in the metrics as
-    `stored_task_loss`. Raises ValueError for another file, an unknown place, and indices that the model does not have.
+    `stored_task_loss`. Raises UnreadableError (a ValueError) for another file, an unknown place, and indices that the
+    model does not have.
     """
     READS.check(model, "load_openai_circuit", instead="Load the model that the circuit was found in.")
-    whole = load_tensors(Path(path), "a viz_data.pt")
-    places = whole.get("circuit_data")
-    if not isinstance(places, Mapping):
-        raise ValueError(f"path: {path} has no dictionary 'circuit_data'; expected a viz_data.pt.")
-    kept = {name: _indices(name, value) for name, value in places.items()}
-    last = kept.pop(LAST, None)
-    nodes = sorted({Node.of(site, i) for site, own in _by_site(kept, model).items() for i in own})
+    whole = load_tensors(path, "a viz_data.pt")
+    with reading(path, "a viz_data.pt"):
+        places = whole.get("circuit_data")
+        if not isinstance(places, Mapping):
+            raise ValueError(f"path: {path} has no dictionary 'circuit_data'; expected a viz_data.pt.")
+        kept = {name: _indices(name, value) for name, value in places.items()}
+        last = kept.pop(LAST, None)
+        nodes = sorted({Node.of(site, i) for site, own in _by_site(kept, model).items() for i in own})
+        metrics = _metrics(whole, last)
     return Circuit(
         nodes=tuple(nodes),
         edges=tuple(edges_between(model, nodes)),
@@ -68,7 +72,7 @@ def load_openai_circuit(
         criterion=Criterion(task=task, task_options=None, objective="task"),
         model_hash=model.fingerprint(),
         values={site: value.cpu() for site, value in mean_values(model, text).items()},
-        metrics=_metrics(whole, last),
+        metrics=metrics,
     )
 
 

@@ -4,7 +4,6 @@ A weight matrix with many zeros is stored as its nonzeros (values, and their fla
 each); anything else is stored whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.reading import UnreadableError, demand
 from tasks import TextId, Tokenizer
 from tasks.tokenizer_files import MOST as MOST_BYTES
-from tasks.tokenizer_files import check_same_tokenizer, tokenizer_from_json, tokenizer_hash, tokenizer_json
+from tasks.tokenizer_files import check_same_tokenizer, tokenizer_hash, tokenizer_json, tokenizer_of_text
 
 SCHEMA = "sparse-circuits/checkpoint/1"
 _VALUES, _POSITIONS, _EXTRA, _TOKENIZER = ".nonzero_values", ".nonzero_positions", "extra.", "tokenizer"
@@ -122,8 +121,7 @@ def _carried(file: Any, header: dict[str, Any]) -> Tokenizer:
     n = stored_size(file, _TOKENIZER)
     check_tensor(file, _TOKENIZER, [n], {"U8"})
     demand(n <= MOST_BYTES, f"tokenizer: got {n} bytes", f"at most {MOST_BYTES}")
-    # Its JSON is a list or a text, of any length: it is not held to the measure of headers.
-    found = tokenizer_from_json(json.loads(bytes(file.get_tensor(_TOKENIZER).numpy()).decode()))
+    found = tokenizer_of_text(bytes(file.get_tensor(_TOKENIZER).numpy()).decode())
     demand(
         tokenizer_hash(found) == header.get("tokenizer"),
         f"tokenizer: it has hash {tokenizer_hash(found)}",

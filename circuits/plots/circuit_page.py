@@ -13,6 +13,7 @@ from circuits.model.subject import Subject
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
 from circuits.plots.picture.circuit import circuit_figure, node_words
 from circuits.plots.picture.labels import long_label, short_label
+from circuits.plots.style import is_number
 from tasks import Task
 
 __all__ = ["demo_page"]
@@ -49,11 +50,12 @@ def demo_page(
     `model` and `task` as for `circuit_figure`: with both, each node is told in a sentence.
     Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
     """
-    numbers = {word: form.format(report[key]) for key, (word, form) in HEADLINES.items() if key in report}
+    large = [key for key in HEADLINES if is_number(report.get(key))]
+    numbers = {HEADLINES[key][0]: HEADLINES[key][1].format(report[key]) for key in large}
     rest = [
         {"": key, "value": value}
         for key, value in report.items()
-        if key not in HEADLINES and isinstance(value, bool | int | float | str)
+        if key not in large and isinstance(value, bool | int | float | str)
     ]
     blocks: list[Block] = [
         headline(numbers),

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from circuits.plots import plot
 from circuits.plots.shown import Picture
-from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout
+from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout, is_number
 from circuits.training import Training
 
 __all__ = ["history_figure", "pruning_figure"]
@@ -88,10 +88,10 @@ def _check(history: Sequence[Row], keys: Sequence[str]) -> None:
     if not history:
         raise ValueError("history: got no rows; expected one mapping for each logged step. Was anything run?")
     for i, row in enumerate(history):
-        missing = [key for key in keys if key not in row]
+        missing = [key for key in keys if not is_number(row.get(key))]
         if missing:
             raise ValueError(
-                f"history: row {i} lacks {missing}, it has {sorted(row)}; expected {list(keys)} in each. "
+                f"history: row {i} lacks {missing}, it has {sorted(row)}; expected {list(keys)} in each, as numbers. "
                 "Pass the history that the run returned."
             )
 

@@ -1,7 +1,7 @@
 """Trust in one circuit: its report as a figure and as a page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,18 @@ def _entry_labels(entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def _close_ups(entries: Sequence[Entry]) -> list[go.Scatter]:
+    """Curve and dots out of the details. Raises ValueError where those are not what `trust_report` puts there."""
     by_name = {entry.name: entry for entry in entries}
+    try:
+        return _drawn_close_ups(by_name)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"report: the details of CPR and interchange cannot be drawn ({type(error).__name__}: {str(error)[:200]}); "
+            "expected those of trust_report. Run it again."
+        ) from None
+
+
+def _drawn_close_ups(by_name: Mapping[str, Entry]) -> list[go.Scatter]:
     traces = []
     if "CPR" in by_name:
         curve = by_name["CPR"].details

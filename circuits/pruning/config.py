@@ -6,7 +6,7 @@ from typing import Literal
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Ablation
 from circuits.circuit.score import Objective
-from circuits.settings import Amount, Count, Decay, Fraction, Positive, Seed, Settings, Whole
+from circuits.settings import Amount, Count, Decay, Fraction, Positive, Prompts, Seed, Settings, Whole
 from tasks import Task
 
 
@@ -47,9 +47,9 @@ class PruneConfig(Settings):
     "What a closed coordinate is replaced by; means are over training text, `mean` over batch and positions."
     n_mean: Count = 512
     "Sequences of training text that the means are taken over."
-    n_eval: Count = 256
+    n_eval: Prompts = 256
     "Validation prompt pairs that decide what is dropped."
-    n_test: Count = 1024
+    n_test: Prompts = 1024
     "Test prompt pairs that the final score is measured on."
     prune_edges: bool = True
     "Drop edges too; otherwise every nonzero weight between two kept nodes is an edge."

@@ -8,7 +8,7 @@ from typing import Any
 
 from circuits.files import whole_file, write_text
 from circuits.plots.page import table, write_page
-from circuits.plots.sweep import sweep_figure
+from circuits.plots.sweep import number_columns, sweep_figure
 from circuits.sweep.table import RunTable
 
 
@@ -69,5 +69,6 @@ def sweep_page(runs: RunTable, path: str | Path) -> Path:
     held = [{name: row.get(name) for name in (*short, "error")} for row in rows]
     shown = [{name: "" if value is None else value for name, value in row.items()} for row in held]
     done = [row for row in rows if row["state"] == "done"]
-    blocks = [said, *([sweep_figure(done)] if done else []), table(shown)]
+    drawn = {"n_edges", "task_loss"} <= set(number_columns(done))  # else there is nothing to begin with
+    blocks = [said, *([sweep_figure(done)] if drawn else []), table(shown)]
     return write_page(path, title="Sweep", blocks=blocks)

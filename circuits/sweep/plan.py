@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from circuits.files import text_of_file
 from circuits.pruning.config import PruneConfig
 from circuits.reading import reading
-from circuits.settings import Count, Density, Seed, Settings, check_keys
+from circuits.settings import Count, Density, Seed, Settings, check_keys, checked
 from circuits.training.config import TrainConfig
 from tasks import load_task
+
+MOST = 10_000
+"""Runs of a plan: a few short lists make more of them than there is time for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class Run:
     def from_json(cls, data: Mapping[str, Any]) -> "Run":
         """The inverse of `to_json`."""
         train, prune = TrainConfig.from_json(data["train"]), PruneConfig.from_json(data["prune"])
-        return cls(task=data["task"], train=train, prune=prune)
+        return cls(task=checked("task", data["task"], str), train=train, prune=prune)
 
     @property
     def key(self) -> str:
@@ -71,19 +76,21 @@ class Plan:
     ) -> "Plan":
         """The product of the lists. train: fields of TrainConfig for all; prunes: fields of PruneConfig, one way each.
 
-        Raises ValueError for an unknown task, and for fields that do not fit.
+        Raises ValueError for an unknown task, fields that do not fit, and more than `MOST` runs.
         """
-        for task in axes.tasks:
+        ways = prunes or [{}]
+        models = axes.widths, axes.densities, axes.seeds
+        n = math.prod(map(len, (*models, axes.tasks, ways)))
+        if n > MOST:
+            raise ValueError(
+                f"plan: got {n:,} runs; expected at most {MOST:,}. Shorten its lists, or make several plans."
+            )
+        for task in dict.fromkeys(axes.tasks):
             load_task(task)
         runs = [
-            Run(
-                task=task,
-                train=_training(dict(train or {}), width, density, seed),
-                prune=PruneConfig.from_json({"seed": seed, **way}),
-            )
-            for width, density, seed, task, way in product(
-                axes.widths, axes.densities, axes.seeds, axes.tasks, prunes or [{}]
-            )
+            Run(task=task, train=trained, prune=PruneConfig.from_json({"seed": trained.seed, **way}))
+            for trained in (_training(dict(train or {}), *model) for model in product(*models))
+            for task, way in product(axes.tasks, ways)
         ]
         return cls(runs=tuple({run.key: run for run in runs}.values()))
 
@@ -95,7 +102,7 @@ def load_plan(path: str | Path) -> Plan:
     """
     with reading(path, "a TOML file of a sweep: tasks, widths, densities, seeds, [train], [[prune]]"):
         try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            data = tomllib.loads(text_of_file(path))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"TOML: {error}; expected key = value lines.") from None
         train, prunes = data.pop("train", {}), data.pop("prune", [{}])

@@ -1,6 +1,5 @@
 """The table of a sweep: one row a run, claimed by one worker at a time, in one SQLite file."""
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from circuits.files import json_text
+from circuits.reading import UnreadableError, demand, parsed, reading
+from circuits.settings import checked
 from circuits.sweep.plan import Plan, Run
 
 State = Literal["pending", "claimed", "done", "failed"]
@@ -17,6 +18,7 @@ LEASE = 60.0
 """Seconds without a sign of life after which a run is taken from its worker."""
 ATTEMPTS = 5
 """Workers that may die in a run before it counts as failed."""
+EXPECTED = "a table that `circuits sweep` wrote"
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (
   key TEXT PRIMARY KEY, place INTEGER NOT NULL, model TEXT NOT NULL, settings TEXT NOT NULL,
@@ -50,7 +52,7 @@ class RunTable:
     """The runs of a sweep in one file. Every change is one transaction, so that a killed process leaves a whole one.
 
     shared: whether several machines see the file; SQLite's log of one machine (WAL) is not for those.
-    clock: seconds that all workers agree on.
+    clock: seconds that all workers agree on. Raises UnreadableError (a ValueError) for a file that is no such table.
     """
 
     def __init__(
@@ -58,10 +60,14 @@ class RunTable:
     ) -> None:
         self.path, self.clock = Path(path), clock
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(self.path, timeout=60)) as connection:
+        if self.path.exists():
+            with reading(self.path, EXPECTED, name="table"):
+                demand(self.path.is_file(), "it is no regular file", EXPECTED)
+        with self._connection() as connection:
             connection.execute(f"PRAGMA journal_mode={'DELETE' if shared else 'WAL'}")  # the file keeps it
         with self._transaction() as connection:
             connection.execute(SCHEMA)
+            _check_schema(connection)
 
     def add(self, plan: Plan) -> None:
         """Put in the runs that are not there yet; the others keep their state."""
@@ -78,7 +84,7 @@ class RunTable:
         with self._transaction() as connection:
             self._free_stale(connection)
             row = connection.execute(CLAIM, {"worker": worker, "now": self.clock()}).fetchone()
-        return None if row is None else (row[0], Run.from_json(json.loads(row[1])))
+            return None if row is None else (row[0], Run.from_json(parsed(row[1])))
 
     def beat(self, worker: str, key: str) -> bool:
         """Say that the worker is alive; False where the run has been taken from it."""
@@ -114,7 +120,7 @@ class RunTable:
             held = connection.execute(
                 "SELECT key, settings, state, worker, attempts, result, error FROM runs ORDER BY place"
             ).fetchall()
-        return [_row(*row) for row in held]
+            return [_row(*row) for row in held]
 
     def _change(self, what: str, values: tuple[Any, ...], worker: str, key: str) -> bool:
         with self._transaction() as connection:
@@ -129,7 +135,7 @@ class RunTable:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as connection:
+        with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -137,6 +143,30 @@ class RunTable:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """The open file. Whatever is wrong with it, or with what it holds, is an UnreadableError that names it."""
+        with reading(self.path, EXPECTED, name="table"):
+            try:
+                with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as connection:
+                    connection.execute("PRAGMA trusted_schema=OFF")
+                    yield connection
+            except sqlite3.Error as error:
+                raise UnreadableError(f"{type(error).__name__}: {error}") from None
+
+
+def _check_schema(connection: sqlite3.Connection) -> None:
+    """Raise UnreadableError for a table of other columns, and for views and triggers: they compute as they please."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.execute(SCHEMA)
+        expected = fresh.execute("SELECT sql FROM sqlite_master WHERE name = 'runs'").fetchone()
+    found = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'runs'").fetchone()
+    demand(found == expected, f"runs: got {found[0]!r}", "the columns of a sweep's table")
+    others = connection.execute(
+        "SELECT type, name FROM sqlite_master WHERE type IN ('view', 'trigger')"
+    ).fetchall()
+    demand(not others, f"got {others}", "neither views nor triggers")
 
 
 def _give_back(connection: sqlite3.Connection, whose: str, values: tuple[Any, ...]) -> None:
@@ -157,10 +187,10 @@ def _row(
     result: str | None,
     error: str | None,
 ) -> dict[str, Any]:
-    run = json.loads(settings)
+    run, held = parsed(settings), parsed(result) if result else {}
     train, prune = run["train"], run["prune"]
     plain = {f"prune.{name}": value for name, value in prune.items() if isinstance(value, int | float | str)}
-    head = {"key": key, "task": run["task"], "width": train["model"]["d_model"]}
+    head = {"key": key, "task": checked("task", run["task"], str), "width": train["model"]["d_model"]}
     head |= {"density": train["density"], "seed": train["seed"], "steps": train["steps"]}
     tail = {"state": state, "worker": worker, "attempts": attempts, "error": error}
-    return {**head, **plain, **(json.loads(result) if result else {}), **tail}
+    return {**head, **plain, **held, **head, **tail}  # whatever a result says, it is that of this run

@@ -4,12 +4,13 @@ import html
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from circuits.files import json_text, read_json, write_json
-from circuits.reading import reading
+from circuits.reading import demand, reading, sealed, unsealed
+from circuits.settings import Amount, Whole, check_keys, checked, fitted
 from circuits.views import Cell, Plotted, html_table
 
 Verdict = Literal["pass", "fail", "note", "inconclusive", "not run"]
@@ -54,21 +55,15 @@ class Entry:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Entry":
-        """What `to_json` wrote."""
-        if data["verdict"] not in get_args(Verdict):
-            raise ValueError(f"verdict: got {data['verdict']!r}; expected one of {get_args(Verdict)}.")
-        value, baseline = (
-            math.nan if data[key] is None else float(data[key]) for key in ("value", "baseline")
+        """What `to_json` wrote. Raises ValueError on an unknown or missing key, or a value that does not fit."""
+        kinds = {one.name: one.type for one in fields(cls)} | dict.fromkeys(
+            ("value", "baseline"), float | None
         )
-        return cls(
-            name=str(data["name"]),
-            meaning=str(data["meaning"]),
-            value=value,
-            baseline=baseline,
-            verdict=data["verdict"],
-            unit=str(data["unit"]),
-            details=data["details"],
-        )
+        held = {name: checked(name, value, kinds[name]) for name, value in check_keys(cls, data).items()}
+        numbers = {
+            name: math.nan if held[name] is None else float(held[name]) for name in ("value", "baseline")
+        }
+        return cls(**{**held, **numbers})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +74,13 @@ class TrustReport(Plotted):
     "Name of the task."
     model_hash: str
     "Model that the circuit belongs to."
-    n_nodes: int
+    n_nodes: Whole
     "Nodes of the circuit."
-    n_edges: int
+    n_edges: Whole
     "Edges of the circuit."
     entries: tuple[Entry, ...]
     "In the order in which they are best read."
-    seconds: float
+    seconds: Amount
     "Time that the evaluation took."
 
     def __getitem__(self, name: str) -> Entry:
@@ -126,8 +121,8 @@ class TrustReport(Plotted):
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write the report as JSON; returns the path. `circuits show` looks for it as CIRCUIT.trust.json."""
-        return write_json(path, self.to_json())
+        """Write JSON with its checksum; returns the path. `circuits show` looks for it as CIRCUIT.trust.json."""
+        return write_json(path, sealed(json.loads(json_text(self.to_json()))))
 
     @classmethod
     def load(cls, path: str | Path) -> "TrustReport":
@@ -135,14 +130,12 @@ class TrustReport(Plotted):
         expected = "a report that TrustReport.save or `circuits trust` wrote"
         data = read_json(path, name="report", expected=expected)
         with reading(path, expected, name="report"):
-            return cls(
-                task=str(data["task"]),
-                model_hash=str(data["model_hash"]),
-                n_nodes=int(data["n_nodes"]),
-                n_edges=int(data["n_edges"]),
-                entries=tuple(map(Entry.from_json, data["entries"])),
-                seconds=float(data["seconds"]),
-            )
+            said = ("verdict", "failed")  # of the entries: worked out anew
+            held = {name: value for name, value in unsealed(data).items() if name not in said}
+            report = cls(**fitted(cls, held))
+            names = [entry.name for entry in report.entries]
+            demand(len(set(names)) == len(names), f"entries: got {names}", "each name once")
+            return report
 
     def __str__(self) -> str:
         lines = [f"{self.task}: {self.n_nodes} nodes, {self.n_edges} edges. {self.verdict}"]

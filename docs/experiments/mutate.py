@@ -27,6 +27,7 @@ NASTY: tuple[Any, ...] = (
         "99.attn_q.1",
         "0.attn_in.-1",
         "</script>",
+        "<script>alert(1)</script><img src=x onerror=alert(1)>",
         "\u0000",
     ),
     *([], {}, [[]], [None], {"": None}, [0] * 50, {"0": {"0": {"0": []}}}),
@@ -135,14 +136,14 @@ def hostile_tensors(path: Path, rng: random.Random) -> bytes:
         if how < 0.7:
             header = edited(header, rng)
         else:
-            tensors = _exchanged(tensors, rng)
+            tensors = exchanged(tensors, rng)
     sealable = isinstance(header, dict) and rng.random() < 0.8
     return bytes(
         save(tensors, metadata={KEY: sealed_text(header, tensors) if sealable else json.dumps(header)})
     )
 
 
-def _exchanged(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
+def exchanged(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
     """One tensor of another type, shape or content, under another name, or gone."""
     if not tensors:
         return {"stray": torch.ones(1)}

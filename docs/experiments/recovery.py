@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,8 @@ CONFIG: dict[str, Any] = {
     **{"steps": 100, "batch_size": 8, "density": 0.05, "n_val": 16},
 }
 KEPT_EVERY = 4
+PART = 2_000
+"""Hostile files between which the fuzz can be stopped, and goes on."""
 Cases = Annotated[int, typer.Option(help="Hostile files.")]
 Each = Annotated[int, typer.Option(help="Runs killed by each signal.")]
 Seed = Annotated[int, typer.Option(help="Decides moments and files.")]
@@ -67,9 +70,15 @@ def record(
 
 @app.command()
 def sweeps(executors: Annotated[str, typer.Option(help="Which, with commas.")] = "local,slurm,ray") -> None:
-    """24 small runs on each executor, three of whose workers are killed: is every run done, and none twice?"""
+    """24 small runs on each executor, three of whose workers are killed: is every run done, and none twice?
+
+    What is known of other executors is kept.
+    """
     started = time.perf_counter()
-    found: dict[str, Any] = {}
+    kept = (
+        read_json(RESULTS, name="results", expected="results of an earlier run") if RESULTS.exists() else {}
+    )
+    found: dict[str, Any] = dict(kept.get("sweep_by_executor") or {})
     for executor in executors.split(","):
         found[executor] = sweep_with_kills(executor)
         print(executor, found[executor], flush=True)
@@ -118,9 +127,22 @@ def sweep_with_kills(executor: str, n_kills: int = 3) -> dict[str, Any]:
 
 
 def running(said: str) -> list[int]:
-    """Processes whose command line holds some text, oldest first."""
+    """Processes that this one has started, itself or through others, whose command line holds some text; by number."""
     told = subprocess.run(["pgrep", "-f", said], capture_output=True, text=True)
-    return [int(pid) for pid in told.stdout.split()]
+    return [int(pid) for pid in told.stdout.split() if os.getpid() in ancestors(int(pid))]
+
+
+def ancestors(pid: int) -> list[int]:
+    """The processes above one, as far as they are there."""
+    found: list[int] = []
+    while pid > 1:
+        try:
+            after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        except OSError:
+            break
+        pid = int(after_name.split()[1])
+        found.append(pid)
+    return found
 
 
 @app.command()
@@ -226,12 +248,22 @@ def _command(arguments: list[str], folder: Path) -> None:
 def fuzz(cases: Cases = 20_000, seed: Seed = 0) -> None:
     """Read hostile files with every reader of the package; each loads, or is refused with the project's own error."""
     started = time.perf_counter()
-    report = run_fuzz(cases, seed=seed)
+    parts: list[dict[str, Any]] = []
+    for first in range(0, cases, PART):
+        n = min(PART, cases - first)
+        settings = {"seed": seed, "first": first, "cases": n}
+        kept = FOLDER / f"fuzz-{seed}-{first}.json"
+        parts.append(once(kept, settings, lambda: asdict(run_fuzz(n, first=first, seed=seed))))  # noqa: B023
+        print(first + n, len(parts[-1]["bad"]), flush=True)
+    kinds = Counter[str]()
+    for part in parts:
+        kinds.update(part["kinds"])
     numbers = {
-        "fuzz_cases": report.cases,
-        "fuzz_refused": report.refused,
-        "fuzz_bad": len(report.bad),
-        "fuzz_kinds": asdict(report)["kinds"],
+        "fuzz_cases": sum(part["cases"] for part in parts),
+        "fuzz_refused": sum(part["refused"] for part in parts),
+        "fuzz_bad": sum(len(part["bad"]) for part in parts),
+        "fuzz_kinds": dict(kinds),
+        "fuzz_readers": len(set(parts[0]["readers"])),
     }
     print(json.dumps(numbers, indent=1))
     record(numbers, seconds=time.perf_counter() - started, seed=seed)
