@@ -1,10 +1,10 @@
 // Folds: in a large circuit each layer is one mark that shows its count, until it is opened.
 
-const FOLD_ABOVE = 300; // nodes of a circuit
-const FEW = 40; // nodes found by a search whose layers are opened at once
+export const FOLD_ABOVE = 300; // nodes of a circuit
+export const FEW = 40; // nodes found by a search whose layers are opened at once
 
 /** Layers that are folded while only those in `open` are shown: Map of name to its nodes. A small circuit has none. */
-function foldsOf(picture, open) {
+export function foldsOf(picture, open) {
   const folds = new Map();
   if (picture.nodes.length <= FOLD_ABOVE) return folds;
   for (const node of picture.nodes) if (!open.includes(node.layer)) folds.set(node.layer, [...(folds.get(node.layer) || []), node]);
@@ -12,7 +12,7 @@ function foldsOf(picture, open) {
 }
 
 /** What is left to draw of a picture: nodes of open layers, and lines that end at a fold gathered into one a pair. */
-function folded(picture, folds) {
+export function folded(picture, folds) {
   const inside = new Map([...folds].flatMap(([layer, nodes]) => nodes.map((node) => [node.id, layer])));
   const lines = [], gathered = new Map();
   for (const line of picture.lines) {
@@ -28,7 +28,7 @@ function folded(picture, folds) {
 }
 
 /** One mark for each fold, and one line for all that run from it to another mark. */
-function foldMarks(picture, folds, s) {
+export function foldMarks(picture, folds, s) {
   const middle = s.top + s.rows / 2, half = 70;
   const sides = new Map([...folds].map(([layer, nodes]) => [layer, span(nodes).map((along, i) => s.x(along) + (i ? 30 : -30))]));
   const place = (layer, at, side) => (layer === undefined ? [s.x(at[0]), s.y(at[1])] : [sides.get(layer)[side], middle]);
@@ -55,7 +55,7 @@ function foldMarks(picture, folds, s) {
 function span(nodes) { return nodes.reduce(([a, b], n) => [Math.min(a, n.at[0]), Math.max(b, n.at[0])], [Infinity, -Infinity]); }
 
 /** What folds an open layer again, among the heads of the columns. */
-function handles(picture, s) {
+export function handles(picture, s) {
   const open = new Map();
   for (const node of picture.nodes) open.set(node.layer, [...(open.get(node.layer) || []), node]);
   return [...open].map(([layer, nodes]) => {
