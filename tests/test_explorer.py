@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from explorer_browser import MARKS, PICK, READY, chromium, opened
 
 from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
@@ -27,17 +28,11 @@ from circuits.handmade import Handmade, induction, quotes
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
-from circuits.plots.snapshot import find_browser
 from circuits.pruning.stability import Kept, Stability
 from circuits.trust.report import Entry, TrustReport
 
-playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser with playwright")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_browser() is None, reason="neither chromium nor chrome is installed"),
-]
+pytestmark = MARKS
 LOGITS = "([rows, edits]) => rows.map(row => Array.from(forward(E().program, row, edits).logits))"
-PICK = "E = () => document.getElementById('explorer').explorer"
 
 
 @cache
@@ -90,28 +85,21 @@ MADE = {"quotes": partial(quotes, 1), "induction": partial(induction, 1), "noisy
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield running
-        running.close()
+    yield from chromium()
 
 
-def opened(browser: Any, path: Path, errors: list[str], *, hash: str = "") -> Any:
-    """The page from disk with the network off; whatever goes wrong in it is appended to `errors`."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
-    page = context.new_page()
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(path.as_uri() + hash)
-    page.evaluate(PICK)
-    return page
+@pytest.fixture(scope="module")
+def quote_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The explorer of the handmade quote circuit."""
+    made = quotes(1)
+    return to_html(tmp_path_factory.mktemp("page") / "page.html", made.model, made.circuit, made.task)
 
 
 @pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+def page(browser: Any, quote_page: Path) -> Iterator[Any]:
     """The explorer of the handmade quote circuit; an error on its console fails the test."""
-    made, errors = quotes(1), []
-    shown = opened(browser, to_html(tmp_path / "page.html", made.model, made.circuit, made.task), errors)
+    errors: list[str] = []
+    shown = opened(browser, quote_page, errors)
     yield shown
     shown.context.close()
     assert errors == []
@@ -261,11 +249,11 @@ def test_keyboard_search_pin_group_rename_and_slider(page: Any) -> None:
     page.keyboard.press("/")
     page.keyboard.type("opener")
     assert page.locator(".node.off").count() == quotes(1).circuit.n_nodes - 1
-    page.wait_for_function("() => E().pairs")
+    page.wait_for_function(READY)
     full = page.locator(".kept").inner_text()
     page.locator("input[type=range]").fill("0")
     assert page.locator(".node.held").count() == quotes(1).circuit.n_nodes
-    page.wait_for_function("() => E().pairs")
+    page.wait_for_function(READY)
     assert page.locator(".kept").inner_text() != full
     page.locator(f'.node[data-id="{first}"] .dot').click(modifiers=["Control"])
     assert page.evaluate("E().state.pins") == [first]
@@ -372,7 +360,7 @@ def test_the_modules_import_what_they_use(browser: Any) -> None:
     page.evaluate("view => { mount(document.getElementById('explorer'), view); }", view)
     for key in ("ArrowRight", "p", "g", "x", "o", "+", "0", "Escape"):
         page.locator("#explorer").press(key)
-    page.wait_for_function("() => E().pairs")
+    page.wait_for_function(READY)
     assert page.locator(".node").count() == made.circuit.n_nodes
     page.context.close()
     assert errors == []

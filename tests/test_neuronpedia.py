@@ -69,6 +69,35 @@ def test_no_such_pair() -> None:
         attribution_graph(made.model, made.circuit, made.task, pair=50)
 
 
+def test_pins_groups_and_names_of_a_view_go_along_and_come_back() -> None:
+    made = quotes(1)
+    carried, written = (
+        next(node for node in made.circuit.nodes if node.site == site) for site in ("attn_v", "attn_out")
+    )
+    view = {
+        "pins": [str(carried)],
+        "groups": [{"name": "copies", "ids": [str(carried), str(written)]}],
+        "names": {str(written): "which quote"},
+    }
+    graph = attribution_graph(made.model, made.circuit, made.task, view=view)
+    plain = attribution_graph(made.model, made.circuit, made.task)
+    places = {
+        part: [node["node_id"] for node in plain["nodes"] if node["clerp"] == str(part)]
+        for part in (carried, written)
+    }
+    assert graph["qParams"]["pinnedIds"] == places[carried]
+    assert len(places[carried]) > 1
+    assert graph["qParams"]["supernodes"] == [["copies", *places[carried], *places[written]]]
+    assert [node["node_id"] for node in graph["nodes"] if node["clerp"] == "which quote"] == places[written]
+    back = graph_view(json.loads(json.dumps(graph)))
+    assert back["state"] == {
+        "pins": places[carried],
+        "groups": [{"name": "copies", "ids": [*places[carried], *places[written]]}],
+    }
+    with pytest.raises(ValueError, match="view: it names '9.mlp_in.1', which is no node of the circuit"):
+        attribution_graph(made.model, made.circuit, made.task, view={"pins": ["9.mlp_in.1"]})
+
+
 def theirs() -> dict[str, Any]:
     """A small graph by the schema: two tokens, two features, one logit, a pin and a group."""
     common = {
