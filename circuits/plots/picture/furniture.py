@@ -117,11 +117,8 @@ def _column_heads(layout: Layout, frame: Frame) -> list[dict[str, Any]]:
         return []
     heads = []
     for column in layout.columns:
-        gloss = (
-            ""
-            if frame.is_tight
-            else f"<br><span style='color:{FAINT};font-size:10px'><i>{GLOSS[column.name]}</i></span>"
-        )
+        small = f"<span style='color:{FAINT};font-size:10px'><i>{GLOSS[column.name]}</i></span>"
+        gloss = "" if frame.is_tight else f"<br>{small}"
         text = {"text": column.name + gloss, "font": {"size": 11, "color": INK}}
         if frame.is_horizontal:
             turn = {"textangle": -90, "font": {"size": 10, "color": INK}} if frame.is_tight else {}
