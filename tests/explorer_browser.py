@@ -13,8 +13,10 @@ MARKS = [
     pytest.mark.skipif(find_browser() is None, reason="neither chromium nor chrome is installed"),
 ]
 PICK = "E = () => document.getElementById('explorer').explorer"
-READY = "() => !E().program || E().pairs"
+READY = "() => E().isFitted && (!E().program || E().pairs)"
 """Whether all that the page computes after a change is there."""
+PATIENCE = 120_000
+"""Milliseconds until a state that does not come fails a test: a machine may be busy."""
 
 
 def chromium() -> Iterator[Any]:
@@ -31,6 +33,7 @@ def opened(
 ) -> Any:
     """The page from disk with the network off; whatever goes wrong in it is appended to `errors`."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, offline=True)
+    context.set_default_timeout(PATIENCE)
     page = context.new_page()
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -34,7 +34,10 @@ class Explorer extends Session {
     listen(this);
     this.compute();
     this.render();
-    requestAnimationFrame(() => this.svg.fit()); // in a notebook the element is put into the page only afterwards
+    requestAnimationFrame(() => { // in a notebook the element is put into the page only afterwards
+      this.svg.fit();
+      this.isFitted = true;
+    });
   }
 
   bar(size) {
