@@ -44,7 +44,10 @@ export function listenToDrawing(explorer, svg) {
 /** Dragging a mark up or down changes its value at every token. */
 function drag(explorer, id, from) {
   const start = explorer.valueOf(id), scale = explorer.spread(id) / SPREAD;
-  const move = (event) => { if (Math.abs(event.clientY - from) > CLICK) explorer.setValue(id, start - (event.clientY - from) * scale); };
+  const move = (event) => {
+    const down = event.clientY - from;
+    if (Math.abs(down) > CLICK) explorer.setValue(id, start - down * scale);
+  };
   const up = () => { window.removeEventListener("pointermove", move); window.removeEventListener("pointerup", up); };
   window.addEventListener("pointermove", move);
   window.addEventListener("pointerup", up);

@@ -2,7 +2,9 @@
 
 import { SVG, make } from "./dom.js";
 
-const LOOKS = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font", "text-anchor", "paint-order"];
+const LOOKS = [
+  "fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font", "text-anchor", "paint-order",
+];
 const SHARP = 2; // pixels of a PNG for one of the picture
 
 /** Hand a file to the reader. */
@@ -43,7 +45,8 @@ export function png(svg, paper, done) {
 export function fileTools(explorer) {
   const button = (text, title, does) => make("button", { title, onclick: does }, text);
   const paper = () => getComputedStyle(explorer.root).backgroundColor;
-  const file = make("input", { type: "file", accept: ".json", hidden: true, onchange: () => { opened(explorer, file.files[0]); file.value = ""; } });
+  const picked = () => { opened(explorer, file.files[0]); file.value = ""; };
+  const file = make("input", { type: "file", accept: ".json", hidden: true, onchange: picked });
   return [
     button("save", "save this view as JSON", () => download("view.json", JSON.stringify(explorer.state), "application/json")),
     button("load", "load a saved view", () => file.click()), file,

@@ -7,7 +7,11 @@ export const FEW = 40; // nodes found by a search whose layers are opened at onc
 export function foldsOf(picture, open) {
   const folds = new Map();
   if (picture.nodes.length <= FOLD_ABOVE) return folds;
-  for (const node of picture.nodes) if (!open.includes(node.layer)) folds.set(node.layer, [...(folds.get(node.layer) || []), node]);
+  for (const node of picture.nodes) {
+    if (open.includes(node.layer)) continue;
+    if (!folds.has(node.layer)) folds.set(node.layer, []);
+    folds.get(node.layer).push(node);
+  }
   return folds;
 }
 
@@ -34,8 +38,10 @@ export function foldMarks(picture, folds, s) {
   const place = (layer, at, side) => (layer === undefined ? [s.x(at[0]), s.y(at[1])] : [sides.get(layer)[side], middle]);
   const lines = picture.gathered.map(({ from, to, line, n }) => {
     const [x0, y0] = place(from, line.points[0], 1), [x1, y1] = place(to, line.points.at(-1), 0), turn = (x0 + x1) / 2;
-    const path = make("path", { d: `M${x0},${y0}C${turn},${y0} ${turn},${y1} ${x1},${y1}`, class: "line residual", "stroke-width": 1 + Math.log10(n) });
-    path.append(make("title", {}, `${n} line${n === 1 ? "" : "s"}, inside ${[from, to].filter((layer) => layer !== undefined).join(" and ")}`));
+    const d = `M${x0},${y0}C${turn},${y0} ${turn},${y1} ${x1},${y1}`, width = 1 + Math.log10(n);
+    const path = make("path", { d, class: "line residual", "stroke-width": width });
+    const inside = [from, to].filter((layer) => layer !== undefined).join(" and ");
+    path.append(make("title", {}, `${n} line${n === 1 ? "" : "s"}, inside ${inside}`));
     return path;
   });
   const marks = [...folds].map(([layer, nodes]) => {
@@ -60,7 +66,8 @@ export function handles(picture, s) {
   for (const node of picture.nodes) open.set(node.layer, [...(open.get(node.layer) || []), node]);
   return [...open].map(([layer, nodes]) => {
     const [x0, x1] = span(nodes).map(s.x);
-    const mark = foldButton(layer, `${layer} is open. Enter folds it.`, make("rect", { x: -60, y: 54, width: 120, height: 20, rx: 5, class: "box" }), make("text", { y: 68 }, `fold ${layer}`));
+    const box = make("rect", { x: -60, y: 54, width: 120, height: 20, rx: 5, class: "box" });
+    const mark = foldButton(layer, `${layer} is open. Enter folds it.`, box, make("text", { y: 68 }, `fold ${layer}`));
     mark.dataset.x = (x0 + x1) / 2;
     return mark;
   });

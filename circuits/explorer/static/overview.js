@@ -20,10 +20,12 @@ function comes(explorer) {
   if (!told || !told.steps.length) return [];
   const text = (token) => quoted(explorer.view.tokens.shown[token]), whole = told.here - told.there;
   const steps = told.steps.map((step, i) => make("li", {}, ...stepWords(explorer, step, told.steps[i + 1])));
-  const lead = ["so ", text(told.right), " leads ", text(told.wrong), ` by ${signed(told.here)} (${signed(told.there)}); this last node makes ${signed(told.share)} of the difference of ${signed(whole)}`];
+  const leads = ` by ${signed(told.here)} (${signed(told.there)}); `;
+  const share = `this last node makes ${signed(told.share)} of the difference of ${signed(whole)}`;
+  const lead = ["so ", text(told.right), " leads ", text(told.wrong), leads, share];
   return [
     make("h2", {}, "How this answer comes about"),
-    make("p", { class: "faint" }, "The strongest way along which this prompt and the other of its pair part. In brackets: values on the other prompt."),
+    make("p", { class: "faint" }, PART),
     make("ol", { class: "story" }, steps, make("li", {}, ...lead)),
   ];
 }
@@ -48,8 +50,10 @@ function stepWords(explorer, step, next) {
 
 /** Where each head looks from the underlined token, and which channel draws it there. */
 function looks(explorer) {
-  const lines = explorer.heads().slice(0, MOST).map(([layer, head]) => make("li", {}, `head ${layer}.${head} looks `, ...lookWords(explorer, layer, head)));
-  return lines.length ? [make("h2", {}, "Where heads look from the underlined token"), make("ul", { class: "looks" }, lines)] : [];
+  const lines = explorer.heads().slice(0, MOST).map(([layer, head]) =>
+    make("li", {}, `head ${layer}.${head} looks `, ...lookWords(explorer, layer, head)));
+  if (!lines.length) return [];
+  return [make("h2", {}, "Where heads look from the underlined token"), make("ul", { class: "looks" }, lines)];
 }
 
 function lookWords(explorer, layer, head) {
@@ -78,11 +82,11 @@ function breaks(explorer) {
 function trust(view) {
   if (!view.model) return []; // a graph that others made has no model here
   const title = make("h2", {}, "Trust");
-  if (!view.trust) {
-    const asks = "\u201ccircuits trust CIRCUIT.json\u201d asks, and \u201ccircuits show CIRCUIT.json\u201d then puts its verdicts here (in Python: to_html(..., trust=circuits.trust_report(...))).";
-    return [title, make("p", { class: "trust faint" }, `Not asked yet: is the circuit what the model really uses? ${asks}`)];
-  }
-  const line = (e) => make("li", { class: `verdict ${e.verdict.replace(" ", "-")}`, title: e.meaning }, make("b", {}, e.verdict), ` ${e.name}: ${e.shown[0]} against ${e.shown[1]} ${e.unit}`);
+  if (!view.trust) return [title, make("p", { class: "trust faint" }, UNASKED)];
+  const line = (e) => {
+    const says = ` ${e.name}: ${e.shown[0]} against ${e.shown[1]} ${e.unit}`, look = e.verdict.replace(" ", "-");
+    return make("li", { class: `verdict ${look}`, title: e.meaning }, make("b", {}, e.verdict), says);
+  };
   return [title, make("p", {}, view.trust.verdict), make("ul", { class: "trust" }, view.trust.entries.map(line))];
 }
 
@@ -90,21 +94,41 @@ function trust(view) {
 function reading(explorer) {
   const { picture } = explorer.view, kinds = new Set(picture.lines.map((l) => l.kind));
   const carries = [...explorer.nodes.keys()].some((id) => id.includes("attn_v."));
-  const said = [kinds.has("effect") ? MEASURED : WEIGHTS];
-  if (kinds.has("score")) said.push("A dotted line pairs a query and a key: their product decides where a head looks.");
-  else if (carries) said.push("No query is paired with a key here: its head looks where keys alone, or constants, point.");
-  if (picture.nodes.some((n) => n.core)) said.push("A light centre marks the core: nodes that the whole model cannot do the task without. Of the others it has more than it needs, so another circuit may do without them.");
-  if (picture.nodes.some((n) => n.kind)) said.push("Outlines: thick is kept by every run of pruning, dashed depends on the run, dotted is kept by few.");
-  if (kinds.has("residual")) said.push("A grey line is one residual channel, written by one node and read by a later one.");
-  return [make("h2", {}, "Read it"), ...said.map((text) => make("p", {}, text)), make("h2", {}, "Ask it"), make("ul", { class: "keys" }, KEYS.map((text) => make("li", {}, text)))];
+  const said = [
+    kinds.has("effect") ? READ.measured : READ.weights,
+    kinds.has("score") ? READ.score : carries && READ.noScore,
+    picture.nodes.some((n) => n.core) && READ.core,
+    picture.nodes.some((n) => n.kind) && READ.kinds,
+    kinds.has("residual") && READ.residual,
+  ].filter(Boolean);
+  return [
+    make("h2", {}, "Read it"), ...said.map((text) => make("p", {}, text)),
+    make("h2", {}, "Ask it"), make("ul", { class: "keys" }, KEYS.map((text) => make("li", {}, text))),
+  ];
 }
 
-const WEIGHTS = "Left to right: tokens write to residual channels, nodes read channels, and the last ones move the logits. Lines are weights: blue passes a value on, orange turns its sign. Marks are nodes: blue where their value is above zero, orange below, fuller the further from it.";
-const MEASURED = "Left to right. The model is dense, and no single weight leads from node to node: a broken line is the measured effect of one direct path on the answer's lead, in logits. Blue speaks for the answer, orange against it. A head's value is the length of what it carries.";
+const PART = "The strongest way along which this prompt and the other of its pair part. In brackets: values on the other prompt.";
+const UNASKED = "Not asked yet: is the circuit what the model really uses? \u201ccircuits trust CIRCUIT.json\u201d asks, and "
+  + "\u201ccircuits show CIRCUIT.json\u201d then puts its verdicts here (in Python: to_html(..., "
+  + "trust=circuits.trust_report(...))).";
+const READ = {
+  weights: "Left to right: tokens write to residual channels, nodes read channels, and the last ones move the logits. "
+    + "Lines are weights: blue passes a value on, orange turns its sign. Marks are nodes: blue where their value is above "
+    + "zero, orange below, fuller the further from it.",
+  measured: "Left to right. The model is dense, and no single weight leads from node to node: a broken line is the "
+    + "measured effect of one direct path on the answer's lead, in logits. Blue speaks for the answer, orange against "
+    + "it. A head's value is the length of what it carries.",
+  score: "A dotted line pairs a query and a key: their product decides where a head looks.",
+  noScore: "No query is paired with a key here: its head looks where keys alone, or constants, point.",
+  core: "A light centre marks the core: nodes that the whole model cannot do the task without. Of the others it has "
+    + "more than it needs, so another circuit may do without them.",
+  kinds: "Outlines: thick is kept by every run of pruning, dashed depends on the run, dotted is kept by few.",
+  residual: "A grey line is one residual channel, written by one node and read by a later one.",
+};
 const KEYS = [
   "Click a mark to ask about it (\u2190 \u2192 choose the next, Esc none).",
   "Ctrl-click or p pins it, g groups what is pinned, double click or r renames.",
-  "Drag it up or down to change its value; x takes the value of the other prompt.",
+  "Drag it up or down to change its value; x takes the value of the other prompt, o turns to that prompt.",
   "Alt-click a line to cut it.",
   "/ searches; wheel or + and \u2212 zoom, 0 shows all, dragging the ground moves it.",
 ];

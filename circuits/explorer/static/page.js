@@ -46,9 +46,10 @@ class Explorer extends Session {
       type: "search", placeholder: "search nodes (/)", "aria-label": "search", oninput: () => this.find(),
       onkeydown: (event) => { if (event.key === "Enter") this.chooseFound(); },
     });
-    const loss = view.loss === null ? "" : ` \u00b7 ${view.calibrated ? "calibrated " : ""}task loss ${view.loss.toFixed(3)} nats`;
-    const about = `${this.nodes.size} nodes \u00b7 ${view.n_edges} edges${loss} \u00b7 ${view.subtitle || `everything else ${view.ablation}-ablated`}`;
-    return make("header", {}, make("h1", {}, view.task), make("p", { class: "faint" }, about),
+    const about = [`${this.nodes.size} nodes`, `${view.n_edges} edges`];
+    if (view.loss !== null) about.push(`${view.calibrated ? "calibrated " : ""}task loss ${view.loss.toFixed(3)} nats`);
+    about.push(view.subtitle || `everything else ${view.ablation}-ablated`);
+    return make("header", {}, make("h1", {}, view.task), make("p", { class: "faint" }, about.join(" \u00b7 ")),
       make("div", { class: "tools" }, this.search, size, ...fileTools(this)));
   }
 
@@ -117,7 +118,8 @@ class Explorer extends Session {
     for (const at of this.root.querySelectorAll(".hover")) at.classList.remove("hover");
     if (!ids.length) return;
     for (const at of this.root.querySelectorAll("[data-id]")) at.classList.toggle("hover", ids.includes(at.dataset.id));
-    const touches = ({ source, target }) => (ids.length > 1 ? ids[0] === source && ids[1] === target : [source, target].includes(ids[0]));
+    const [first, second] = ids; // a line has two
+    const touches = ({ source, target }) => (second ? first === source && second === target : [source, target].includes(first));
     for (const line of this.lines) line.classList.toggle("hover", touches(line.dataset));
   }
 
@@ -142,7 +144,10 @@ class Explorer extends Session {
 
   pin(id) { this.set({ pins: toggled(this.state.pins, id) }); }
   cut(edge) { if (this.program && this.hasEdge(edge)) this.set({ cut: toggled(this.state.cut, edge) }); }
-  setValue(id, value) { if (this.program && Number.isFinite(value)) this.set({ chosen: id, values: { ...this.state.values, [id]: value } }); }
+
+  setValue(id, value) {
+    if (this.program && Number.isFinite(value)) this.set({ chosen: id, values: { ...this.state.values, [id]: value } });
+  }
 
   group() {
     const { pins, groups } = this.state;
@@ -192,8 +197,11 @@ class Explorer extends Session {
   isDark() { return this.state.theme ? this.state.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches; }
 }
 
-/** Show a view inside an element; the state of a file lives in the address after "#". */
-export function mount(root, view, onChange = (state) => history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(state)))) {
+/** The state of a file lives in the address after "#". */
+function intoAddress(state) { history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(state))); }
+
+/** Show a view inside an element; onChange is told of each new state. */
+export function mount(root, view, onChange = intoAddress) {
   const explorer = new Explorer(root, view, onChange), hash = location.hash.slice(1);
   if (view.state && !hash) explorer.restore(view.state);
   try { if (hash && root.id === "explorer") explorer.restore(JSON.parse(decodeURIComponent(hash))); } catch { /* an address of something else */ }

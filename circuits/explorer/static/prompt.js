@@ -4,13 +4,15 @@ import { make, percent, signed } from "./dom.js";
 import { encode, written } from "./tokens.js";
 
 const BAR = 22; // pixels of a whole share of attention
-const NOTE = "Type a prompt, or pick one of the task's. Bars under the tokens: where the chosen head looks. Numbers at the marks: their values at the underlined token; click another to read them there.";
+const NOTE = "Type a prompt, or pick one of the task's. Bars under the tokens: where the chosen head looks. "
+  + "Numbers at the marks: their values at the underlined token; click another to read them there.";
+const READ_ONLY = "Read from a file or from Python: values are those of this prompt.";
 
 /** @param {Explorer} explorer */
 export function promptPane(explorer) {
   const typed = typing(explorer), pick = picking(explorer), wrong = make("span", { class: "wrong", role: "alert" });
   const tokens = make("div", { class: "tokens" }), answer = make("div", { class: "answer", role: "status" });
-  const note = make("p", { class: "faint" }, explorer.program ? NOTE : "Read from a file or from Python: values are those of this prompt.");
+  const note = make("p", { class: "faint" }, explorer.program ? NOTE : READ_ONLY);
   const element = make("section", { class: "asking" }, make("div", { class: "row" }, typed, pick, wrong), tokens, answer, note);
   const show = () => {
     if (document.activeElement !== typed) typed.value = written(explorer.view.tokens, explorer.state.tokens);
@@ -35,9 +37,11 @@ function typing(explorer) {
 function picking(explorer) {
   const option = (i, side) => make("option", { value: `${i} ${side}` }, `${side === "clean" ? "clean" : "corrupted"} ${i + 1}`);
   const own = explorer.view.prompts.flatMap((_, i) => ["clean", "corrupt"].map((side) => option(i, side)));
-  const pick = make("select", { "aria-label": "prompts of the task", onchange: () => pick.value && explorer.choosePrompt(...pick.value.split(" ")) },
-    make("option", { value: "" }, "typed"), own);
-  const other = make("button", { title: "the other prompt of the pair (o)", class: "other", onclick: () => explorer.turn() }, "\u21c4");
+  const picked = () => { if (pick.value) explorer.choosePrompt(...pick.value.split(" ")); };
+  const typed = make("option", { value: "" }, "typed");
+  const pick = make("select", { "aria-label": "prompts of the task", onchange: picked }, typed, own);
+  const title = "the other prompt of the pair (o)";
+  const other = make("button", { title, class: "other", onclick: () => explorer.turn() }, "\u21c4");
   const row = make("span", { class: "picking" }, pick, other);
   row.hidden = !own.length;
   Object.defineProperty(row, "value", { set: (value) => { pick.value = value; } });
@@ -56,8 +60,12 @@ function cells(explorer) {
   const tokens = state.tokens.map(cell);
   if (!head) return tokens;
   const sink = 1 - row.reduce((a, b) => a + b, 0);
-  return [...tokens, make("span", { class: "token sink", title: `to the sink, which carries nothing: ${sink.toFixed(2)}` }, "sink", bar(Math.max(0, sink))),
-    make("span", { class: "faint" }, `head ${head[0]}.${head[1]} from the underlined token`)];
+  const title = `to the sink, which carries nothing: ${sink.toFixed(2)}`;
+  return [
+    ...tokens,
+    make("span", { class: "token sink", title }, "sink", bar(Math.max(0, sink))),
+    make("span", { class: "faint" }, `head ${head[0]}.${head[1]} from the underlined token`),
+  ];
 }
 
 /** Head whose pattern is shown: the chosen node's, or the first that is kept. */
@@ -72,16 +80,17 @@ function answers(explorer, element) {
   if (!run) return [title, ...view.answers.slice(0, 4).map(([text, share]) => make("span", {}, `${text} ${percent(share)}`))];
   const ranked = run.logits.map((logit, i) => [logit, explorer.program.answers[i]]).sort((a, b) => b[0] - a[0]);
   const text = (token) => view.tokens.shown[token];
-  const parts = ranked.slice(0, 4).map(([logit, token], i) => make("span", { class: i ? "" : "first" }, `${text(token)} ${signed(logit)}`));
+  const part = ([logit, token], i) => make("span", { class: i ? "" : "first" }, `${text(token)} ${signed(logit)}`);
+  const parts = ranked.slice(0, 4).map(part);
   const margin = ranked.length > 1 ? ` ahead by ${(ranked[0][0] - ranked[1][0]).toFixed(2)}` : "";
   element.dataset.answer = text(ranked[0][1]);
   return [title, ...parts, make("span", { class: "faint" }, margin), ...wanted(explorer, ranked[0][1])];
 }
 
 function wanted(explorer, said) {
-  const pair = explorer.ownPair();
+  const pair = explorer.ownPair(), text = explorer.view.tokens.shown;
   if (!pair) return [];
-  const [right, foil] = explorer.state.side === "clean" ? [pair.answer, pair.foil] : [pair.foil, pair.answer], text = explorer.view.tokens.shown;
-  const isRight = said === right;
-  return [make("span", { class: `wanted ${isRight ? "right" : "not-right"}` }, isRight ? `\u2713 right (foil ${text[foil]})` : `\u2717 the task wants ${text[right]}`)];
+  const [right, foil] = explorer.state.side === "clean" ? [pair.answer, pair.foil] : [pair.foil, pair.answer];
+  if (said === right) return [make("span", { class: "wanted right" }, `\u2713 right (foil ${text[foil]})`)];
+  return [make("span", { class: "wanted not-right" }, `\u2717 the task wants ${text[right]}`)];
 }

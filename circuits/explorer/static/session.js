@@ -149,8 +149,12 @@ export class Session {
   /** A saved view as a state of this circuit; what does not fit is left out. */
   fitting(saved) {
     const base = this.fresh(), known = (ids) => list(ids).filter((id) => this.nodes.has(id));
-    const some = (object, fits) => Object.fromEntries(Object.entries(object || {}).filter(([id, x]) => this.nodes.has(id) && fits(x)));
-    const most = this.program ? this.program.n_ctx : base.tokens.length, layers = new Set([...this.nodes.values()].map((n) => n.layer));
+    const some = (object, fits) => {
+      const good = Object.entries(object || {}).filter(([id, value]) => this.nodes.has(id) && fits(value));
+      return Object.fromEntries(good);
+    };
+    const most = this.program ? this.program.n_ctx : base.tokens.length;
+    const layers = new Set([...this.nodes.values()].map((n) => n.layer));
     const tokens = list(saved.tokens).filter((t) => Number.isInteger(t) && t >= 0 && t < this.view.tokens.texts.length);
     const number = (x) => Number.isFinite(x);
     return {

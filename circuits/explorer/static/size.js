@@ -4,7 +4,8 @@ import { make } from "./dom.js";
 
 const LN_CHANCE = Math.log(2);
 const WIDE = 150, HIGH = 28, EDGE = 4;
-const SAYS = "How small can it get? Right of the bar: what was open while gates closed, as pruning wrote it down. Left of it the circuit itself is ablated, the least needed node first.";
+const SAYS = "How small can it get? Right of the bar: what was open while gates closed, as pruning wrote it down. "
+  + "Left of it the circuit itself is ablated, the least needed node first.";
 
 /**
  * The slider's places: each number of nodes kept of the circuit, then the sizes while gates closed.
@@ -28,7 +29,10 @@ export function sizePane(explorer) {
 
 function words(explorer, points, keep) {
   const size = explorer.nodes.size, open = points.findLast(([n]) => n <= keep);
-  if (keep > size && open) return `${open[0].toLocaleString("en")} nodes open while gates closed: ${explorer.view.gates.loss} ${open[1].toFixed(3)}`;
+  if (keep > size && open) {
+    const [n, loss] = open;
+    return `${n.toLocaleString("en")} nodes open while gates closed: ${explorer.view.gates.loss} ${loss.toFixed(3)}`;
+  }
   const counted = `${Math.min(keep, size)} of ${size}`;
   if (!explorer.program) return counted;
   const loss = explorer.pairs ? `loss ${explorer.loss().toFixed(3)}` : "\u2026";
@@ -37,12 +41,18 @@ function words(explorer, points, keep) {
 
 /** Loss over nodes kept, sizes on a logarithmic scale: further than the circuit, and while gates closed; a dot is here. */
 function curves(further, points, size, keep) {
-  const most = points.length ? points.at(-1)[0] : size, x = (n) => EDGE + ((WIDE - 2 * EDGE) * Math.log1p(n)) / Math.log1p(most);
-  const scale = (some) => { const top = some.reduce((found, [, loss]) => Math.max(found, loss), 1e-3); return (loss) => HIGH - EDGE - ((HIGH - 2 * EDGE) * loss) / top; };
-  const path = (some, look) => make("path", { class: look, d: some.map(([n, loss], i) => `${i ? "L" : "M"}${x(n).toFixed(1)},${scale(some)(loss).toFixed(1)}`).join("") });
-  const own = keep > size ? points : further, at = own.reduce((best, point) => (Math.abs(point[0] - keep) < Math.abs(best[0] - keep) ? point : best));
-  return make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, width: WIDE, height: HIGH, role: "img", "aria-label": "loss against nodes kept" },
+  const most = points.length ? points.at(-1)[0] : size, own = keep > size ? points : further;
+  const x = (n) => EDGE + ((WIDE - 2 * EDGE) * Math.log1p(n)) / Math.log1p(most);
+  const y = (some, loss) => HIGH - EDGE - ((HIGH - 2 * EDGE) * loss) / Math.max(1e-3, ...some.map((point) => point[1]));
+  const path = (some, look) => {
+    const d = some.map(([n, loss], i) => `${i ? "L" : "M"}${x(n).toFixed(1)},${y(some, loss).toFixed(1)}`).join("");
+    return make("path", { class: look, d });
+  };
+  const [, loss] = own.reduce((best, point) => (Math.abs(point[0] - keep) < Math.abs(best[0] - keep) ? point : best));
+  const says = "loss against nodes kept";
+  return make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, width: WIDE, height: HIGH, role: "img", "aria-label": says },
     make("line", { x1: x(size), y1: 0, x2: x(size), y2: HIGH, class: "zero" }),
-    path(further, "curve"), ...(points.length ? [path(points, "curve recorded")] : []),
-    make("circle", { cx: x(keep), cy: scale(own)(at[1]), r: 3.5, class: "pair-dot" }));
+    path(further, "curve"),
+    ...(points.length ? [path(points, "curve recorded")] : []),
+    make("circle", { cx: x(keep), cy: y(own, loss), r: 3.5, class: "pair-dot" }));
 }

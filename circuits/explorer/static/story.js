@@ -20,12 +20,13 @@ export function story(session) {
   if (!p || !pair) return null;
   const { side } = session.state, tokens = pair[otherSide(side)], edits = session.edits();
   const [right, wrong] = side === "clean" ? [pair.answer, pair.foil] : [pair.foil, pair.answer];
-  const both = { p, edits, nodes: session.nodes, tokens: [session.state.tokens, tokens], runs: [session.run, forward(p, tokens, edits)] };
+  const runs = [session.run, forward(p, tokens, edits)];
+  const both = { p, edits, nodes: session.nodes, tokens: [session.state.tokens, tokens], runs };
   const [a, b] = [right, wrong].map((token) => p.answers.indexOf(token)), last = tokens.length - 1;
-  const shares = [...session.nodes.keys()].filter((id) => /(attn|mlp)_out\./.test(id)).map((id) => ({ id, at: last, share: direct(both, id, a, b) }));
-  const end = furthest(shares, (one) => one.share);
-  if (!end || Math.abs(end.share) < LEAST) return null;
-  const [here, there] = both.runs.map((run) => run.logits[a] - run.logits[b]);
+  const writers = [...session.nodes.keys()].filter((id) => /(attn|mlp)_out\./.test(id));
+  const end = strongest(writers.map((id) => ({ id, at: last, share: direct(both, id, a, b) })));
+  if (!end) return null;
+  const [here, there] = runs.map((run) => run.logits[a] - run.logits[b]);
   return { right, wrong, here, there, share: end.share, steps: walked(both, end) };
 }
 
@@ -87,17 +88,19 @@ function carried(both, site, index, at) {
   const best = strongest(found);
   if (!best) return null;
   const [v, u] = runs.map((run) => run.acts[`${layer}.attn_v`][best.j][best.s]), [, p0, p1] = best.looks;
-  if (Math.abs((v - u) * (p0 + p1)) >= Math.abs((v + u) * (p0 - p1))) return { id: `${layer}.attn_v.${best.s}`, at: best.j, looks: best.looks };
+  const carries = Math.abs((v - u) * (p0 + p1)) >= Math.abs((v + u) * (p0 - p1));
+  if (carries) return { id: `${layer}.attn_v.${best.s}`, at: best.j, looks: best.looks };
   const turned = scored(both, layer, best.head, at, best.j);
   return turned && { ...turned, looks: best.looks, turns: true };
 }
 
 /** The query at one token, or the key at another, whose difference changes their product most. */
 function scored({ p, nodes, runs }, layer, head, at, j) {
-  const found = [];
+  const found = [], [queries, keys] = [`${layer}.attn_q`, `${layer}.attn_k`];
   for (let c = head * p.d_head; c < (head + 1) * p.d_head; c++) {
-    const [q, r] = runs.map((run) => run.acts[`${layer}.attn_q`][at][c]), [k, l] = runs.map((run) => run.acts[`${layer}.attn_k`][j][c]);
-    found.push({ id: `${layer}.attn_q.${c}`, at, share: (q - r) * (k + l) }, { id: `${layer}.attn_k.${c}`, at: j, share: (k - l) * (q + r) });
+    const [q, r] = runs.map((run) => run.acts[queries][at][c]), [k, l] = runs.map((run) => run.acts[keys][j][c]);
+    found.push({ id: `${queries}.${c}`, at, share: (q - r) * (k + l) });
+    found.push({ id: `${keys}.${c}`, at: j, share: (k - l) * (q + r) });
   }
   return strongest(found.filter((one) => nodes.has(one.id)));
 }
@@ -106,8 +109,9 @@ function scored({ p, nodes, runs }, layer, head, at, j) {
 export function drawnBy(session, layer, head, at) {
   const { d_head } = session.program, { acts } = session.run, from = session.at(), found = [];
   for (let c = head * d_head; c < (head + 1) * d_head; c++) {
-    const keys = acts[`${layer}.attn_k`].slice(0, from + 1).map((row) => row[c]), mean = keys.reduce((a, b) => a + b, 0) / keys.length;
-    found.push({ share: acts[`${layer}.attn_q`][from][c] * (keys[at] - mean), ids: [`${layer}.attn_k.${c}`, `${layer}.attn_q.${c}`] });
+    const keys = acts[`${layer}.attn_k`].slice(0, from + 1).map((row) => row[c]);
+    const mean = keys.reduce((a, b) => a + b, 0) / keys.length, query = acts[`${layer}.attn_q`][from][c];
+    found.push({ share: query * (keys[at] - mean), ids: [`${layer}.attn_k.${c}`, `${layer}.attn_q.${c}`] });
   }
   const best = found.reduce((a, b) => (b.share > a.share ? b : a));
   return best.share > LEAST ? best.ids.filter((id) => session.nodes.has(id)) : [];
@@ -118,12 +122,9 @@ function differ({ runs }, site, index, at) {
   return here - there;
 }
 
+/** What has the greatest share, of either sign; null where none has one. */
 function strongest(found) {
-  const best = furthest(found, (one) => one.share);
+  const more = (best, one) => (best === null || Math.abs(one.share) > Math.abs(best.share) ? one : best);
+  const best = found.reduce(more, null);
   return best && Math.abs(best.share) > LEAST ? best : null;
-}
-
-/** The item whose size is greatest; undefined of none. */
-function furthest(items, size) {
-  return items.reduce((best, item) => (best === undefined || Math.abs(size(item)) > Math.abs(size(best)) ? item : best), undefined);
 }
