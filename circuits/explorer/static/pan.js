@@ -11,18 +11,19 @@ const NARROW = "(max-width: 900px)"; // as style.css has it: there the page scro
  * @param {SVGElement} svg
  * @param {SVGElement} world what moves
  * @param {SVGElement} heads what moves sideways only
- * @param {{down: number, height: number, width: number, least: number}} box height and width of all that is drawn;
- *   down: how far below the upper edge of the view it begins; least: the scale in pixels that texts can be read at
+ * @param {{down: number, height: number, width: number, legible: number, isRoomy: boolean}} box height and width of all
+ *   that is drawn; down: how far below the upper edge of the view it begins; legible: the scale in pixels that texts can
+ *   be read at; isRoomy: whether there are texts at the marks
  */
 export function pannable(svg, world, heads, box) {
-  let [x, y, scale] = [0, -box.down, 1], from = null, larger = 1;
-  const show = () => {
-    placed(world, heads, x, y, scale, Math.min(scale, larger));
-  };
+  let [x, y, scale] = [0, -box.down, 1], from = null, [base, larger] = [1, 1]; // scale at first, and that of the heads
+  const show = () => placed(world, heads, x, y, scale, larger * Math.min(1, scale / base));
   svg.fit = () => {
     const pixels = svg.getScreenCTM()?.a, shown = svg.getBoundingClientRect().width / pixels;
-    if (!pixels || pixels >= box.least || scale !== 1) return;
-    scale = larger = box.least / pixels;
+    if (!pixels || pixels >= box.legible || scale !== 1) return;
+    larger = box.legible / pixels;
+    if (!box.isRoomy) return show();
+    scale = base = larger;
     const { width, height } = svg.viewBox.baseVal, free = shown - scale * width;
     x = free > 0 ? (width - scale * width) / 2 : (width - shown) / 2;
     y = Math.min(0, height / 2 - scale * (box.height / 2) + 30);
@@ -41,7 +42,7 @@ export function pannable(svg, world, heads, box) {
   show();
   svg.zoom = (factor) => {
     if (factor !== null) return about(middle(), factor);
-    [x, y, scale, larger] = [0, -box.down, 1, 1];
+    [x, y, scale, base, larger] = [0, -box.down, 1, 1, 1];
     show();
     svg.fit();
   };

@@ -28,8 +28,8 @@ export function drawing(view, open = []) {
     heads.append(...handles(picture, s));
   }
   svg.append(world, heads);
-  const least = s.row > ROOM ? LEGIBLE : 0;
-  pannable(svg, world, heads, { down: (s.height - height) / 2, height: s.height, width: s.width, least });
+  const box = { down: (s.height - height) / 2, height: s.height, width: s.width };
+  pannable(svg, world, heads, { ...box, legible: LEGIBLE, isRoomy: s.row > ROOM });
   return svg;
 }
 
