@@ -233,6 +233,40 @@ def test_dragging_a_mark_changes_its_value(page: Any) -> None:
     assert page.evaluate("id => E().valueOf(id)", id) == page.evaluate("id => E().state.values[id]", id)
 
 
+def logits_with(made: Handmade, tokens: list[int], node: Node, value: float) -> torch.Tensor:
+    """The answers' logits while the circuit alone is kept and one node has one value at every token."""
+    masks = {site: mask.to(made.model.W_E) for site, mask in made.circuit.to_mask().items()}
+    edges = {key: mask.to(made.model.W_E) for key, mask in made.circuit.to_edge_mask().items()}
+
+    def put(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        flat = x.flatten(2).clone()
+        flat[..., node.index] = value
+        return flat.view(x.shape)
+
+    with torch.no_grad(), made.model.hooks(fwd_hooks=[(made.model.hook_name(node.at), put)]):
+        logits = run_masked(made.model, torch.tensor([tokens]), masks, made.circuit.values, edges)
+    return logits[0, -1, answers_of(made.task)]
+
+
+def test_a_dragged_value_does_what_it_does_in_python(page: Any) -> None:
+    made, turned = quotes(1), 0
+    tokens, right = page.evaluate("[E().state.tokens, document.querySelector('.answer').dataset.answer]")
+    for node in made.circuit.nodes:
+        for way in (-90, 90):
+            page.evaluate("E().set(E().fresh())")
+            box = page.locator(f'.node[data-id="{node}"] .dot').bounding_box()
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            page.mouse.move(x, y)
+            page.mouse.down()
+            page.mouse.move(x, y + way)
+            page.mouse.up()
+            value = page.evaluate("id => E().state.values[id]", str(node))
+            shown = torch.tensor(page.evaluate("[...E().run.logits]"))
+            torch.testing.assert_close(shown, logits_with(made, tokens, node, value), atol=1e-4, rtol=0)
+            turned += page.evaluate("document.querySelector('.answer').dataset.answer") != right
+    assert 0 < turned < 2 * made.circuit.n_nodes
+
+
 def test_keyboard_search_pin_group_rename_and_slider(page: Any) -> None:
     page.locator("#explorer").focus()
     page.keyboard.press("ArrowRight")
