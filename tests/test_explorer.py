@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from explorer_browser import MARKS, PICK, READY, chromium, opened
 
 from circuits.circuit.ablation import mean_values
 from circuits.circuit.circuit import Circuit
@@ -21,22 +23,16 @@ from circuits.circuit.parts import edges_between
 from circuits.decompile.folded import answers_of
 from circuits.decompile.observe import Observed
 from circuits.explorer import circuit_view, to_html
-from circuits.explorer.page import code, page_html
+from circuits.explorer.page import WIDGET, code, page_html, static
 from circuits.handmade import Handmade, induction, quotes
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.plots.picture.circuit import circuit_picture
-from circuits.plots.snapshot import find_browser
 from circuits.pruning.stability import Kept, Stability
 from circuits.trust.report import Entry, TrustReport
 
-playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser with playwright")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(find_browser() is None, reason="neither chromium nor chrome is installed"),
-]
+pytestmark = MARKS
 LOGITS = "([rows, edits]) => rows.map(row => Array.from(forward(E().program, row, edits).logits))"
-PICK = "E = () => document.getElementById('explorer').explorer"
 
 
 @cache
@@ -89,28 +85,21 @@ MADE = {"quotes": partial(quotes, 1), "induction": partial(induction, 1), "noisy
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        yield running
-        running.close()
+    yield from chromium()
 
 
-def opened(browser: Any, path: Path, errors: list[str], *, hash: str = "") -> Any:
-    """The page from disk with the network off; whatever goes wrong in it is appended to `errors`."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, offline=True)
-    page = context.new_page()
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(path.as_uri() + hash)
-    page.evaluate(PICK)
-    return page
+@pytest.fixture(scope="module")
+def quote_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The explorer of the handmade quote circuit."""
+    made = quotes(1)
+    return to_html(tmp_path_factory.mktemp("page") / "page.html", made.model, made.circuit, made.task)
 
 
 @pytest.fixture
-def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
+def page(browser: Any, quote_page: Path) -> Iterator[Any]:
     """The explorer of the handmade quote circuit; an error on its console fails the test."""
-    made, errors = quotes(1), []
-    shown = opened(browser, to_html(tmp_path / "page.html", made.model, made.circuit, made.task), errors)
+    errors: list[str] = []
+    shown = opened(browser, quote_page, errors)
     yield shown
     shown.context.close()
     assert errors == []
@@ -194,9 +183,9 @@ def test_the_other_prompts_value_turns_the_answer_where_python_says_so(page: Any
     for node in made.circuit.nodes:
         before, after = answer_in_python(made, node, 0)
         page.evaluate("E().set(E().fresh())")
-        assert page.evaluate("E().answer.dataset.answer") == before
+        assert page.evaluate("document.querySelector('.answer').dataset.answer") == before
         page.evaluate("id => { E().set({chosen: id}); E().swap(id); }", str(node))
-        assert page.evaluate("E().answer.dataset.answer") == after, node
+        assert page.evaluate("document.querySelector('.answer').dataset.answer") == after, node
         turned += before != after
     assert 0 < turned < made.circuit.n_nodes
 
@@ -225,7 +214,9 @@ def test_a_typed_prompt_changes_the_answer_and_a_wrong_one_is_named(page: Any) -
         for side, right in ((batch.clean, batch.answer), (batch.corrupt, batch.foil)):
             text = made.task.tokenizer.decode(side[pair, : int(batch.lengths[pair])].tolist())
             page.locator(".typed").fill(text.replace("\n", "\\n"))
-            assert page.evaluate("E().answer.dataset.answer") == made.task.tokenizer.token(int(right[pair]))
+            assert page.evaluate(
+                "document.querySelector('.answer').dataset.answer"
+            ) == made.task.tokenizer.token(int(right[pair]))
     page.locator(".typed").fill("\u20ac")
     assert "\u20ac" in page.locator(".wrong").inner_text()
 
@@ -240,6 +231,40 @@ def test_dragging_a_mark_changes_its_value(page: Any) -> None:
     page.mouse.up()
     assert page.evaluate("id => E().state.values[id]", id) > before
     assert page.evaluate("id => E().valueOf(id)", id) == page.evaluate("id => E().state.values[id]", id)
+
+
+def logits_with(made: Handmade, tokens: list[int], node: Node, value: float) -> torch.Tensor:
+    """The answers' logits while the circuit alone is kept and one node has one value at every token."""
+    masks = {site: mask.to(made.model.W_E) for site, mask in made.circuit.to_mask().items()}
+    edges = {key: mask.to(made.model.W_E) for key, mask in made.circuit.to_edge_mask().items()}
+
+    def put(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        flat = x.flatten(2).clone()
+        flat[..., node.index] = value
+        return flat.view(x.shape)
+
+    with torch.no_grad(), made.model.hooks(fwd_hooks=[(made.model.hook_name(node.at), put)]):
+        logits = run_masked(made.model, torch.tensor([tokens]), masks, made.circuit.values, edges)
+    return logits[0, -1, answers_of(made.task)]
+
+
+def test_a_dragged_value_does_what_it_does_in_python(page: Any) -> None:
+    made, turned = quotes(1), 0
+    tokens, right = page.evaluate("[E().state.tokens, document.querySelector('.answer').dataset.answer]")
+    for node in made.circuit.nodes:
+        for way in (-90, 90):
+            page.evaluate("E().set(E().fresh())")
+            box = page.locator(f'.node[data-id="{node}"] .dot').bounding_box()
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            page.mouse.move(x, y)
+            page.mouse.down()
+            page.mouse.move(x, y + way)
+            page.mouse.up()
+            value = page.evaluate("id => E().state.values[id]", str(node))
+            shown = torch.tensor(page.evaluate("[...E().run.logits]"))
+            torch.testing.assert_close(shown, logits_with(made, tokens, node, value), atol=1e-4, rtol=0)
+            turned += page.evaluate("document.querySelector('.answer').dataset.answer") != right
+    assert 0 < turned < 2 * made.circuit.n_nodes
 
 
 def test_keyboard_search_pin_group_rename_and_slider(page: Any) -> None:
@@ -258,9 +283,11 @@ def test_keyboard_search_pin_group_rename_and_slider(page: Any) -> None:
     page.keyboard.press("/")
     page.keyboard.type("opener")
     assert page.locator(".node.off").count() == quotes(1).circuit.n_nodes - 1
+    page.wait_for_function(READY)
     full = page.locator(".kept").inner_text()
     page.locator("input[type=range]").fill("0")
     assert page.locator(".node.held").count() == quotes(1).circuit.n_nodes
+    page.wait_for_function(READY)
     assert page.locator(".kept").inner_text() != full
     page.locator(f'.node[data-id="{first}"] .dot').click(modifiers=["Control"])
     assert page.evaluate("E().state.pins") == [first]
@@ -300,7 +327,7 @@ def test_what_looks_like_markup_stays_text(browser: Any, tmp_path: Path) -> None
     page.locator(".node .dot").first.dblclick()
     page.keyboard.type(evil)
     page.keyboard.press("Enter")
-    page.evaluate("E().wrong.textContent = 'x'")
+    page.evaluate("E().complain('x')")
     page.locator(".typed").fill(evil)
     assert page.title() == f"The circuit for {evil}"
     assert page.locator("h1").inner_text() == evil
@@ -338,6 +365,48 @@ def test_what_is_outside_must_be_constant() -> None:
             replace(made.circuit, criterion=replace(made.circuit.criterion, ablation="position")),
             made.task,
         )
+
+
+SERVED = "http://explorer.test"
+
+
+def test_the_modules_import_what_they_use(browser: Any) -> None:
+    """The page runs as the ES modules that it is written in, which share no names but those imported."""
+    made, errors = quotes(1), []
+    view = circuit_view(made.model, made.circuit, made.task)
+    start = "import { mount } from './page.js'; window.mount = mount; window.loaded = true;"
+    page = browser.new_context(offline=True).new_page()
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def serve(route: Any) -> None:
+        name = route.request.url.removeprefix(f"{SERVED}/")
+        if name.endswith(".js"):
+            route.fulfill(body=static(name), content_type="text/javascript")
+        else:
+            body = f'<link rel="icon" href="data:,"><div id="explorer"></div><script type="module">{start}</script>'
+            route.fulfill(body=body, content_type="text/html")
+
+    page.route(f"{SERVED}/**", serve)
+    page.goto(f"{SERVED}/")
+    page.wait_for_function("() => window.loaded")
+    page.evaluate(PICK)
+    page.evaluate("view => { mount(document.getElementById('explorer'), view); }", view)
+    for key in ("ArrowRight", "p", "g", "x", "o", "+", "0", "Escape"):
+        page.locator("#explorer").press(key)
+    page.wait_for_function(READY)
+    assert page.locator(".node").count() == made.circuit.n_nodes
+    page.context.close()
+    assert errors == []
+
+
+def test_no_name_is_given_twice_at_the_top_of_the_modules() -> None:
+    top = code(WIDGET)
+    first = re.findall(r"^(?:const|let|function|class) (\[[^\]]*\]|\w+)", top, re.M)
+    single = [name for found in first for name in re.findall(r"\w+", found)]
+    also = [name for line in re.findall(r"^const .*;", top, re.M) for name in re.findall(r", (\w+) = ", line)]
+    assert len(single) > 50
+    assert sorted(single + also) == sorted({*single, *also})
 
 
 FAKE = """([code, view, state]) => new Promise((done, failed) => {
@@ -380,12 +449,13 @@ def test_svg_and_png_hold_the_picture(page: Any, tmp_path: Path) -> None:
             page.get_by_role("button", name=name, exact=True).click()
         saved.value.save_as(tmp_path / name)
     root = ElementTree.parse(tmp_path / "SVG").getroot()
-    ids = {at.get("data-id") for at in root.iter() if at.get("data-id")}
+    marks = [at for at in root.iter() if "node" in (at.get("class") or "").split()]
+    ids = {at.get("data-id") for at in marks}
     assert ids == {str(node) for node in quotes(1).circuit.nodes}
     data = (tmp_path / "PNG").read_bytes()
-    box = page.evaluate("[E().svg.viewBox.baseVal.width, E().svg.viewBox.baseVal.height]")
+    box = page.evaluate("[E().svg.viewBox.baseVal.width, E().svg.viewBox.baseVal.height].map(Math.ceil)")
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    assert [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)] == [int(2 * side) for side in box]
+    assert [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)] == [2 * side for side in box]
 
 
 def test_light_and_dark(page: Any) -> None:

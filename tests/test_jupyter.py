@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -67,8 +67,11 @@ def lab(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         yield address, tmp_path / "page.ipynb"
     finally:
         server.terminate()
-        server.wait(30)
-        log.close()
+        try:
+            server.wait(SECONDS)
+        finally:
+            server.kill()
+            log.close()
 
 
 def answering(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -92,8 +95,7 @@ def test_the_widget_works_in_jupyterlab_and_stands_in_an_exported_notebook(lab: 
         node, value = played(page, f"{address}/lab/tree/page.ipynb?reset", notebook)
         page.close()
         browser.close()
-    states = widget_states(nbformat.read(notebook, as_version=4))
-    assert next(state["state"] for state in states if "view" in state)["chosen"] == node
+    assert chosen_in(notebook) == [node]
     assert value == node
     kept = re.search(
         r'<script type="application/vnd.jupyter.widget-state\+json">\s*(.*?)</script>',
@@ -117,22 +119,44 @@ def played(page: Any, url: str, notebook: Path) -> tuple[str, str]:
     mark.locator(".dot").click()
     said = page.locator(".explorer .panel p.faint").first.inner_text()
     page.evaluate("() => document.activeElement.blur()")
-    page.locator(".jp-Notebook").first.focus()
-    page.keyboard.press("Control+s")
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until and not widget_states(nbformat.read(notebook, as_version=4)):
-        page.wait_for_timeout(500)
+
+    def save() -> None:
+        page.locator(".jp-Notebook").first.focus()
+        page.keyboard.press("Control+s")
+
+    until_it_is_so(page, save, lambda: node in json.dumps(chosen_in(notebook)))
     return node, said
 
 
 def run_first_cell(page: Any) -> None:
-    """Press Shift+Enter until the cell has a prompt: JupyterLab drops a run that comes before its session is up."""
+    """Run the cell until it has a number or a star: JupyterLab drops a run that comes before its session is up."""
     prompt = page.locator(".jp-CodeCell .jp-InputPrompt").first
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until and prompt.inner_text().strip() in ("[ ]:", ""):
+
+    def run() -> None:
         page.locator(".jp-CodeCell").first.click()
         page.keyboard.press("Shift+Enter")
-        page.wait_for_timeout(1500)
+
+    until_it_is_so(page, run, lambda: prompt.inner_text().strip() not in ("[ ]:", ""))
+
+
+def until_it_is_so(page: Any, does: Callable[[], None], is_so: Callable[[], bool]) -> None:
+    """Do something, and again where it was not heeded after a while, until a state is reached."""
+    until = time.monotonic() + 2 * SECONDS
+    while time.monotonic() < until:
+        does()
+        for _ in range(20):
+            if is_so():
+                return
+            page.wait_for_timeout(250)
+    pytest.fail(f"{does.__name__} was not heeded within {2 * SECONDS} seconds")
+
+
+def chosen_in(notebook: Path) -> list[Any]:
+    """What the explorers that a notebook was saved with had chosen."""
+    states = [
+        state["state"] for state in widget_states(nbformat.read(notebook, as_version=4)) if "view" in state
+    ]
+    return [state.get("chosen") for state in states]
 
 
 def widget_states(notebook: Any) -> list[dict[str, Any]]:

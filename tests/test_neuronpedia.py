@@ -2,16 +2,17 @@
 
 import json
 from collections import defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from explorer_browser import MARKS, chromium, opened
 
 from circuits.circuit.nodes import Node
 from circuits.decompile.folded import rest_of
 from circuits.handmade import induction, quotes
 from circuits.interop.neuronpedia import attribution_graph, graph_to_html, graph_view
-from circuits.plots.snapshot import find_browser
 
 TEXT, NUMBER, WHOLE = {"type": "string"}, {"type": ["number", "null"]}, {"type": "integer"}
 TEXTS = {"type": "array", "items": TEXT}
@@ -69,6 +70,35 @@ def test_no_such_pair() -> None:
         attribution_graph(made.model, made.circuit, made.task, pair=50)
 
 
+def test_pins_groups_and_names_of_a_view_go_along_and_come_back() -> None:
+    made = quotes(1)
+    carried, written = (
+        next(node for node in made.circuit.nodes if node.site == site) for site in ("attn_v", "attn_out")
+    )
+    view = {
+        "pins": [str(carried)],
+        "groups": [{"name": "copies", "ids": [str(carried), str(written)]}],
+        "names": {str(written): "which quote"},
+    }
+    graph = attribution_graph(made.model, made.circuit, made.task, view=view)
+    plain = attribution_graph(made.model, made.circuit, made.task)
+    places = {
+        part: [node["node_id"] for node in plain["nodes"] if node["clerp"] == str(part)]
+        for part in (carried, written)
+    }
+    assert graph["qParams"]["pinnedIds"] == places[carried]
+    assert len(places[carried]) > 1
+    assert graph["qParams"]["supernodes"] == [["copies", *places[carried], *places[written]]]
+    assert [node["node_id"] for node in graph["nodes"] if node["clerp"] == "which quote"] == places[written]
+    back = graph_view(json.loads(json.dumps(graph)))
+    assert back["state"] == {
+        "pins": places[carried],
+        "groups": [{"name": "copies", "ids": [*places[carried], *places[written]]}],
+    }
+    with pytest.raises(ValueError, match="view: it names '9.mlp_in.1', which is no node of the circuit"):
+        attribution_graph(made.model, made.circuit, made.task, view={"pins": ["9.mlp_in.1"]})
+
+
 def theirs() -> dict[str, Any]:
     """A small graph by the schema: two tokens, two features, one logit, a pin and a group."""
     common = {
@@ -114,22 +144,17 @@ def test_what_is_wrong_with_a_graph_is_named() -> None:
         graph_view(loose)
 
 
-@pytest.mark.browser
-@pytest.mark.skipif(find_browser() is None, reason="neither chromium nor chrome is installed")
+@MARKS[0]
+@MARKS[1]
 @pytest.mark.parametrize("whose", ["theirs", "ours"])
 def test_a_graph_opens_in_the_page(whose: str, tmp_path: Path) -> None:
-    playwright = pytest.importorskip("playwright.sync_api", reason="drives a browser with playwright")
     made = quotes(1)
     graph = theirs() if whose == "theirs" else attribution_graph(made.model, made.circuit, made.task)
     (tmp_path / "graph.json").write_text(json.dumps(graph))
     path = graph_to_html(tmp_path / "graph.json", tmp_path / "graph.html")
     errors: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
-        page = browser.new_context(offline=True).new_page()
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(path.as_uri())
+    with contextmanager(chromium)() as browser:
+        page = opened(browser, path, errors)
         state = "document.getElementById('explorer').explorer.state"
         assert page.locator(".node").count() == len(graph["nodes"])
         assert page.locator(".line").count() == len(graph["links"])
@@ -142,5 +167,6 @@ def test_a_graph_opens_in_the_page(whose: str, tmp_path: Path) -> None:
             assert "Emb: cat (+1.25)" in said
             assert "Output meow 75 %" in page.locator(".answer").inner_text()
             assert page.locator("#explorer script").count() == 0
-        browser.close()
+            page.locator('.panel .reads .chip[data-id="E_5_0"]').hover()
+            assert page.locator('.node.hover[data-id="E_5_0"]').count() == 1
     assert errors == []

@@ -1,6 +1,7 @@
 """A model of Hugging Face, trained here on a small task: its circuit of heads and neurons is found and judged."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from explorer_browser import MARKS, chromium, opened
 from induction_model import bridge
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional as F
@@ -23,6 +25,7 @@ from circuits.plots import plot
 from circuits.pruning import PruneConfig, prune
 from circuits.ranking import RankConfig, curves, rank
 from circuits.trust import TrustConfig, trust_report
+from circuits.trust.report import Entry, TrustReport
 from tasks import Batch, HFTokenizer, from_pairs
 from tasks.tokenizer import WordTokenizer
 
@@ -205,6 +208,29 @@ def test_a_circuit_is_drawn_and_opened(kind, tmp_path):
     assert all(
         "measured" in text or "no effect" in text for note in view["notes"].values() for text in note["reads"]
     )
+
+
+@pytest.mark.slow
+@MARKS[0]
+@MARKS[1]
+def test_the_page_of_a_wrapped_model_is_read_in_a_browser(tmp_path):
+    circuit, errors = found("gpt2"), []
+    node = str(circuit.nodes[0])
+    report = TrustReport(
+        task=circuit.task, model_hash=circuit.model_hash, n_nodes=circuit.n_nodes, n_edges=0, seconds=0.0,
+        entries=(Entry(name="sufficiency", meaning="loss", value=0.1, baseline=0.15, verdict="fail", unit="nats"),),
+    )  # fmt: skip
+    path = circuit.to_html(tmp_path / "c.html", subject("gpt2"), Lookup(), trust=report)
+    with contextmanager(chromium)() as browser:
+        page = opened(browser, path, errors)
+        assert "1 of 1 checks failed" in page.locator(".panel").inner_text()
+        page.evaluate("id => E().set({chosen: id})", node)
+        assert page.locator(".sides .pair-dot").count() == 12
+        assert page.locator(".swap").count() == 0
+        page.locator("#explorer").press("x")
+        assert page.evaluate("E().state.values") == {}
+        page.context.close()
+    assert errors == []
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from circuits.plots import (
     table,
     write_page,
 )
-from circuits.plots.snapshot import BROWSER_OPTIONS, find_browser
+from circuits.plots.snapshot import BROWSER_OPTIONS, PATIENCE, find_browser
 
 FETCHES = re.compile(
     r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)\s*=|@import|url\(\s*['\"]?https?:", re.I
@@ -150,7 +150,7 @@ def test_a_page_opens_in_a_browser_without_errors(tmp_path):
         "--enable-logging=stderr",
     ]
     done = subprocess.run(
-        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=PATIENCE
     )
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     drawn = own_markup(done.stdout)

@@ -23,6 +23,7 @@ from circuits.plots.picture.labels import short_label
 from circuits.plots.picture.layout import circuit_layout, residual_wires
 from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
 from circuits.plots.picture.order import n_crossings, order, straighten
+from circuits.plots.picture.weights import short_weight
 from tasks.tokenizer import printable
 
 WIDTHS = {site: 512 if site.name == "mlp_neuron" else 128 for site in all_sites(2)}
@@ -496,11 +497,16 @@ def test_positions_and_tokens_of_both_prompts_are_drawn_and_what_nothing_reaches
     assert {"position 3", "40 other tokens", "·", "'"} <= set(shown)
     fed = {node: short_label(node) in shown for node in (SEEN, WHICH)}
     assert fed == {SEEN: True, WHICH: True}
-    assert {f"{short_label(node)} = constant" for node in (QUERY, KEY, VALUE, QUOTE)} <= set(shown)
+    assert {f"{short_label(node)}<br><i>constant</i>" for node in (QUERY, KEY, VALUE, QUOTE)} <= set(shown)
     silent = texts(circuit_figure(make_circuit(edges=[Edge(KEY, QUERY, 0.25)], io_edges=())))
-    assert f"{short_label(OPEN)} = constant" not in silent, (
+    assert f"{short_label(OPEN)}<br><i>constant</i>" not in silent, (
         "an older circuit does not tell what its channels get"
     )
+
+
+def test_weights_are_written_short_and_never_as_a_zero_that_they_are_not():
+    written = {0.5: "+0.50", -1.254: "\u22121.25", 180.0: "+180", 0.0031: "+0.003", 2e-5: "+2e-05"}
+    assert {weight: short_weight(weight).replace("e\u2212", "e-") for weight in written} == written
 
 
 def test_the_guide_speaks_of_what_is_drawn():

@@ -1,6 +1,7 @@
 """The page as one file: data, scripts and style, with nothing to fetch."""
 
 import html
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,8 +16,9 @@ from tasks import Task
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 """What the page may do: run its own scripts, and reach nothing."""
-SCRIPTS = ("forward.js", "folds.js", "picture.js", "page.js")
-"""In the order in which they need one another."""
+PAGE, WIDGET = "page.js", "widget.js"
+"""The modules that the file and the notebook start from; what these import follows from them."""
+IMPORT = re.compile(r'^import [^;]*? from "\./([^"]+)";\n', re.MULTILINE)
 
 
 @of_subjects
@@ -46,9 +48,18 @@ def page_html(view: dict[str, Any]) -> str:
     )
 
 
-def code() -> str:
-    """All scripts, one after the other."""
-    return "\n".join(static(name) for name in SCRIPTS)
+def code(start: str = PAGE) -> str:
+    """A module and all that it imports as one script, each after what it needs; only defaults stay exported."""
+    parts = [IMPORT.sub("", static(name)) for name in modules(start)]
+    return re.sub(r"^export (?!default)", "", "\n".join(parts), flags=re.MULTILINE)
+
+
+def modules(start: str) -> list[str]:
+    """The names of a module and of all that it imports, each after what it needs."""
+    found: dict[str, None] = {}
+    for name in IMPORT.findall(static(start)):
+        found |= dict.fromkeys(modules(name))
+    return [*found, start]
 
 
 @cache

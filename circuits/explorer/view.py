@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import check_belongs
@@ -11,6 +12,7 @@ from circuits.circuit.score import LOSS
 from circuits.decompile.links import Ends, node_ends
 from circuits.decompile.observe import Observed, Place
 from circuits.explorer.program import circuit_program
+from circuits.explorer.way import closed_further, gates_closed
 from circuits.model.kinds import of_subjects
 from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
@@ -26,6 +28,8 @@ SCHEMA = "sparse-circuits/explorer/1"
 """Name and version of the layout of the object."""
 MOST = 12
 """Effects that are listed at a node, each way."""
+PAIRS = 12
+"""Pairs of prompts on which values are set side by side, as in `static/session.js`."""
 
 
 @of_subjects
@@ -54,6 +58,7 @@ def circuit_view(
         check_belongs(model, circuit)
         seen_by = {"trust": None if trust is None else _trust(trust)}
         return _read(model, circuit, task, n_pairs, stability) | seen_by
+    seen = Observed(ours, circuit, task, n_pairs)
     return {
         "schema": SCHEMA,
         "task": circuit.task,
@@ -67,7 +72,9 @@ def circuit_view(
         "program": program,
         "tokens": _tokens(task.tokenizer),
         "prompts": _prompts(task, n_prompts),
-        "notes": _notes(ours, circuit, task, n_pairs),
+        "notes": _notes(ours, seen, circuit, task),
+        "further": closed_further(circuit, seen),
+        "gates": gates_closed(circuit),
         "trust": None if trust is None else _trust(trust),
     }
 
@@ -98,8 +105,24 @@ def _read(
         "given": list(range(len(texts))),
         "answers": _answers(model, seen, task),
         "prompts": [],
-        "notes": {str(node): _note(seen, node, _measured_ends(circuit, node)) for node in circuit.nodes},
+        "notes": {
+            str(node): _note(seen, node, _measured_ends(circuit, node)) | {"sides": _sides(seen, node)}
+            for node in circuit.nodes
+        },
     }
+
+
+def _sides(seen: Observed, node: Node) -> list[list[float]]:
+    """A node's value on both prompts of each pair, [clean, corrupted], at the token where they differ most."""
+    both, ends = seen.column(node), seen.targets.position
+    n = len(both) // 2
+    return [_apart(both[i, : ends[i] + 1], both[n + i, : ends[i] + 1]) for i in range(min(n, PAIRS))]
+
+
+def _apart(clean: Tensor, corrupt: Tensor) -> list[float]:
+    """Both values at the token where they differ most; the last one where they do not."""
+    at = len(clean) - 1 - int((clean - corrupt).abs().flip(0).argmax())
+    return [float(clean[at]), float(corrupt[at])]
 
 
 def _answers(model: Subject, seen: Observed, task: Task) -> list[list[Any]]:
@@ -222,8 +245,9 @@ def _prompts(task: Task, n: int) -> list[dict[str, Any]]:
     ]
 
 
-def _notes(model: SparseTransformer, circuit: Circuit, task: Task, n_pairs: int) -> dict[str, Any]:
-    seen = Observed(model, circuit, task, n_pairs)
+def _notes(
+    model: SparseTransformer, seen: Observed, circuit: Circuit, task: Task
+) -> dict[str, dict[str, Any]]:
     return {str(node): _note(seen, node, ends) for node, ends in node_ends(model, circuit, task).items()}
 
 

@@ -6,7 +6,7 @@ import anywidget
 import traitlets
 
 from circuits.circuit.circuit import Circuit
-from circuits.explorer.page import code, static
+from circuits.explorer.page import WIDGET, code, static
 from circuits.explorer.view import circuit_view
 from circuits.model.kinds import of_subjects
 from circuits.model.subject import Subject
@@ -16,7 +16,7 @@ from tasks import Task
 class ExplorerWidget(anywidget.AnyWidget):
     """The explorer of one circuit. `state` holds what was chosen, pinned, named, cut and set by hand, as JSON."""
 
-    _esm = f"{code()}\n{static('widget.js')}"
+    _esm = code(WIDGET)
     _css = static("style.css")
     view = traitlets.Dict().tag(sync=True)
     state = traitlets.Dict().tag(sync=True)

@@ -6,7 +6,7 @@ such (a link from key to query carries their product), and everything that the p
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,12 +39,19 @@ class Link(NamedTuple):
 
 
 def attribution_graph(
-    model: SparseTransformer, circuit: Circuit, task: Task, *, pair: int = 0
+    model: SparseTransformer,
+    circuit: Circuit,
+    task: Task,
+    *,
+    pair: int = 0,
+    view: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A circuit on the clean prompt of one test pair (0 to 49), as plain JSON in the schema of attribution graphs.
 
     A link is what its source adds to its target, before AbsTopK and activation; nodes that reach no answer are left
-    out. Raises ValueError as `to_python` does, and for another pair.
+    out. view: what the explorer saved (its JSON, or `widget.state`); its pins, groups and names go along, a pinned node
+    as all its places in the graph. Raises ValueError as `to_python` does, for another pair, and for a view of another
+    circuit.
     """
     check_folds(model, circuit, task, "attribution_graph", "Draw it with circuit.plot().")
     if not 0 <= pair < N_PROMPTS:
@@ -55,6 +62,8 @@ def attribution_graph(
     links = list(run.links())
     reached = _reaching(links, run)
     texts = [task.tokenizer.token(token) for token in tokens.tolist()]
+    placed = sorted(reached, key=run.order)
+    asked = _Asked(view or {}, circuit, [(place[0], run.id(place)) for place in placed])
     return {
         "metadata": {
             "slug": f"{circuit.task}-{pair}",
@@ -64,14 +73,51 @@ def attribution_graph(
             "schema_version": 1,
             "info": {"source": "sparse-circuits", "ablation": circuit.ablation},
         },
-        "qParams": {"linkType": "both", "clickedId": "", "pinnedIds": [], "supernodes": [], "sg_pos": ""},
-        "nodes": [run.node(place, task) for place in sorted(reached, key=run.order)],
+        "qParams": {
+            "linkType": "both",
+            "clickedId": "",
+            "pinnedIds": asked.pins,
+            "supernodes": asked.groups,
+            "sg_pos": "",
+        },
+        "nodes": [run.node(place, task) | asked.name(place[0]) for place in placed],
         "links": [
             {"source": run.id(a), "target": run.id(b), "weight": weight}
             for a, b, weight in links
             if b in reached
         ],
     }
+
+
+class _Asked:
+    """Pins, groups and names of a view of the explorer, as the format has them."""
+
+    def __init__(
+        self, view: Mapping[str, Any], circuit: Circuit, placed: list[tuple[Node | str, str]]
+    ) -> None:
+        """placed: each part that the graph has, with the id of its place."""
+        self.names = view.get("names", {})
+        groups = view.get("groups", [])
+        known = {str(node) for node in circuit.nodes}
+        named = [*view.get("pins", []), *self.names, *(id for group in groups for id in group["ids"])]
+        for id in named:
+            if id not in known:
+                raise ValueError(
+                    f"view: it names {id!r}, which is no node of the circuit; expected a view of this circuit. "
+                    "Save it from the page of circuit.to_html(path, model, task)."
+                )
+        places: dict[str, list[str]] = defaultdict(list)
+        for part, id in placed:
+            places[str(part)].append(id)
+        self.pins = [id for node in view.get("pins", []) for id in places[node]]
+        self.groups = [
+            [group["name"], *(id for node in group["ids"] for id in places[node])] for group in groups
+        ]
+
+    def name(self, part: Node | str) -> dict[str, str]:
+        """What a node was renamed to; nothing of others."""
+        given = self.names.get(str(part)) if isinstance(part, Node) else None
+        return {"clerp": given} if given else {}
 
 
 class _Run:

@@ -164,8 +164,7 @@ def _mark(node: Mapping[str, Any], place: Mapping[str, tuple[int, int]]) -> dict
 
 
 def _notes(nodes: list[dict[str, Any]], links: list[dict[str, Any]]) -> dict[str, Any]:
-    """The strongest links of each node each way, named."""
-    names = {str(node["node_id"]): _said(node) for node in nodes}
+    """The strongest links of each node each way; the page says the names of their ends."""
     ends: dict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
     for link in links:
         ends["reads", str(link["target"])].append((float(link["weight"]), str(link["source"])))
@@ -177,13 +176,13 @@ def _notes(nodes: list[dict[str, Any]], links: list[dict[str, Any]]) -> dict[str
             "lowest": [],
             **{
                 way: [
-                    f"{names[end]} ({weight:+.2f})"
+                    f"{end} ({weight:+.2f})"
                     for weight, end in sorted(ends[way, id], key=lambda end: -abs(end[0]))[:12]
                 ]
                 for way in ("reads", "writes")
             },
         }
-        for id in names
+        for id in (str(node["node_id"]) for node in nodes)
     }
 
 

@@ -14,6 +14,8 @@ DIVERGING = [[0.0, NEGATIVE], [0.5, PAPER], [1.0, POSITIVE]]
 SEQUENTIAL = [[0.0, PAPER], [0.5, "#8fb3d9"], [1.0, POSITIVE]]
 MISSING = "#e9ecf0"
 """Behind cells without a value."""
+CHARACTERS = 100
+"""Of labels side by side that fit below a whole figure."""
 TITLE_PX, BOTTOM_PX = 96, 64
 
 Grid = Sequence[Sequence[float | None]] | np.ndarray
@@ -78,7 +80,7 @@ def panels(
         for trace in group:
             figure.add_trace(trace.update(xaxis=f"x{key}", yaxis=f"y{key}"))
         layout[f"xaxis{key}"] = _axis(
-            columns[i], [left, right], f"y{key}", x_title, upright=_are_long(columns[i])
+            columns[i], [left, right], f"y{key}", x_title, upright=_are_long(columns[i], right - left)
         )
         layout[f"yaxis{key}"] = _axis(
             rows[i], [max(0.0, top - tall), top], f"x{key}", y_title if i % per_row == 0 else ""
@@ -123,8 +125,9 @@ def _spans(widths: Sequence[float], gap: float) -> list[tuple[float, float]]:
     return out
 
 
-def _are_long(labels: Sequence[str]) -> bool:
-    return len(labels) * (max(map(len, labels), default=1) + 1) > 46
+def _are_long(labels: Sequence[str], share: float) -> bool:
+    """Whether labels would run into one another on this share of a figure's width."""
+    return len(labels) * (max(map(len, labels), default=1) + 1) > CHARACTERS * share
 
 
 def _axis(

@@ -25,6 +25,8 @@ BROWSER_OPTIONS = (
     "--hide-scrollbars",
     "--virtual-time-budget=5000",
 )
+PATIENCE = 600
+"""Seconds after which a browser is taken to hang; drawing takes a few, on a busy machine more."""
 
 
 def find_browser() -> str | None:
@@ -57,7 +59,7 @@ def figure_to_png(figure: go.Figure, path: str | Path, *, width: int = 1000, sca
             f"--window-size={width},{height}",
         ]
         command += [f"--force-device-scale-factor={scale:g}", f"--screenshot={drawn}", page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
         if not drawn.exists():
             raise RuntimeError(f"figure_to_png: {browser} drew nothing. It said: {done.stderr[-500:]}")
         shutil.copyfile(drawn, path)

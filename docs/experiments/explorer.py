@@ -1,6 +1,7 @@
 """The explorer's weight and speed in a real browser, and how far its logits are from run_circuit's.
 
-    python -m docs.experiments.explorer    -> docs/results/explorer.json, docs/explorer.png
+    python -m docs.experiments.explorer                   -> docs/results/explorer.json, docs/explorer.png
+    python -m docs.experiments.explorer --picture-only    -> docs/explorer.png
 
 Circuits: a handmade one that closes quotes, one of induction (two layers, composed heads), and random
 ones of 300 and of 2,000 nodes with AbsTopK. Times are medians of five fresh pages.
@@ -59,18 +60,21 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 @app.command()
 def main(
     numbers_only: Annotated[bool, typer.Option("--numbers-only", help="Leave the picture as it is.")] = False,
+    picture_only: Annotated[bool, typer.Option("--picture-only", help="Measure nothing.")] = False,
 ) -> None:
     """Measure and write the results, and draw the picture."""
     from playwright.sync_api import sync_playwright
 
     started = time.perf_counter()
-    made = {"quotes": quotes(SEED), "induction": induction(SEED), "300": wide(300), "2000": wide(2000)}
+    made = {} if picture_only else circuits()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
         runs = {name: measured(browser, one, Path(folder) / f"{name}.html") for name, one in made.items()}
         if not numbers_only:
             picture(browser, Path(folder) / "shipped.html")
         browser.close()
+    if picture_only:
+        return
     numbers = {
         "code_bytes": len(code().encode()),
         "data_bytes": runs["quotes"]["page_bytes"] - len(code().encode()),
@@ -85,6 +89,11 @@ def main(
     seconds = time.perf_counter() - started
     command = "python -m docs.experiments.explorer"
     print(write_results(RESULTS, command=command, seeds=[SEED], seconds=seconds, numbers=numbers))
+
+
+def circuits() -> dict[str, Handmade]:
+    """What is measured, by name."""
+    return {"quotes": quotes(SEED), "induction": induction(SEED), "300": wide(300), "2000": wide(2000)}
 
 
 def wide(n_nodes: int) -> Handmade:
@@ -152,7 +161,7 @@ def picture(browser: Any, path: Path) -> None:
     to_html(path, found.model, prune(found.model, task, config, corpus=found.corpus), task)
     page = browser.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)
     page.goto(path.as_uri())
-    page.locator(".node").first.wait_for()
+    page.wait_for_function("() => document.getElementById('explorer').explorer.pairs")
     page.screenshot(path=PICTURE)
     page.close()
 

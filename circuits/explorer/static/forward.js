@@ -11,7 +11,7 @@ function floats(text) {
 }
 
 /** The program as Python packed it, with its tables unpacked. */
-function unpacked(packed) {
+export function unpacked(packed) {
   const p = { ...packed, sites: {} };
   for (const name of ["embed", "place", "unembed", "offset", "bigram"]) p[name] = packed[name] === null ? null : floats(packed[name]);
   for (const [name, site] of Object.entries(packed.sites)) {
@@ -40,11 +40,16 @@ function largest(row, k) {
   return row;
 }
 
-/** A row divided by its root mean square. */
-function normed(row, eps) {
+/** Root mean square of a row. */
+function sizeOf(row, eps) {
   let sum = 0;
   for (const x of row) sum += x * x;
-  const size = Math.sqrt(sum / row.length + eps);
+  return Math.sqrt(sum / row.length + eps);
+}
+
+/** A row divided by its root mean square. */
+function normed(row, eps) {
+  const size = sizeOf(row, eps);
   return row.map((x) => x / size);
 }
 
@@ -106,9 +111,10 @@ function added(x, more) {
 
 /**
  * Run the circuit on token ids. edits: {values: {node: number or one for each position}, cut: Set of "source>target"}.
- * Returns {logits of the answers at the last token, acts by site, patterns by layer and head}.
+ * Returns {logits of the answers at the last token, acts by site, patterns by layer and head, and the size that the last
+ * token's channels are divided by before the logits}.
  */
-function forward(p, tokens, edits = { values: {}, cut: new Set() }) {
+export function forward(p, tokens, edits = { values: {}, cut: new Set() }) {
   const acts = {}, patterns = [], d = p.d_model;
   let x = tokens.map((token, at) => Float64Array.from({ length: d }, (_, i) => p.embed[token * d + i] + p.place[at * d + i]));
   for (let layer = 0; layer < p.n_layers; layer++) {
@@ -122,31 +128,13 @@ function forward(p, tokens, edits = { values: {}, cut: new Set() }) {
     const neurons = affine(p, at("mlp_neuron"), read, edits).map((row) => row.map(ACTIVATIONS[p.act]));
     x = added(x, keep("mlp_out", affine(p, at("mlp_out"), keep("mlp_neuron", neurons), edits)));
   }
-  const last = normed(x[x.length - 1], p.norm_eps), n = p.answers.length, token = tokens[tokens.length - 1];
+  const size = sizeOf(x[x.length - 1], p.norm_eps), last = x[x.length - 1].map((value) => value / size);
+  const n = p.answers.length, token = tokens[tokens.length - 1];
   const logits = p.answers.map((_, a) => {
     let sum = p.offset[a] + (p.bigram === null ? 0 : p.bigram[token * n + a]);
     for (let i = 0; i < d; i++) sum += last[i] * p.unembed[i * n + a];
     return sum;
   });
-  return { logits, acts, patterns };
+  return { logits, acts, patterns, size };
 }
 
-/** Token ids of a text, by the same rule as Python's tokenizer. Throws an Error that names what is unknown. */
-function encode(tokens, text) {
-  const ids = new Map(tokens.texts.map((word, i) => [word, i]));
-  const found = tokens.kind === "word" ? text.match(/\n|[^ \n]+/g) || [] : pieces(tokens.texts, text);
-  return found.map((piece) => {
-    if (!ids.has(piece)) throw new Error(`"${piece}" is no token of this model`);
-    return ids.get(piece);
-  });
-}
-
-function pieces(texts, text) {
-  const sorted = [...texts].sort((a, b) => b.length - a.length), out = [];
-  for (let at = 0; at < text.length; ) {
-    const piece = sorted.find((word) => text.startsWith(word, at)) || String.fromCodePoint(text.codePointAt(at));
-    out.push(piece);
-    at += piece.length;
-  }
-  return out;
-}

@@ -63,7 +63,10 @@ def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) ->
         unfed = without_input(layout)
         texts += [
             _node_label(
-                short_label(key) + (" = constant" if key in unfed else ""), frame, layout.place[key], diameter
+                short_label(key) + ("<br><i>constant</i>" if key in unfed else ""),
+                frame,
+                layout.place[key],
+                diameter,
             )
             for key, diameter in diameters.items()
         ]
@@ -114,9 +117,8 @@ def _column_heads(layout: Layout, frame: Frame) -> list[dict[str, Any]]:
         return []
     heads = []
     for column in layout.columns:
-        gloss = (
-            "" if frame.is_tight else f"<br><span style='color:{FAINT}'><i>{GLOSS[column.name]}</i></span>"
-        )
+        small = f"<span style='color:{FAINT};font-size:10px'><i>{GLOSS[column.name]}</i></span>"
+        gloss = "" if frame.is_tight else f"<br>{small}"
         text = {"text": column.name + gloss, "font": {"size": 11, "color": INK}}
         if frame.is_horizontal:
             turn = {"textangle": -90, "font": {"size": 10, "color": INK}} if frame.is_tight else {}
@@ -142,7 +144,7 @@ def _head_label(frame: Frame, box: HeadBox) -> list[dict[str, Any]]:
             "x": x,
             "y": y,
             "xanchor": "left",
-            "yanchor": "top",
+            "yanchor": "bottom" if frame.is_horizontal else "top",
         }
     ]
 

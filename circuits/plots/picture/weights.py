@@ -90,10 +90,16 @@ def _at(line: Sequence[Point], t: float) -> Point:
     return points[len(points) // 2]
 
 
+def short_weight(weight: float) -> str:
+    """A weight in few characters, which is zero only where the weight is."""
+    places = "+.0f" if abs(weight) >= 100 else "+.2f" if abs(weight) >= 0.005 else "+.1g"
+    return f"{weight:{places}}".replace("-", MINUS)
+
+
 def _text(link: Link, frame: Frame, spot: Point) -> dict[str, Any]:
     x, y = frame.xy(*spot)
     return {
-        "text": f"{link.weight:+.2f}".replace("-", MINUS),
+        "text": short_weight(link.weight),
         "font": {"size": 9, "color": POSITIVE if link.weight >= 0 else NEGATIVE_TEXT},
         "bgcolor": PAPER,
         "borderpad": 1,
