@@ -40,7 +40,7 @@ from circuits.circuit.stored import check_layout
 from circuits.files import json_text, read_json, write_json
 from circuits.model.sites import WHOLE_HEADS, Site, WeightAt, all_sites, prefix
 from circuits.reading import reading, sealed, unsealed
-from circuits.views import Decompiled, Explored, Plotted, html_table
+from circuits.views import Decompiled, Explored, PlottedAsCircuit, html_table
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
@@ -49,7 +49,7 @@ TOKENS, MARGIN = "tokens", "margin"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Circuit(Plotted, Decompiled, Explored):
+class Circuit(PlottedAsCircuit, Decompiled, Explored):
     """Nodes, the edges between them, and what holds everything else in place.
 
     Two circuits are equal when all that they are is: parts, weights, values, facts, criterion and model. Metrics, which

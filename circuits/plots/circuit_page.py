@@ -48,6 +48,11 @@ def demo_page(
 
     `model` and `task` as for `circuit_figure`: with both, each node is told in a sentence.
     Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
+
+    Examples:
+        >>> circuit = circuits.load("quotes-128").circuit
+        >>> circuits.plots.demo_page("circuit.html", circuit, circuit.summary()).name
+        'circuit.html'
     """
     numbers = {word: form.format(report[key]) for key, (word, form) in HEADLINES.items() if key in report}
     rest = [
