@@ -41,7 +41,7 @@ def tasks(
 
 
 def zoo(as_json: AsJson = False) -> None:
-    """List the models that ship with the package: circuits.load(NAME) in Python, NAME as MODEL of prune and the like."""
+    """List the models that ship with the package: circuits.load(NAME) in Python, NAME for MODEL in commands."""
     with clear_errors():
         from circuits.zoo.shipped import catalogue, said_of
 

@@ -96,7 +96,7 @@ def run(
     ] = False,
     results: Annotated[Path, typer.Option(help="File to write.")] = RESULTS,
 ) -> None:
-    """Do every job once, and write how long it took, of how many commands, and what failed."""
+    """Do every job once, and write how long it took, of how many commands, and what failed: after each job anew."""
     load, started = os.getloadavg()[0], time.perf_counter()
     jobs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -104,14 +104,14 @@ def run(
         for name, pages in JOBS.items():
             blocks = [block for page in pages for block in blocks_of(root / page)]
             jobs[name] = {"pages": list(pages), **told(blocks, run_blocks(blocks, python=python, root=root))}
+            report = write_results(
+                results,
+                command="python -m docs.experiments.first_hour run" + (" --fresh" if fresh else ""),
+                seeds=[],
+                seconds=time.perf_counter() - started,
+                numbers=summary(jobs, fresh=fresh, load=load),
+            )
             Console().print(name, jobs[name])
-    report = write_results(
-        results,
-        command="python -m docs.experiments.first_hour run" + (" --fresh" if fresh else ""),
-        seeds=[],
-        seconds=time.perf_counter() - started,
-        numbers=summary(jobs, fresh=fresh, load=load),
-    )
     Console().print({key: report[key] for key in ("tracebacks", "commands", "beside_other_work")})
 
 
