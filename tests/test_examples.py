@@ -3,7 +3,7 @@
 import doctest
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,14 @@ def failures(doc: str | None, name: str) -> str:
     return "".join(said)
 
 
-def marked() -> Iterator[Any]:
-    for name in FUNCTIONS:
+def marked() -> list[Any]:
+    """The functions as cases, those that take long or need a browser marked so."""
+
+    def case(name: str) -> Any:
         marks = [pytest.mark.slow] * (name in SLOW) + [pytest.mark.browser] * (name in BROWSER)
-        yield pytest.param(name, marks=marks)
+        return pytest.param(name, marks=marks)
+
+    return [case(name) for name in FUNCTIONS]
 
 
 @pytest.mark.parametrize("name", marked())
