@@ -172,7 +172,7 @@ def _whole(model: SparseTransformer, task: Task) -> dict[str, float]:
     return {"task_loss": score.loss, "task_accuracy": score.accuracy}
 
 
-def _alone(model: SparseTransformer, circuit: Circuit) -> dict[str, float]:
+def _alone(model: SparseTransformer, circuit: Circuit) -> dict[str, int | float]:
     prompts = circuit.criterion.load_task(model.tokenizer).batch(N_PROMPTS, split="test", seed=0)
     targets = prompts.tokens_and_targets()
     with torch.no_grad():
