@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from circuits.pruning.config import PruneConfig
     from circuits.pruning.procedure import prune
     from circuits.training import TrainConfig, Training, TrainingInterrupted, train
-    from circuits.zoo import load_pretrained, load_pretrained_bridges
+    from circuits.zoo import load
 
 _HOMES = {
     "bridges": ("BridgeConfig", "BridgeSet", "fit_bridges", "load_bridges"),
@@ -41,7 +41,7 @@ _HOMES = {
     "pruning.config": ("PruneConfig",),
     "pruning.procedure": ("prune",),
     "training": ("TrainConfig", "Training", "TrainingInterrupted", "train"),
-    "zoo": ("load_pretrained", "load_pretrained_bridges"),
+    "zoo": ("load",),
 }
 """The module, inside the package, that each public name comes from."""
 _ROOMS = (
@@ -63,10 +63,9 @@ __all__ = [
     "Training",
     "TrainingInterrupted",
     "fit_bridges",
+    "load",
     "load_bridges",
     "load_checkpoint",
-    "load_pretrained",
-    "load_pretrained_bridges",
     "mean_values",
     "prune",
     "run_circuit",

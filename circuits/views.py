@@ -15,11 +15,15 @@ class Plotted:
 
     __slots__ = ()
 
-    def plot(self, **options: Any) -> Any:
-        """The picture of this as a Plotly figure; `circuits.plots.plot` says where its options are explained."""
+    def plot(self, *, title: str | None = None) -> Any:
+        """The picture of this as a Plotly figure. title: above it, in place of the usual one."""
+        return self._drawn(title=title)
+
+    def _drawn(self, **options: Any) -> Any:
+        """The picture; an option that is None is as it is by default."""
         from circuits.plots import plot
 
-        return plot(self, **options)
+        return plot(self, **{name: value for name, value in options.items() if value is not None})
 
     def _ipython_display_(self) -> None:
         """In a notebook: the picture, and under it the table where there is one; elsewhere its text."""
@@ -41,11 +45,49 @@ class PlottedAsGraph(Plotted):
 
     __slots__ = ()
 
-    def plot_graph(self, **options: Any) -> Any:
-        """Heads and the significant edges between them; see `circuits.plots.head_graph_figure`."""
+    def plot(self, *, rate: float = 0.05, title: str | None = None) -> Any:
+        """z-scores of every pair as a Plotly figure; circles mark pairs significant at this false-discovery rate."""
+        return self._drawn(rate=rate, title=title)
+
+    def plot_graph(
+        self,
+        *,
+        rate: float = 0.05,
+        top: int = 60,
+        all_heads: bool | None = None,
+        title: str = "Heads that compose",
+    ) -> Any:
+        """Heads and the significant edges between them, at most `top`, as a Plotly figure.
+
+        rate: false-discovery rate. all_heads: heads without an edge too (default: up to 64).
+        """
         from circuits.plots import head_graph_figure
 
-        return head_graph_figure(self, **options)
+        return head_graph_figure(self, rate=rate, top=top, all_heads=all_heads, title=title)
+
+
+class PlottedAsCircuit(Plotted):
+    """What is drawn with the forward pass from left to right: a circuit."""
+
+    __slots__ = ()
+
+    def plot(
+        self,
+        *,
+        title: str | None = None,
+        orientation: str = "horizontal",
+        d_head: int | None = None,
+        model: Any = None,
+        task: Any = None,
+    ) -> Any:
+        """The circuit as a Plotly figure: tokens in, a mark for each node, a line for each weight, logits out.
+
+        orientation: "horizontal", or "vertical", from bottom to top. d_head: channels of a head, where the circuit does
+        not know. model: the weights are held against this model's first. task: logits of its answers are there even
+        where no weight leads to them; with both, a sentence about each node is under the pointer. What marks and lines
+        mean, and errors: `circuits.plots.circuit_figure`.
+        """
+        return self._drawn(title=title, orientation=orientation, d_head=d_head, model=model, task=task)
 
 
 class Decompiled:

@@ -79,6 +79,12 @@ def load_task(name: str, **options: Any) -> Task:
     """The task called `name`, with `options` passed to its constructor; ValueError for an unknown name or option.
 
     Options may be what JSON makes of them: lists where the task holds tuples.
+
+    Examples:
+        >>> task = tasks.load_task("quotes")
+        >>> batch = task.batch(2, split="test", seed=0)
+        >>> task.solve(task.tokenizer.decode(batch.clean[0, : batch.lengths[0]].tolist()))
+        '"'
     """
     if name in PUBLIC:
         raise ValueError(
@@ -102,6 +108,10 @@ def load_task_for(tokenizer: Any, name: str, **options: Any) -> Task:
 
     All others have tokenizers of their own, and so has a choice where this one is no BPE: whether they fit the model
     is for whoever asks the model.
+
+    Examples:
+        >>> tasks.load_task_for(circuits.load("quotes-128").model.tokenizer, "quotes").name
+        'quotes'
     """
     if name in PUBLIC:
         return public_task(name, tokenizer, **options)
@@ -113,6 +123,10 @@ def other_prompts(task: Task) -> dict[str, Task]:
     """The same task on other kinds of prompts, in words: earlier lines that mislead, longer lists. Empty where none is.
 
     They keep the task's tokenizer; of a kind whose options the task already has, none is made.
+
+    Examples:
+        >>> list(tasks.other_prompts(tasks.load_task("quotes")))
+        ['an earlier line', 'two earlier lines']
     """
     options = task_options(task)
     if options is None:
@@ -130,6 +144,10 @@ def task_options(task: Task) -> dict[str, Any] | None:
 
     What is at its default is left out, and so is the BPE of a choice in real Python, which is its model's: see
     `load_task_for`. None for a task that `load_task` does not make, such as one of your own.
+
+    Examples:
+        >>> tasks.task_options(tasks.load_task("brackets", length=2))
+        {'length': 2}
     """
     if task.name in PUBLIC and isinstance(task, PairsTask):
         return {} if public_task(task.name, task.tokenizer) == task else None

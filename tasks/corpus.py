@@ -62,6 +62,11 @@ def load_corpus(
     corpus is called goes by "./mini". tokenizer, d_vocab: for "python", "packages" and paths, which otherwise have a
     byte-level BPE of 2,048 tokens, trained on them; see `tasks.own_text.own_corpus`, also for the errors.
     ValueError for an unknown name where there is no such path, and for options that a corpus does not have.
+
+    Examples:
+        >>> corpus = tasks.load_corpus("induction")
+        >>> corpus.tokenizer.decode(corpus.train[:4].tolist())
+        'i n o h'
     """
     if str(name) in CORPORA:
         return _by_name(str(name), seed, tokenizer, d_vocab)

@@ -18,6 +18,11 @@ def bigram_log_probs(corpus: Corpus, *, alpha: float = 0.05) -> Float[Tensor, "d
     """log P(next | current) in nats on the training stream; row = current token, float32.
 
     `alpha` > 0 is added to every count. ValueError otherwise.
+
+    Examples:
+        >>> corpus = tasks.load_corpus("induction")
+        >>> tasks.bigram_log_probs(corpus).shape
+        torch.Size([27, 27])
     """
     if not alpha > 0:
         raise ValueError(f"alpha must be a positive number of counts, got {alpha}")
@@ -35,6 +40,10 @@ def trigram_loss(corpus: Corpus) -> float:
 
     Modified Kneser-Ney, three discounts per order, estimated from the training stream (Chen and Goodman, "An
     Empirical Study of Smoothing Techniques for Language Modeling", 1999). ValueError for streams too short.
+
+    Examples:
+        >>> round(tasks.trigram_loss(tasks.load_corpus("induction")), 1)
+        3.4
     """
     log_probs = np.log(trigram_probs(corpus.train.numpy(), corpus.val.numpy(), corpus.tokenizer.d_vocab))
     return float(-log_probs.mean())

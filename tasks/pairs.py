@@ -88,6 +88,12 @@ def from_pairs(
 
     Rows are told apart by their prompts: the same two prompts fall into one split. Raises ValueError for fewer than
     three pairs, and by row for missing columns, prompts of different lengths, answers that agree.
+
+    Examples:
+        >>> rows = [("x = 'a", 'x = "a', "'", '"'), ("y = 'b", 'y = "b', "'", '"'), ("z = 'c", 'z = "c', "'", '"')]
+        >>> task = tasks.from_pairs(rows, circuits.load("quotes-128").model.tokenizer, name="my quotes")
+        >>> task.batch(1, split="train", seed=0).clean.shape
+        torch.Size([1, 6])
     """
     if several not in get_args(Several):
         raise ValueError(f"several: got {several!r}; expected one of {get_args(Several)}.")

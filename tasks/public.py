@@ -14,98 +14,34 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tasks.hf import HFTokenizer
+from tasks.near import unknown
 from tasks.pairs import PairsTask, from_pairs
 from tasks.tokenizer import Tokenizer
 
 Text = tuple[str, str, str, str]
 """Clean prompt, corrupted prompt, answer, foil."""
 Draw = Callable[["_Words", random.Random], Text]
-MEN: tuple[str, ...] = (
-    "John",
-    "James",
-    "Robert",
-    "Michael",
-    "David",
-    "William",
-    "Richard",
-    "Thomas",
-    "Mark",
-    "Paul",
-    "Steven",
-    "Kevin",
+# fmt: off
+MEN = (
+    "John", "James", "Robert", "Michael", "David", "William", "Richard", "Thomas", "Mark", "Paul", "Steven", "Kevin",
+    "George", "Edward", "Ryan", "Eric", "Jack", "Adam", "Peter", "Simon", "Tom", "Dan", "Luke", "Max",
 )
-MEN += ("George", "Edward", "Ryan", "Eric", "Jack", "Adam", "Peter", "Simon", "Tom", "Dan", "Luke", "Max")
-WOMEN: tuple[str, ...] = (
-    "Mary",
-    "Jennifer",
-    "Linda",
-    "Elizabeth",
-    "Susan",
-    "Jessica",
-    "Sarah",
-    "Karen",
-    "Lisa",
-    "Nancy",
-    "Emily",
-)
-WOMEN += (
-    "Michelle",
-    "Amanda",
-    "Melissa",
-    "Laura",
-    "Amy",
-    "Anna",
-    "Emma",
-    "Kate",
-    "Rachel",
-    "Alice",
-    "Jane",
-    "Lucy",
+WOMEN = (
+    "Mary", "Jennifer", "Linda", "Elizabeth", "Susan", "Jessica", "Sarah", "Karen", "Lisa", "Nancy", "Emily",
+    "Michelle", "Amanda", "Melissa", "Laura", "Amy", "Anna", "Emma", "Kate", "Rachel", "Alice", "Jane", "Lucy",
 )
 PLACES = (
-    "store",
-    "park",
-    "school",
-    "office",
-    "garden",
-    "station",
-    "restaurant",
-    "hospital",
-    "house",
-    "library",
+    "store", "park", "school", "office", "garden", "station", "restaurant", "hospital", "house", "library",
 )
 THINGS = ("drink", "book", "ring", "ball", "letter", "key", "computer", "necklace", "kiss", "bone")
 EVENTS = ("war", "strike", "siege", "trial", "project", "voyage", "reign", "plan", "study", "drought")
 ADJECTIVES = ("good", "great", "kind", "loyal", "funny", "nice", "strange", "helpful")
 ROLES = ("friend", "teacher", "neighbor", "player", "student", "writer", "worker", "cook")
-ARGUMENTS: tuple[str, ...] = (
-    "files",
-    "state",
-    "value",
-    "name",
-    "size",
-    "path",
-    "data",
-    "key",
-    "text",
-    "mode",
-    "user",
-    "time",
+ARGUMENTS = (
+    "files", "state", "value", "name", "size", "path", "data", "key", "text", "mode", "user", "time", "model", "color",
+    "token", "index", "width", "order", "group", "line", "date", "port", "host", "level",
 )
-ARGUMENTS += (
-    "model",
-    "color",
-    "token",
-    "index",
-    "width",
-    "order",
-    "group",
-    "line",
-    "date",
-    "port",
-    "host",
-    "level",
-)
+# fmt: on
 NOTES = ("set", "list", "number", "result", "input", "field", "type", "option", "string", "part")
 CENTURIES = ("11", "12", "13", "14", "15", "16", "17", "18")
 LEAST = 4
@@ -201,9 +137,17 @@ def public_task(name: str, tokenizer: Any, *, n: int = 400, seed: int = 0) -> Pa
     tokenizer: one of ours, or of Hugging Face (as it is, or as `HFTokenizer`). n: pairs, of which a few that are drawn
     twice fall away. The same arguments give the same task. Raises ValueError for another name, and for a tokenizer that
     has too few of the words whole, or none of the sentences around them.
+
+    Examples:
+        >>> from tasks.public import ADJECTIVES, MEN, ROLES, WOMEN
+        >>> from tasks.tokenizer import WordTokenizer
+        >>> said = ["So", "is", "such", "a", "isn't", "he", "she", *MEN, *WOMEN, *ADJECTIVES, *(f"{r}," for r in ROLES)]
+        >>> task = tasks.public_task("pronouns", WordTokenizer(name="words", words=tuple(said)))
+        >>> task.solve("So John is such a good friend, isn't")
+        ' he'
     """
     if name not in PUBLIC:
-        raise ValueError(f"name must be one of {sorted(PUBLIC)}, got {name!r}")
+        raise ValueError(unknown("name", name, PUBLIC))
     own = tokenizer if isinstance(tokenizer, Tokenizer) else HFTokenizer(tokenizer=tokenizer)
     rng, words = random.Random(f"public/{name}/{seed}"), _Words(name, own)
     drawn = dict.fromkeys(PUBLIC[name](words, rng) for _ in range(n))

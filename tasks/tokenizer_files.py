@@ -129,6 +129,14 @@ def load_tokenizer(path: str | Path) -> BPE:
     """A tokenizer from a file in the format of Hugging Face's `tokenizers`, which transformers calls tokenizer.json.
 
     It is called what the file is called. Raises ValueError for a file that is not there or holds something else.
+
+    Examples:
+        >>> from tokenizers import ByteLevelBPETokenizer
+        >>> bytes_alone = ByteLevelBPETokenizer()
+        >>> bytes_alone.train_from_iterator([""], vocab_size=256, show_progress=False)
+        >>> bytes_alone.save("tokenizer.json")
+        >>> tasks.load_tokenizer("tokenizer.json").d_vocab
+        256
     """
     file = Path(path)
     try:
@@ -147,6 +155,10 @@ def tokenizer_hash(tokenizer: Any) -> str | None:
     """16 hexadecimal digits, the same for tokenizers that give the same ids; None where `tokenizer_json` gives none.
 
     Its name does not matter, nor what a file holds besides: cutting, padding, tokens put around a text.
+
+    Examples:
+        >>> tasks.tokenizer_hash(tasks.load_task("quotes").tokenizer)
+        'e1a7bb32482a667c'
     """
     data = tokenizer_json(tokenizer)
     if data is None:

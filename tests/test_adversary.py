@@ -21,7 +21,7 @@ from circuits.pruning.procedure import prune
 from circuits.trust import TrustConfig, run_checks
 from circuits.trust.checks import under_attack
 from circuits.trust.workbench import Bench
-from circuits.zoo import load_pretrained
+from circuits.zoo import load
 from tasks import load_task, other_prompts
 
 A, B = Site(0, "attn_in"), Site(0, "mlp_in")
@@ -160,7 +160,7 @@ def test_order_over_all_answers_takes_off_what_each_is_on_average() -> None:
 def test_a_criterion_asks_for_the_order() -> None:
     """A part that meets the other targets does not pass while it is equally sure of every prompt of an answer."""
     task, loose = load_task("quotes"), dict(target_loss=99.0, target_accuracy=0.0, n_eval=32)
-    model = load_pretrained().model
+    model = load("mini-python").model
     values = {site: torch.zeros(width) for site, width in model.widths.items()}
     unordered, ordered = (
         Evaluator(model, task, Criterion.of(task, target_order=order, **loose), values)
@@ -195,7 +195,7 @@ def test_minimal_ends_where_no_single_part_can_go() -> None:
 def test_scope_says_where_else_a_circuit_holds() -> None:
     assert set(other_prompts(load_task("quotes"))) == {"an earlier line", "two earlier lines"}
     assert other_prompts(load_task("quotes", context_lines=1)) == {}
-    zoo = load_pretrained()
+    zoo = load("mini-python")
     values = mean_values(zoo.model, zoo.corpus.val[:640].view(16, 40))
     every = all_nodes(zoo.model.widths)
     whole = scope(zoo.model, values, every, "all", load_task("quotes"))

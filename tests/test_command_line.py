@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -102,10 +103,21 @@ def test_the_zoo_is_listed_and_what_it_names_loads():
     import circuits
 
     rows = said(invoke("zoo", "--json"))["models"]
-    assert len(rows) >= 3
+    assert len(rows) >= 8
     for row in rows:
+        assert {"about", "command", "seeds", "metrics", "model"} <= row.keys()
         assert row["kilobytes"] > 0
         assert eval(row["loads"], {"circuits": circuits}) is not None
+
+
+def test_the_name_of_a_model_that_ships_stands_for_its_file(tmp_path, monkeypatch):
+    import circuits
+
+    model, _ = shared.load_model(Path("quotes-handmade"))
+    assert model.fingerprint() == circuits.load("quotes-handmade").circuit.model_hash
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint("quotes-handmade", quote_closer())
+    assert shared.load_model(Path("quotes-handmade"))[0].fingerprint() == quote_closer().fingerprint()
 
 
 def test_the_line_beats_the_file_and_the_file_beats_the_recipe(tiny):

@@ -326,4 +326,13 @@ def test_figures_of_composition():
     graph = found.plot_graph()
     assert [trace.name for trace in graph.data if trace.name] == ["K-composition"]
     assert "1 edge at 5%" in graph.layout.title.text
-    assert composition(small(), n_null=1, max_null=1).plot_graph(rate=0.0).layout.height > 0
+
+
+def test_a_graph_without_a_significant_edge_dots_the_strongest_and_says_so():
+    found = composition(small(), n_null=20, max_null=20)
+    graph = found.plot_graph(rate=0.0)
+    assert "no edge at 0% false discovery; dotted: the 5 strongest" in graph.layout.title.text
+    dotted = [trace for trace in graph.data if trace.line.dash == "dot"]
+    assert [trace.text[0].partition("<")[0] for trace in dotted] == [
+        str(e).replace(">", "&gt;") for e in found.edges[:5]
+    ]

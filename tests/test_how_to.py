@@ -1,57 +1,78 @@
 """The pages that teach: their commands and their Python run as they stand, page by page, in an empty folder."""
 
-import os
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from docs.experiments.first_hour import JOBS, Block, Done, blocks_of, run_blocks, summary, told
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [DOCS / "getting-started.md", *sorted((DOCS / "how-to").glob("*.md")), DOCS / "peers.md"]
-BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-RUNNER = """
-import shlex, subprocess, sys
-from pathlib import Path
-
-def shell(text):
-    for line in text.splitlines():
-        command = line.replace("circuits ", f"{shlex.quote(sys.executable)} -m circuits ", line.startswith("circuits "))
-        subprocess.run(command, shell=True, check=True)
-
-space = {"__name__": "__main__"}
-for kind, text in BLOCKS:
-    exec(compile(text, PAGE, "exec"), space) if kind == "python" else shell(text)
-"""
-"""Runs the blocks of a page in turn; those of Python share their names, as in one session."""
+PAGES = [DOCS / "getting-started.md", *sorted((DOCS / "how-to").glob("*.md"))]
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    return BLOCK.findall(page.read_text())
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
 def test_a_page_has_blocks_and_they_compile(page):
-    found = blocks(page)
+    found = blocks_of(page)
     assert found
     assert page.read_text().count("```") == 2 * len(found)
-    for kind, text in found:
-        if kind == "python":
-            compile(text, page.name, "exec")
+    for block in found:
+        if block.kind == "python":
+            compile(block.text, page.name, "exec")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs_as_it_stands(page, tmp_path):
-    code = RUNNER.replace("BLOCKS", repr(blocks(page))).replace("PAGE", repr(page.name))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "SPARSE_CIRCUITS_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
+def test_a_page_runs_as_it_stands(page):
+    done = run_blocks(blocks_of(page))
+    assert done.status == 0, done.said[-3000:]
+    assert done.failure == ""
+
+
+@pytest.mark.slow
+def test_the_readme_runs_but_for_its_training():
+    """Its ten lines train for two minutes; here the model that ships stands in for what they make."""
+    blocks = blocks_of(ROOT / "README.md")
+    trains = "circuits.train(circuits.TrainConfig.toy(seed=0))"
+    assert sum(trains in block.text for block in blocks) == 1
+    shipped = [
+        block._replace(text=block.text.replace(trains, 'circuits.load("mini-python")')) for block in blocks
+    ]
+    done = run_blocks(shipped)
+    assert done.status == 0, done.said[-3000:]
+
+
+def test_every_page_that_teaches_is_part_of_a_job():
+    told_of = {ROOT / page for pages in JOBS.values() for page in pages}
+    assert set(PAGES) <= told_of
+    assert all(page.exists() for page in told_of)
+
+
+def test_blocks_share_their_names_and_a_folder_and_are_counted():
+    blocks = [
+        Block("a.md", "sh", "echo 3 > n\ntest -e n\n"),
+        Block("a.md", "python", "n = int(open('n').read())\n"),
+        Block("b.md", "python", "import os\n\nassert n == 3\nassert sorted(os.listdir()) == ['n']\n"),
+    ]
+    entry = told(blocks, run_blocks(blocks))
+    assert (entry["commands"], entry["python_lines"], entry["failure"]) == (4, 5, "")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [
+        ("python", "x = 1\n1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("sh", "false\n", "non-zero exit status 1"),
+    ],
+)
+def test_what_fails_is_told(kind, text, said):
+    done = run_blocks([Block("a.md", kind, text)], python=sys.executable)
+    assert said in done.failure
+    jobs = {"a": told([], done), "b": told([], Done(1.0, 0, "a warning"))}
+    assert summary(jobs, fresh=False, load=0.0)["tracebacks"] == 1
+
+
+def test_minutes_beside_other_work_are_marked():
+    assert summary({}, fresh=True, load=1.2)["beside_other_work"]
+    assert not summary({}, fresh=True, load=0.1)["beside_other_work"]

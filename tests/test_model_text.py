@@ -404,7 +404,7 @@ def test_the_command_line_writes_nothing_for_text_that_is_none(tmp_path):
         (["--corpus", __file__, "--tokenizer", tmp_path / "no.json"], "there is no such file"),
         (["--corpus", __file__, "--d-vocab", 5], "d_vocab must be at least 256"),
         (
-            ["--tokenizer", Path(__file__).parent.parent / "circuits/zoo/mini-python.safetensors"],
+            ["--tokenizer", Path(__file__).parent.parent / "circuits/zoo/mini-python/model.safetensors"],
             "carries none",
         ),
     ):

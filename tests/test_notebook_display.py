@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from circuits import load_pretrained
+from circuits import load
 from circuits.plots import shown
 from circuits.plots.shown import Picture
 from circuits.progress import in_notebook, progress_bar
@@ -48,7 +48,7 @@ def test_tests_run_in_no_notebook():
 
 
 def test_a_figure_brings_its_library_once_and_then_its_data(cell):
-    figure = load_pretrained().plot()
+    figure = load("mini-python").training.plot()
     assert isinstance(figure, Picture)
     figure._ipython_display_()
     figure._ipython_display_()
@@ -91,7 +91,7 @@ def test_a_result_shows_its_picture_and_its_table_below(cell):
 
 
 def test_outside_a_notebook_a_result_is_its_text(capsys):
-    training = load_pretrained()
+    training = load("mini-python").training
     training._ipython_display_()
     said = capsys.readouterr().out.strip()
     assert said == repr(training)
@@ -115,7 +115,7 @@ def test_the_bar_of_a_notebook_is_html(cell, monkeypatch):
 
 
 CELLS = (
-    "import circuits\ntraining = circuits.load_pretrained()\ntraining",
+    "import circuits\ntraining = circuits.load('mini-python').training\ntraining",
     "trained = circuits.train(circuits.TrainConfig.toy(steps=3, n_val=8))",
     "circuits.heads, circuits.plots, circuits.composition, circuits.explorer\ntraining.plot()",
 )

@@ -8,7 +8,7 @@ from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning import procedure
 from circuits.pruning.procedure import prune
-from circuits.zoo import load_pretrained
+from circuits.zoo import load
 from docs.experiments.speed import busy_neighbour, compared
 from tasks import load_task
 
@@ -50,7 +50,7 @@ def test_pruning_the_model_that_ships_is_small(two_threads, monkeypatch) -> None
 
     monkeypatch.setattr(procedure, "Search", Looking)
     with pytest.raises(KeyboardInterrupt):
-        prune(load_pretrained().model, load_task("quotes"), progress=False)
+        prune(load("mini-python").model, load_task("quotes"), progress=False)
     assert seen == [1]
     assert torch.get_num_threads() == 2
 

@@ -15,6 +15,7 @@ from circuits.training.projection import budget
 from circuits.training.saved import load_trained
 from circuits.training.steps import TrainingInterrupted
 from circuits.training.updates import learning_rate
+from circuits.zoo import load
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
 QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
@@ -181,9 +182,7 @@ def test_older_names_of_settings_are_read():
 
 
 def test_the_shipped_model_whose_file_has_older_names_loads():
-    from circuits.zoo import pretrained
-
-    path = pretrained.FOLDER / "mini-python.safetensors"
+    path = load("mini-python").path
     assert {"grad", "gradient"} <= load_checkpoint(path).meta["train"].keys()
     config = Training.load(path).config
     assert (config.gradient_scaling, config.weight_gradient) == ("clip", "exact")

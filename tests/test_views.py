@@ -1,6 +1,7 @@
 """Doors and tables: only views.py looks upwards, everything with a picture has one, and no text is markup."""
 
 import ast
+import inspect
 import sys
 from dataclasses import replace
 from html import escape
@@ -180,6 +181,15 @@ def test_plot_passes_options_on(make):
     assert thing.plot(title="my own").layout.title.text.startswith("my own")
     with pytest.raises(TypeError, match="colour"):
         thing.plot(colour="red")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in plot.registry if issubclass(kind, Plotted)])
+def test_help_of_plot_names_every_option_that_its_picture_has(kind):
+    asked, drawn = (inspect.signature(f).parameters for f in (kind.plot, plot.dispatch(kind)))
+    assert list(asked)[1:] == list(drawn)[1:]
+    assert all(option.kind is inspect.Parameter.KEYWORD_ONLY for option in list(asked.values())[1:])
+    usual = {name: option.default for name, option in list(drawn.items())[1:]}
+    assert all(option.default in (None, usual[name]) for name, option in list(asked.items())[1:])
 
 
 def test_a_transplant_table_has_a_picture():

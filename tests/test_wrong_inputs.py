@@ -24,7 +24,7 @@ from circuits.trust import TrustConfig, trust_report
 from tasks import Corpus, from_pairs, load_corpus, load_task
 from tasks.base import corpus_of_lines
 
-training = circuits.load_pretrained()
+training = circuits.load("mini-python")
 model, task = training.model, load_task("quotes")
 PruneConfig, TrainConfig = circuits.PruneConfig, circuits.TrainConfig
 one_step = TrainConfig.toy(steps=1)
@@ -63,8 +63,8 @@ WRONG = {
     "from_pairs([('a', 'b')], task.tokenizer)": r"pairs: row 0 is .*expected four texts",
     "from_pairs([], task.tokenizer)": r"pairs: got no rows; expected at least 3",
     "from_pairs('gone.csv', task.tokenizer)": r"pairs: gone.csv cannot be read .*expected a CSV file with columns",
-    "circuits.load_pretrained('mini-pyton')": r"name: got 'mini-pyton'; expected one of .*Did you mean 'mini-python'\?",
-    "circuits.load_pretrained_bridges('mini-pithon')": r"name: got .*Did you mean 'mini-python'\?",
+    "circuits.load('mini-pyton')": r"name: got 'mini-pyton'; expected one of .*Did you mean 'mini-python'\?",
+    "circuits.load('quotes-12')": r"name: got .*Did you mean 'quotes-128'\?",
     # tokens and devices
     "model(torch.zeros(5, dtype=torch.int64))": r"tokens: got shape \(5,\); expected .*tokens\[None\]",
     "model(torch.zeros(1, 5))": r"tokens: got torch\.float32; expected whole numbers",

@@ -138,12 +138,23 @@ def cost_model(
     *,
     frozen: bool = False,
 ) -> list[StepCost]:
-    """`step_cost` at several densities."""
+    """`step_cost` at several densities.
+
+    Examples:
+        >>> costs = circuits.bench.cost_model(densities=(1 / 16, 1 / 256))
+        >>> [cost.density for cost in costs]
+        [0.0625, 0.00390625]
+    """
     return [step_cost(density, config, gpu, frozen=frozen) for density in densities]
 
 
 def crossover(config: CostConfig | None = None, gpu: Gpu | None = None, *, frozen: bool = False) -> float:
-    """The density below which the sparse step is faster: 1 if it always is, 0 if it never is."""
+    """The density below which the sparse step is faster: 1 if it always is, 0 if it never is.
+
+    Examples:
+        >>> 0 < circuits.bench.crossover(frozen=True) <= 1
+        True
+    """
     low, high = 1e-9, 1.0
     if step_cost(high, config, gpu, frozen=frozen).ratio >= 1:
         return 1.0
@@ -157,7 +168,12 @@ def crossover(config: CostConfig | None = None, gpu: Gpu | None = None, *, froze
 
 
 def cost_table(config: CostConfig | None = None, gpu: Gpu | None = None) -> str:
-    """The predictions as a Markdown table: a training step, and a pruning step with frozen weights."""
+    """The predictions as a Markdown table: a training step, and a pruning step with frozen weights.
+
+    Examples:
+        >>> circuits.bench.cost_table().splitlines()[0].count("|") > 3
+        True
+    """
     lines = [
         "| density | nonzeros (M) | TFLOP | GB to memory | train: dense ms | sparse ms | dense / sparse "
         "| prune: dense ms | sparse ms | dense / sparse |",

@@ -51,6 +51,11 @@ def measure(operation: Operation, *, repeats: int = LEAST_REPEATS, warmup: int =
 
     Raises:
         ValueError: fewer than 1 repeat.
+
+    Examples:
+        >>> operation = circuits.bench.operation("project_topk", 16, 0.1, tokens=8)
+        >>> circuits.bench.measure(operation, repeats=1, warmup=0).parity
+        True
     """
     if repeats < 1:
         raise ValueError(f"repeats: got {repeats}; expected at least 1.")

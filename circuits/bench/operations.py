@@ -53,6 +53,10 @@ def operation(
 
     Raises:
         ValueError: the name is unknown.
+
+    Examples:
+        >>> circuits.bench.operation("project_topk", 16, 0.1, tokens=8).name
+        'project_topk'
     """
     if name not in NAMES:
         raise ValueError(f"name: got {name!r}; expected one of {NAMES}.")

@@ -60,7 +60,15 @@ class BenchConfig(Settings):
 def run_bench(
     config: BenchConfig | None = None, *, log: Callable[[Row], object] = lambda row: None
 ) -> dict[str, Any]:
-    """Measure every operation at every width and density; `log` sees each row when it is done."""
+    """Measure every operation at every width and density; `log` sees each row when it is done.
+
+    Examples:
+        >>> tiny = circuits.bench.BenchConfig(
+        ...     widths=(16,), densities=(0.1,), names=("project_topk",), tokens=8, repeats=1, steps="none"
+        ... )
+        >>> [(row["name"], row["parity"]) for row in circuits.bench.run_bench(tiny)["rows"]]
+        [('project_topk', True)]
+    """
     config, started = config or BenchConfig(), time.perf_counter()
     rows: list[Row] = []
     for name in config.names:
@@ -84,7 +92,16 @@ def run_bench(
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A row as texts, in the order of `COLUMNS`; where parity fails, the difference takes the ratios' place."""
+    """A row as texts, in the order of `COLUMNS`; where parity fails, the difference takes the ratios' place.
+
+    Examples:
+        >>> tiny = circuits.bench.BenchConfig(
+        ...     widths=(16,), densities=(0.1,), names=("project_topk",), tokens=8, repeats=1, steps="none"
+        ... )
+        >>> (row,) = circuits.bench.run_bench(tiny)["rows"]
+        >>> circuits.bench.cells(row)[:4]
+        ['project_topk', '16', '0.1', 'yes']
+    """
     head = [row["name"], str(row["d_model"]), _density(row["density"])]
     if not row["parity"]:
         difference = row["max_difference"]
@@ -118,7 +135,16 @@ def _spread(middle: float, ends: Sequence[float]) -> str:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The table of a results file in Markdown, with the machine and the command that remake it."""
+    """The table of a results file in Markdown, with the machine and the command that remake it.
+
+    Examples:
+        >>> tiny = circuits.bench.BenchConfig(
+        ...     widths=(16,), densities=(0.1,), names=("project_topk",), tokens=8, repeats=1, steps="none"
+        ... )
+        >>> told = {"command": "circuits bench", "machine": "mine", "date": "today", "minutes": 0.1}
+        >>> print(circuits.bench.markdown({**circuits.bench.run_bench(tiny), **told}).splitlines()[0][:16])
+        Measured on mine
+    """
     table = markdown_table(COLUMNS, [cells(row) for row in report["rows"]], numeric=(1, 2, 4, 5, 6, 7))
     said = (
         f"Measured on {report['machine']} with {report['threads']} threads on {report['date']}, in "
@@ -175,6 +201,16 @@ def write_pages(report: Mapping[str, Any], docs: Path = Path("docs")) -> dict[st
     Raises:
         ValueError: benchmarks.md is missing, lacks the two marks between which the table goes, or (after everything
             else is written) there is no browser to draw the picture.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from circuits.bench.table import BEGIN, END
+        >>> _ = Path("benchmarks.md").write_text(f"{BEGIN} {END}")
+        >>> tiny = circuits.bench.BenchConfig(
+        ...     widths=(16,), densities=(0.1,), names=("project_topk",), tokens=8, repeats=1, steps="none"
+        ... )
+        >>> circuits.bench.write_pages(circuits.bench.run_bench(tiny), Path())["command"]
+        'circuits bench --write'
     """
     page = docs / "benchmarks.md"
     before, after = around_marks(page, BEGIN, END)

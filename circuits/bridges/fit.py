@@ -74,6 +74,13 @@ def fit_bridges(
     cannot be written, and TrainingDiverged (a ValueError) at a loss that is not finite.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
     Source: Gao et al. 2025 (arXiv 2511.13653), bridges; there, too, all coefficients are 1.
+
+    Examples:
+        >>> model = circuits.load("mini-python-sparse")
+        >>> few = circuits.BridgeConfig(steps=1, hybrids_per_step=1, n_val=8)
+        >>> bridges = circuits.fit_bridges(model.bridges.dense, model.model, model.corpus, few, progress=False)
+        >>> [str(pair) for pair in bridges.pairs]
+        ['embed', '0.attn', '0.mlp']
     """
     keep_pages()
     config = config or BridgeConfig()

@@ -168,6 +168,12 @@ def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -
 
     Raises UnreadableError (a ValueError) for another file, or for other models than its own, and ValueError for models
     of different tokenizers.
+
+    Examples:
+        >>> kept = circuits.load("mini-python-sparse").bridges
+        >>> path = kept.save("bridges.safetensors")
+        >>> circuits.load_bridges(path, dense=kept.dense, sparse=kept.sparse).dense is kept.dense
+        True
     """
     check_same_tokenizer(
         dense.tokenizer,
@@ -233,7 +239,15 @@ def _check_maps(file: Any, sides: dict[str, Side], n: int) -> None:
 
 @of_ours
 def identity_bridges(model: SparseTransformer) -> BridgeSet:
-    """Bridges between a model and itself that change nothing: every hybrid is the plain model."""
+    """Bridges between a model and itself that change nothing: every hybrid is the plain model.
+
+    Examples:
+        >>> model = circuits.load("quotes-128").model
+        >>> tokens = tasks.load_task("quotes").batch(2, split="test", seed=0).clean
+        >>> bridges = circuits.bridges.identity_bridges(model)
+        >>> torch.equal(bridges.hybrid(tokens, "embed", "0.attn", start="dense"), model(tokens))
+        True
+    """
     pairs = tuple(Pair(place, place) for place in Side(model, "sparse").locations)
     side = Side(model, "sparse")
     maps = new_maps(side, side, pairs, None, seed=0)

@@ -83,6 +83,13 @@ def bridge_metrics(
     and recovered = (ablated - hybrid) / (ablated - plain): 0 is mean ablation, 1 is the plain model; None where mean
     ablation costs next to nothing or helps, so that there is nothing to recover.
     lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; None: all.
+
+    Examples:
+        >>> bridges = circuits.load("mini-python-sparse").bridges
+        >>> prompts = tasks.load_task("quotes").batch(8, split="test", seed=0)
+        >>> metrics = circuits.bridges.bridge_metrics(bridges, prompts.clean, lengths=prompts.lengths)
+        >>> [row["location"] for row in metrics["locations"]]
+        ['embed', '0.attn', '0.mlp']
     """
     text = Text(tokens, real_places(tokens, lengths))
     sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}
@@ -106,6 +113,12 @@ def chain_losses(
     """Loss in nats of passes with two crossings: out of `start` at row, back at column; NaN where impossible.
 
     lengths: tokens of each row that are no padding; None: all.
+
+    Examples:
+        >>> bridges = circuits.load("mini-python-sparse").bridges
+        >>> prompts = tasks.load_task("quotes").batch(8, split="test", seed=0)
+        >>> circuits.bridges.chain_losses(bridges, prompts.clean, lengths=prompts.lengths).shape
+        torch.Size([3, 3])
     """
     text = Text(tokens, real_places(tokens, lengths))
     sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}

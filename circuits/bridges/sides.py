@@ -31,7 +31,12 @@ Role = Literal["dense", "sparse"]
 
 
 def locations(n_layers: int) -> tuple[str, ...]:
-    """Names of the 2 * n_layers + 1 residual-stream points, in forward order."""
+    """Names of the 2 * n_layers + 1 residual-stream points, in forward order.
+
+    Examples:
+        >>> circuits.bridges.locations(2)
+        ('embed', '0.attn', '0.mlp', '1.attn', '1.mlp')
+    """
     return ("embed", *(f"{layer}.{part}" for layer in range(n_layers) for part in ("attn", "mlp")))
 
 

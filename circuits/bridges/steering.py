@@ -132,6 +132,13 @@ def steer(
     amount: move every position by this much (in units of the channel) instead of toward the counterfactual.
     positions: add the move at every position, or at the last prompt token only. n_controls: draws of each
     control. Raises ValueError for a location without a bridge, or channels that do not exist.
+
+    Examples:
+        >>> bridges = circuits.load("mini-python-sparse").bridges
+        >>> prompts = tasks.load_task("quotes").batch(8, split="test", seed=0)
+        >>> steering = circuits.steer(bridges, prompts, "embed", [0], strengths=(0.0, 1.0), n_controls=1)
+        >>> sorted(steering.summary())[:2]
+        ['channels', 'control_change']
     """
     pair, maps = bridges.at(location)
     channels = checked("channels", list(channels), tuple[Whole, ...])

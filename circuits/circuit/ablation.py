@@ -34,6 +34,12 @@ def mean_values(
 
     lengths: tokens of each row that count, where the rest is padding, as `batch.lengths` says for the prompts of a
     task; None: all of them. Raises ValueError for lengths that do not fit the tokens.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> values = circuits.mean_values(found.model, found.corpus.val[:400].view(10, 40))
+        >>> values[circuits.Site(0, "attn_v")].shape
+        torch.Size([128])
     """
     real = real_places(tokens, lengths)
     sums: dict[Site, Any] = dict.fromkeys(model.widths, 0)
@@ -60,6 +66,13 @@ def ablation_values(
     (where nodes are whole heads, width is that of all their channels, head after head); stochastic and adversarial: the
     mean, from which they start. lengths: as in `mean_values`; pos is then the longest, a position's mean is over the
     rows that reach it, and resample takes the first of the longest rows.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> text = found.corpus.val[:400].view(10, 40)
+        >>> zeros = circuits.circuit.ablation_values(found.model, text, "zero")
+        >>> zeros[circuits.Site(0, "attn_v")].any().item()
+        False
     """
     if kind not in get_args(Ablation):
         raise ValueError(unknown("ablation", kind, get_args(Ablation)))

@@ -38,14 +38,14 @@ from circuits.circuit.stored import circuit_fields, circuit_json
 from circuits.files import json_text, read_json, write_json
 from circuits.model.sites import WHOLE_HEADS, Site, WeightAt, prefix
 from circuits.reading import reading, sealed, unsealed
-from circuits.views import Decompiled, Explored, Plotted, html_table
+from circuits.views import Decompiled, Explored, PlottedAsCircuit, html_table
 
 TOKENS, MARGIN = "tokens", "margin"
 """What stands in a graph at the ends of effects that are no nodes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Circuit(Plotted, Decompiled, Explored):
+class Circuit(PlottedAsCircuit, Decompiled, Explored):
     """Nodes, the edges between them, and what holds everything else in place.
 
     Two circuits are equal when all that they are is: parts, weights, values, facts, criterion and model. Metrics, which

@@ -21,6 +21,11 @@ def union(first: Circuit, second: Circuit) -> Circuit:
     """Every node and edge of either; ablation values are the first's.
 
     Raises ValueError when the circuits are of different models or ablations.
+
+    Examples:
+        >>> circuit = circuits.load("quotes-128").circuit
+        >>> circuits.circuit.union(circuit, circuit).edges == circuit.edges
+        True
     """
     return _combined(
         first,
@@ -36,6 +41,11 @@ def intersection(first: Circuit, second: Circuit) -> Circuit:
     """The nodes and edges of both; ablation values are the first's.
 
     Raises ValueError when the circuits are of different models or ablations.
+
+    Examples:
+        >>> circuit = circuits.load("quotes-128").circuit
+        >>> circuits.circuit.intersection(circuit, circuit).n_nodes == circuit.n_nodes
+        True
     """
     return _combined(
         first,
@@ -51,6 +61,11 @@ def difference(first: Circuit, second: Circuit) -> Circuit:
     """The nodes of the first that the second lacks, and the first's edges among them.
 
     Raises ValueError when the circuits are of different models or ablations.
+
+    Examples:
+        >>> circuit = circuits.load("quotes-128").circuit
+        >>> circuits.circuit.difference(circuit, circuit).n_nodes
+        0
     """
     nodes = set(first.nodes) - set(second.nodes)
     return _combined(
@@ -67,6 +82,11 @@ def overlap(first: Circuit, second: Circuit) -> dict[str, float]:
     """Shared parts over all parts, for nodes and for edges (two empty sets: 1).
 
     Raises ValueError when the circuits are of different models or ablations.
+
+    Examples:
+        >>> circuit = circuits.load("quotes-128").circuit
+        >>> circuits.circuit.overlap(circuit, circuit)
+        {'nodes': 1.0, 'edges': 1.0}
     """
     _check_pair(first, second)
     ends = [{(e.source, e.target) for e in circuit.edges} for circuit in (first, second)]
@@ -121,6 +141,13 @@ def transplant(
     """Run each circuit on each task's test prompts: low loss off the diagonal means a shared mechanism.
 
     Raises ValueError when there is no circuit or task, or when one does not belong to the model.
+
+    Examples:
+        >>> found = circuits.load("mini-python")
+        >>> named = {task: tasks.load_task(task) for task in found.circuits}
+        >>> table = circuits.circuit.transplant(found.model, found.circuits, named, n_pairs=32)
+        >>> table.loss[0][0] < table.loss[0][1]
+        True
     """
     n_pairs, seed = checked("n_pairs", n_pairs, Count), checked("seed", seed, Seed)
     if not circuits or not tasks:
@@ -150,7 +177,14 @@ def transplant(
 
 
 def overlap_matrix(circuits: Sequence[Circuit]) -> tuple[tuple[float, ...], ...]:
-    """Overlap of nodes of each circuit with each; ones on the diagonal."""
+    """Overlap of nodes of each circuit with each; ones on the diagonal.
+
+    Examples:
+        >>> found = circuits.load("mini-python").circuits
+        >>> matrix = circuits.circuit.overlap_matrix([found["quotes"], found["brackets"]])
+        >>> matrix[0][0], matrix[0][1] == matrix[1][0] < 1
+        (1.0, True)
+    """
     return tuple(tuple(overlap(a, b)["nodes"] for b in circuits) for a in circuits)
 
 

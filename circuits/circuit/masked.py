@@ -45,6 +45,13 @@ def run_masked(
     A masked weight passes its source's replacement value instead of its source: what it contributes becomes a
     constant. With all masks one, the result is the plain model's, bit for bit, in or out of `sparse_compute`;
     in it, a run costs what the nonzeros cost.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> tokens = found.task.batch(4, split="test", seed=0).clean
+        >>> removed = {site: 1 - mask.float() for site, mask in found.circuit.to_mask().items()}
+        >>> circuits.run_masked(found.model, tokens, removed, found.circuit.values).shape[:2] == tokens.shape
+        True
     """
     hooks = [(model.hook_name(site), partial(_replace, mask, values[site])) for site, mask in masks.items()]
     with model.hooks(fwd_hooks=hooks):
@@ -66,6 +73,14 @@ def run_circuit(
     """Logits when only the circuit is kept: its nodes, its edges, and everything else at its ablation values.
 
     Raises ValueError when the circuit belongs to another model.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> prompts = found.task.batch(4, split="test", seed=0)
+        >>> logits = circuits.run_circuit(found.model, found.circuit, prompts.clean)
+        >>> last = logits[range(4), prompts.position]
+        >>> (last[range(4), prompts.answer] > last[range(4), prompts.foil]).all().item()
+        True
     """
     check_belongs(model, circuit)
     masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}

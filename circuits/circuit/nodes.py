@@ -224,7 +224,14 @@ class NodesOf(Sequence[Node]):
 
 
 def all_nodes(widths: Widths) -> list[Node]:
-    """Every node there is, site after site."""
+    """Every node there is, site after site.
+
+    Examples:
+        >>> model = circuits.load("quotes-128").model
+        >>> nodes = circuits.circuit.all_nodes(model.widths)
+        >>> len(nodes), nodes[0]
+        (1408, Node(layer=0, site='attn_in', index=0, stack='decoder'))
+    """
     return list(AllBut(widths))
 
 

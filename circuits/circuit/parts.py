@@ -20,7 +20,14 @@ NEGLIGIBLE = 0.01
 
 @of_ours
 def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]:
-    """Every nonzero weight that runs between two of the nodes, every q-k pair, every expert with its neurons."""
+    """Every nonzero weight that runs between two of the nodes, every q-k pair, every expert with its neurons.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> edges = circuits.circuit.edges_between(found.model, found.circuit.nodes)
+        >>> set(found.circuit.edges) <= set(edges)
+        True
+    """
     edges = []
     by_site: dict[Site, list[Node]] = {}
     for node in nodes:
@@ -57,6 +64,13 @@ def io_edges(
 
     One for each token in which clean and corrupted prompts differ (in the text that the node's stack reads), and for
     each answer and foil; other tokens, and positions, one by one where a node has few of them, else all in one.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> prompts = found.task.batch(64, split="test", seed=0)
+        >>> edges = circuits.circuit.io_edges(found.model, found.circuit.nodes, prompts, found.task.tokenizer)
+        >>> sorted({edge.kind for edge in edges})
+        ['embed', 'position', 'several', 'shared', 'unembed']
     """
     told_apart = {stack: _told_apart(model, batch, stack) for stack in model.stacks}
     tables = {stack: _Tables(model, stack) for stack in model.stacks}

@@ -41,16 +41,17 @@ def tasks(
 
 
 def zoo(as_json: AsJson = False) -> None:
-    """List the models that ship with the package; circuits.load_pretrained(name) loads one."""
+    """List the models that ship with the package: circuits.load(NAME) in Python, NAME for MODEL in commands."""
     with clear_errors():
-        from circuits.zoo import catalogue
+        from circuits.zoo.shipped import catalogue, said_of
 
         found = catalogue()
     if as_json:
         answer({"models": found}, True, title="")
         return
-    rows = [(row["name"], f"{row['kilobytes']:,} kB", row["loads"], row["made"]) for row in found]
-    show_table("Models that ship with the package", ("name", "size", "loads with", "made by"), rows)
+    rows = [(row["name"], f"{row['kilobytes']:,} kB", row["about"], said_of(row)) for row in found]
+    title = "Models that ship with the package; circuits.load(name) loads one"
+    show_table(title, ("name", "size", "what it is", "does, and comes with"), rows)
 
 
 def _example(name: str) -> dict[str, Any]:

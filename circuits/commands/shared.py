@@ -68,14 +68,23 @@ class Resumable(TyperCommand):
 def load_model(path: Path, corpus: str | None = None) -> tuple[Any, Any]:
     """The model of a checkpoint, its tokenizer attached, and the text it was trained on.
 
-    Raises ValueError for a run that was interrupted: its model is denser than it is to be.
+    path: a file, or the name of a model that ships. Raises ValueError for a run that was interrupted: its model is
+    denser than it is to be.
     """
     from circuits.model.checkpoint import load_checkpoint
     from circuits.training.saved import check_finished, with_corpus
 
+    path = _shipped(path)
     saved = load_checkpoint(path)
     check_finished(path, saved)
     return with_corpus(path, saved, corpus)
+
+
+def _shipped(path: Path) -> Path:
+    """The file of a model that ships, where its name stands for it."""
+    from circuits.zoo.shipped import FOLDER, MODEL, names
+
+    return FOLDER / path / MODEL if str(path) in names() and not path.exists() else path
 
 
 HF = "hf:"

@@ -83,6 +83,14 @@ def compose_gates(model: SparseTransformer, level: Level = "both") -> dict[str, 
 
     `()`: one number for a branch of a stage. `[n_heads, n_heads]`: an entry for each edge between heads and, on the
     diagonal, for each head's gate on itself. All of one level at 0 give back plain attention exactly.
+
+    Examples:
+        >>> options = {"attention": "compose", "compose": "full"}
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=4, **options)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> gates = circuits.composition.compose_gates(model, level="edge")
+        >>> set(gates.values())
+        {(2, 2)}
     """
     n = model.config.n_heads
     found: dict[str, tuple[int, ...]] = {}
@@ -110,6 +118,15 @@ def run_composed(
     """Logits with compositions multiplied by masks, by hook name as in `compose_gates`; differentiable in them.
 
     Zero ablation: what a map adds to the identity is removed. Raises ValueError for a hook that is none of them.
+
+    Examples:
+        >>> options = {"attention": "compose", "compose": "full"}
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=4, **options)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> gates = circuits.composition.compose_gates(model)
+        >>> closed = {name: torch.zeros(shape) for name, shape in gates.items()}
+        >>> circuits.composition.run_composed(model, torch.zeros(1, 5).long(), closed).shape
+        torch.Size([1, 5, 9])
     """
     known = compose_gates(model)
     unknown = sorted(set(masks) - set(known))
@@ -129,6 +146,16 @@ def prune_compositions(
 
     Everything else of the model stays. Raises ValueError for a model without compositions, or one that the task's
     tokens do not fit.
+
+    Examples:
+        >>> task = tasks.load_task("composition")
+        >>> options = {"n_ctx": 28, "attention": "compose", "compose": "static"}
+        >>> shape = circuits.ModelConfig(d_vocab=task.tokenizer.d_vocab, d_model=16, **options)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> quick = circuits.composition.ComposePruneConfig(level="branch", steps=2, n_eval=8)
+        >>> kept = circuits.composition.prune_compositions(model, task, quick).kept
+        >>> len(kept) <= len(circuits.composition.compose_gates(model, "branch"))
+        True
     """
     config = config or ComposePruneConfig()
     check_learnable(model)

@@ -63,6 +63,13 @@ def composition_on_data(
     all, one forward pass each. lengths: tokens of each row, of corrupt's too, that are no padding, as `batch.lengths`
     says for the prompts of a task; means and effects are over these, None: over all. Raises ValueError for pairs that
     are not heads in forward order, a corrupt of another shape and lengths that do not fit.
+
+    Examples:
+        >>> made = circuits.handmade.induction(decoy_heads=0)
+        >>> prompts = made.task.batch(8, split="test", seed=0)
+        >>> found = circuits.composition.composition_on_data(made.model, prompts.clean, corrupt=prompts.corrupt)
+        >>> len(found.pairs) == len(found.effect)
+        True
     """
     SAYS.check(model, "composition_on_data", instead="Score its weights with composition(model).")
     real = real_places(tokens, lengths)

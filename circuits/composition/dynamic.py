@@ -46,6 +46,13 @@ def composition_maps(
     """The pre and post maps of a layer on given tokens, whole and by branch.
 
     Identity for a model with compose="none". Raises ValueError for a layer that the model does not have.
+
+    Examples:
+        >>> options = {"attention": "compose", "compose": "full"}
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=4, **options)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> circuits.composition.composition_maps(model, torch.zeros(1, 5).long(), layer=1).pre.shape
+        torch.Size([1, 5, 5, 2, 2])
     """
     ONE_STACK.check(model, "composition_maps", instead=STACKS_INSTEAD)
     _check_layer(model, layer)
@@ -78,6 +85,13 @@ def head_mixing(
 
     Mean over queries of the sum over keys; a plain model gives a diagonal matrix. Depends on the tokens.
     lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; None: all.
+
+    Examples:
+        >>> options = {"attention": "compose", "compose": "full"}
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=4, **options)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> circuits.composition.head_mixing(model, torch.zeros(1, 5).long(), layer=1).shape
+        torch.Size([2, 2])
     """
     real = real_places(tokens, lengths)
     maps = composition_maps(model, tokens, layer=layer)
@@ -96,6 +110,13 @@ def folded_circuits(model: SparseTransformer, *, layer: int) -> tuple[FactoredMa
 
     QK'_m = sum_n (I + W_pre)[n, m] W_QK^n and OV'_n = sum_m (I + W_post)[n, m] W_OV^m. Raises ValueError for a
     model with dynamic maps, which have no such form.
+
+    Examples:
+        >>> options = {"attention": "compose", "compose": "static"}
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=4, **options)
+        >>> qk, ov = circuits.composition.folded_circuits(circuits.SparseTransformer(shape), layer=0)
+        >>> qk.AB.shape, ov.AB.shape
+        (torch.Size([2, 16, 16]), torch.Size([2, 16, 16]))
     """
     if model.config.compose not in ("none", "static"):
         raise ValueError(

@@ -110,6 +110,10 @@ def benjamini_hochberg(p: Float[Tensor, " test"]) -> Float[Tensor, " test"]:
     """Smallest false-discovery rate at which each test is significant (q-values).
 
     Source: Benjamini and Hochberg 1995; independent or positively dependent tests.
+
+    Examples:
+        >>> circuits.composition.benjamini_hochberg(torch.tensor([0.01, 0.02, 0.9]))
+        tensor([0.0300, 0.0300, 0.9000])
     """
     return torch.from_numpy(stats.false_discovery_control(p.cpu().numpy())).to(p)
 

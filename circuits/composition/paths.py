@@ -56,6 +56,11 @@ def virtual_head(model: Any, heads: Sequence[tuple[int, int]]) -> FactoredMatrix
 
     heads: (layer, head) from early to late. Static compositions are multiplied in. Raises ValueError when heads are not
     in forward order, and for dynamic compositions. Source: Elhage et al. 2021, "Virtual attention heads".
+
+    Examples:
+        >>> model = circuits.handmade.induction().model
+        >>> circuits.composition.virtual_head(model, [(0, 0), (1, 0)]).AB.shape
+        torch.Size([32, 32])
     """
     PATHS.check(model, "virtual_head", instead=INSTEAD)
     weights = with_static_maps(model, head_weights(model))
@@ -79,6 +84,12 @@ def head_paths(
 
     Every path is looked at while a length has at most `beam` beginnings; beyond that only the strongest go on.
     Raises ValueError for another port or length.
+
+    Examples:
+        >>> model = circuits.handmade.induction(decoys=0, decoy_heads=0).model
+        >>> paths = circuits.composition.head_paths(model, port="K", max_length=2, top=1)
+        >>> print(*paths)
+        L0H0 -> L1H0.K
     """
     if port not in ("Q", "K", "V") or max_length < 2:
         raise ValueError(
@@ -138,6 +149,12 @@ def weight_paths(
     The exact form of composition in a weight-sparse model: the products of the paths between two channels add up
     to the entry of `W_O W_K` (or whichever port). source, target: only paths from this head or neuron, into this
     port. Raises ValueError when there are more than `limit`, as in a dense model.
+
+    Examples:
+        >>> model = circuits.handmade.induction(decoys=0, decoy_heads=0).model
+        >>> paths = circuits.composition.weight_paths(model)
+        >>> print(paths[0])
+        0.attn_v.1 -> 0.attn_out.8 -> 1.attn_in.8 -> 1.attn_k.0 (+24)
     """
     if hops < 1:
         raise ValueError(f"hops: got {hops}; expected at least 1.")

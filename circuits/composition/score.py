@@ -135,6 +135,12 @@ def composition_scores(
 
     Equal to `transformer_lens.utilities.composition_scores` where that is defined. Source: Elhage et al. 2021,
     "A Mathematical Framework for Transformer Circuits".
+
+    Examples:
+        >>> model = circuits.handmade.induction().model
+        >>> parts, scores = circuits.composition.composition_scores(model)
+        >>> scores.shape
+        torch.Size([16, 48])
     """
     parts = parts_of(model, neurons, layers)
     written, read = [m.factors for m in parts.written], [m.factors for m in parts.read]
@@ -161,6 +167,12 @@ def composition(
     layers: only heads and neurons of these. n_null draws serve all pairs, up to `max_null` those with small p-values.
     progress: a bar on standard error, with an estimate of what is left; None: where that is long. Raises ValueError for
     another null model, a bad number of draws, or a neuron or a layer that the model does not have.
+
+    Examples:
+        >>> model = circuits.handmade.induction(decoys=0, decoy_heads=0).model
+        >>> found = circuits.composition.composition(model, n_null=50, max_null=50)
+        >>> print(found.edges[0])
+        L0H0 -> L1H0.K
     """
     n_null, max_null = checked("n_null", n_null, int), checked("max_null", max_null, int)
     seed = checked("seed", seed, Seed)

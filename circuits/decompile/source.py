@@ -43,6 +43,12 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
     It needs numpy alone and agrees with `run_circuit` at the last token. `n_pairs` prompt pairs decide what
     each node is named after. Raises ValueError when the circuit is of another model, leaves a site alone or was found
     under an ablation of many values, when the task does not fit, and for a model with composed heads.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> source = circuits.decompile.to_python(found.model, found.circuit, found.task)
+        >>> compile(source, "quotes.py", "exec") is not None
+        True
     """
     instead = "Ask describe for words, or run the circuit itself with run_circuit."
     check_folds(model, circuit, task, "to_python", instead)
@@ -50,7 +56,12 @@ def to_python(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs
 
 
 def function_name(circuit: Circuit) -> str:
-    """What the function that `to_python` writes is called: the task, as a Python name that nothing else there has."""
+    """What the function that `to_python` writes is called: the task, as a Python name that nothing else there has.
+
+    Examples:
+        >>> circuits.decompile.function_name(circuits.load("quotes-handmade").circuit)
+        'quotes'
+    """
     name = re.sub(r"\W", "_", normalize("NFKC", circuit.task)) or "circuit"
     if not f"_{name}".isidentifier():  # a letter to re, but not to Python
         name = re.sub(r"\W", "_", name, flags=re.ASCII)

@@ -21,6 +21,11 @@ def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs:
 
     Losses are those of pruning: on its validation prompts, each calibrated for itself where the criterion calibrates.
     Raises ValueError when the circuit is of another model, or the task does not fit.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> print(circuits.decompile.describe(found.model, found.circuit, found.task).splitlines()[0])
+        quotes: 8 nodes, 5 edges, task loss 0.000 nats.
     """
     ONE_STACK.check(model, "describe", instead="Draw it: circuit.plot().")
     check_belongs(model, circuit)
@@ -41,7 +46,14 @@ def describe(model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs:
 def sentences(
     model: SparseTransformer, circuit: Circuit, task: Task, *, n_pairs: int = 64
 ) -> Mapping[Node, str]:
-    """Each node in one sentence: where it is high and low, what it reads and writes. Errors as `describe`."""
+    """Each node in one sentence: where it is high and low, what it reads and writes. Errors as `describe`.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> words = circuits.decompile.sentences(found.model, found.circuit, found.task)
+        >>> len(words) == found.circuit.n_nodes
+        True
+    """
     ONE_STACK.check(model, "sentences", instead="Draw it: circuit.plot().")
     check_belongs(model, circuit)
     check_task(model, task)

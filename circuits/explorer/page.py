@@ -26,6 +26,11 @@ def to_html(path: str | Path, model: Subject, circuit: Circuit, task: Task, **op
     """Write the explorer of a circuit as one HTML file that opens from disk, offline; returns its path.
 
     options: those of `circuit_view`, which says what is refused. The same arguments give the same bytes.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> circuits.explorer.to_html("quotes.html", found.model, found.circuit, found.task, trust=found.report).name
+        'quotes.html'
     """
     return write_text(path, page_html(circuit_view(model, circuit, task, **options)))
 

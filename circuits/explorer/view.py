@@ -50,6 +50,12 @@ def circuit_view(
     noise. A model that is not ours (a LensSubject) has no program that the page could run: it is read there, on the
     first of the prompts, and answers come from Python. Raises ValueError when the circuit is of another model, when
     what is outside it is no constant, or the task does not fit.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> view = circuits.explorer.circuit_view(found.model, found.circuit, found.task, n_prompts=2, n_pairs=8)
+        >>> view["task"]
+        'quotes'
     """
     ours = model if isinstance(model, SparseTransformer) else None
     program = circuit_program(ours, circuit, task) if ours else None

@@ -24,5 +24,12 @@ class ExplorerWidget(anywidget.AnyWidget):
 
 @of_subjects
 def explore(model: Subject, circuit: Circuit, task: Task, **options: Any) -> ExplorerWidget:
-    """The explorer of a circuit, to be shown in a notebook; options and errors are those of `circuit_view`."""
+    """The explorer of a circuit, to be shown in a notebook; options and errors are those of `circuit_view`.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> widget = circuits.explorer.explore(found.model, found.circuit, found.task, n_prompts=2, n_pairs=8)
+        >>> type(widget).__name__
+        'ExplorerWidget'
+    """
     return ExplorerWidget(view=circuit_view(model, circuit, task, **options))

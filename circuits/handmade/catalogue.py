@@ -75,38 +75,68 @@ _RECIPES: dict[str, _Recipe] = {
 
 
 def quotes(seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1, second: str | None = None) -> Handmade:
-    """Closing quotes: a head finds the opening quote, one neuron decides. See `build` for the arguments."""
+    """Closing quotes: a head finds the opening quote, one neuron decides. See `build` for the arguments.
+
+    Examples:
+        >>> circuits.handmade.quotes().circuit.n_nodes
+        8
+    """
     return build("quotes", seed, decoys=decoys, decoy_heads=decoy_heads, second=second)
 
 
 def brackets(
     seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1, second: str | None = None
 ) -> Handmade:
-    """Bracket depth: a head averages open brackets, one neuron is the threshold. See `build`."""
+    """Bracket depth: a head averages open brackets, one neuron is the threshold. See `build`.
+
+    Examples:
+        >>> circuits.handmade.brackets().circuit.n_nodes
+        6
+    """
     return build("brackets", seed, decoys=decoys, decoy_heads=decoy_heads, second=second)
 
 
 def induction(
     seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1, second: str | None = None
 ) -> Handmade:
-    """Induction: two heads, the second finding by what the first wrote (K-composition). See `build`."""
+    """Induction: two heads, the second finding by what the first wrote (K-composition). See `build`.
+
+    Examples:
+        >>> circuits.handmade.induction().model.config.n_layers
+        2
+    """
     return build("induction", seed, decoys=decoys, decoy_heads=decoy_heads, second=second)
 
 
 def copying(seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1, second: str | None = None) -> Handmade:
-    """Copying the first letter, in two bits. See `build` for the arguments."""
+    """Copying the first letter, in two bits. See `build` for the arguments.
+
+    Examples:
+        >>> circuits.handmade.copying().task.solve("dbacb*")
+        'd'
+    """
     return build("copying", seed, decoys=decoys, decoy_heads=decoy_heads, second=second)
 
 
 def majority(
     seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1, second: str | None = None
 ) -> Handmade:
-    """Majority of three votes, one head to a vote. See `build` for the arguments."""
+    """Majority of three votes, one head to a vote. See `build` for the arguments.
+
+    Examples:
+        >>> circuits.handmade.majority().task.solve("+--+-++-+++-")
+        '+'
+    """
     return build("majority", seed, decoys=decoys, decoy_heads=decoy_heads, second=second)
 
 
 def modular(seed: int = 0, *, decoys: int = 100, decoy_heads: int = 1, second: str | None = None) -> Handmade:
-    """Addition of three digits modulo ten, by steps made of neurons. See `build` for the arguments."""
+    """Addition of three digits modulo ten, by steps made of neurons. See `build` for the arguments.
+
+    Examples:
+        >>> circuits.handmade.modular().task.solve("7+5+1=")
+        '3'
+    """
     return build("modular", seed, decoys=decoys, decoy_heads=decoy_heads, second=second)
 
 
@@ -136,6 +166,11 @@ def build(
     what the circuit reads; second: name of another circuit laid beside the first, in other parts;
     topk_fraction: as in `ModelConfig` (at 0.5 the true values are still among those that AbsTopK keeps).
     Raises ValueError for an unknown name, or for more decoys than there is room for.
+
+    Examples:
+        >>> made = circuits.handmade.build("copying", decoys=20)
+        >>> made.task.solve("dbacb*"), made.circuit.metrics["task_accuracy"]
+        ('d', 1.0)
     """
     for argument, value in (("name", name), ("second", second)):
         if value not in _RECIPES and not (value is None and argument == "second"):
@@ -167,6 +202,12 @@ def build_hard(name: str, seed: int = 0, *, decoys: int = 100, decoy_heads: int 
 
     Its circuit holds every part that takes part, doubles among them, so it is not minimal. Raises ValueError for an
     unknown name.
+
+    Examples:
+        >>> name = next(iter(circuits.handmade.HARD))
+        >>> made = circuits.handmade.build_hard(name)
+        >>> made.situation, len(made.core) < made.circuit.n_nodes
+        ('redundant', True)
     """
     if name not in HARD:
         raise ValueError(f"name: got {name!r}; expected one of {sorted(HARD)}.")

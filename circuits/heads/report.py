@@ -107,6 +107,11 @@ def head_report(
     Where a model has no position embeddings, the partners of induction heads are weighted by the previous-token
     score of the patterns. Raises ValueError for a text without tokens, and for composed
     heads.
+
+    Examples:
+        >>> report = circuits.heads.head_report(circuits.load("induction").model)
+        >>> len(report.rows), report.rows[0].label
+        (8, 'L0H0')
     """
     instead = "stack_head_report(model, rows) is its own." if has_encoder(model) else INSTEAD
     SAYS.check(model, "head_report", instead=instead)

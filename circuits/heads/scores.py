@@ -37,6 +37,12 @@ def full_qk(
 
     E holds the embeddings of `tokens`: as the norm passes them on, its weights included, or raw
     (`normed=False`). Raises ValueError for a head or a token that the model does not have, and for composed heads.
+
+    Examples:
+        >>> model = circuits.load("induction").model
+        >>> letters = torch.tensor(model.tokenizer.encode("a b c"))
+        >>> circuits.heads.full_qk(model, letters, layer=1, head=0).AB.shape
+        torch.Size([3, 3])
     """
     SAYS.check(model, "full_qk", instead=INSTEAD)
     heads, at, E = _read(model, tokens, layer, head, normed)
@@ -51,6 +57,12 @@ def full_ov(
 
     Rows and columns are `tokens`; the final norm's division is left out. Composed heads attend by their pattern after
     composition. Raises ValueError for a head or a token that the model does not have.
+
+    Examples:
+        >>> model = circuits.load("induction").model
+        >>> letters = torch.tensor(model.tokenizer.encode("a b c"))
+        >>> circuits.heads.full_ov(model, letters, layer=1, head=0).AB.shape
+        torch.Size([3, 3])
     """
     THROUGH.check(model, "full_ov", instead=INSTEAD)
     heads, at, E = _read(model, tokens, layer, head, normed)
@@ -63,6 +75,10 @@ def copying_scores(model: Any) -> Float[Tensor, "layer head"]:
 
     The eigenvalues are those of the d_head x d_head product taken the other way round. A head without
     eigenvalues scores 0. Source: Elhage et al. 2021, "Summarizing OV/QK matrices".
+
+    Examples:
+        >>> circuits.heads.copying_scores(circuits.load("induction").model).shape
+        torch.Size([2, 4])
     """
     THROUGH.check(model, "copying_scores", instead=INSTEAD)
     heads, embeddings = head_weights(model), embedding_weights(model)
@@ -79,6 +95,10 @@ def previous_scores(model: Any) -> Float[Tensor, "layer head"] | None:
 
     Mean over the first 64 positions, the first left out. None where positions are not embedded (rotary). Raises
     ValueError for composed heads.
+
+    Examples:
+        >>> circuits.heads.previous_scores(circuits.load("induction").model).shape
+        torch.Size([2, 4])
     """
     SAYS.check(model, "previous_scores", instead=INSTEAD)
     heads, embeddings = head_weights(model), embedding_weights(model)
@@ -106,6 +126,10 @@ def duplicate_scores(model: Any) -> Float[Tensor, "layer head"]:
 
     The mean of the diagonal of `full_qk` minus the mean of all its entries, over all tokens. Raises ValueError for
     composed heads.
+
+    Examples:
+        >>> circuits.heads.duplicate_scores(circuits.load("induction").model).shape
+        torch.Size([2, 4])
     """
     SAYS.check(model, "duplicate_scores", instead=INSTEAD)
     heads = head_weights(model)
@@ -124,6 +148,10 @@ def induction_scores(
     the earlier head's previous-token score (`previous`; default: `previous_scores`). Summed over the earlier
     heads it is the later head's induction score; the largest entry names its partner. Raises ValueError when
     the model's positions are rotary and `previous` is not given, and for composed heads.
+
+    Examples:
+        >>> circuits.heads.induction_scores(circuits.load("induction").model).shape
+        torch.Size([2, 4, 2, 4])
     """
     SAYS.check(model, "induction_scores", instead=INSTEAD)
     previous = previous_scores(model) if previous is None else previous
@@ -169,6 +197,12 @@ def pattern_scores(
 
     lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; only their
     queries count. None: all. Raises ValueError for lengths that do not fit the tokens.
+
+    Examples:
+        >>> model = circuits.load("induction").model
+        >>> tokens = circuits.heads.repeated_tokens(model, n=4, length=12)
+        >>> circuits.heads.pattern_scores(model, tokens).previous.shape
+        torch.Size([2, 4])
     """
     places = real_places(tokens, lengths)
     layers = head_weights(model).layers
@@ -196,7 +230,13 @@ def pattern_scores(
 
 
 def repeated_tokens(model: Any, *, n: int = 16, length: int = 24, seed: int = 0) -> Int[Tensor, "batch pos"]:
-    """`n` random sequences of tokens, each written twice: nothing but induction can predict the second half."""
+    """`n` random sequences of tokens, each written twice: nothing but induction can predict the second half.
+
+    Examples:
+        >>> tokens = circuits.heads.repeated_tokens(circuits.load("induction").model, n=2, length=5)
+        >>> torch.equal(tokens[:, -5:], tokens[:, -10:-5])
+        True
+    """
     length = max(1, min(length, model.cfg.n_ctx // 2))
     generator = torch.Generator().manual_seed(seed)
     half = torch.randint(model.W_E.shape[0], (n, length), generator=generator)

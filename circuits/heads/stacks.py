@@ -92,7 +92,14 @@ class StackHeadReport(Plotted):
 
 @of_ours
 def stack_head_report(model: SparseTransformer, rows: Int[Tensor, "batch pos"]) -> StackHeadReport:
-    """Where every head looks on whole rows, and how far it copies. Raises ValueError for a model without an encoder."""
+    """Where every head looks on whole rows, and how far it copies. Raises ValueError for a model without an encoder.
+
+    Examples:
+        >>> found = circuits.load("translate")
+        >>> rows = found.corpus.val[:160].view(10, 16)
+        >>> circuits.heads.stack_head_report(found.model, rows).rows[0].label
+        'encoder.L0H0'
+    """
     _check(model)
     patterns, found = _patterns(model, rows), []
     copying = {group: _copying(model, group) for group in GROUPS}
@@ -120,6 +127,11 @@ def group_weights(model: SparseTransformer) -> dict[tuple[Stack, Kind], HeadWeig
     """The weights of the three kinds of heads. Keys and values of cross-attention read the encoder's output.
 
     Raises ValueError for a model without an encoder.
+
+    Examples:
+        >>> groups = circuits.heads.group_weights(circuits.load("translate").model)
+        >>> sorted(groups)
+        [('decoder', 'cross'), ('decoder', 'head'), ('encoder', 'head')]
     """
     _check(model)
     ones = torch.ones(model.config.n_layers, model.config.d_model).to(model.like)

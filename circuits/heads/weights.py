@@ -76,6 +76,11 @@ def head_weights(model: Any) -> HeadWeights:
     """Read the weights of every attention layer.
 
     Raises ValueError for a model without attention, or with weights that are not finite.
+
+    Examples:
+        >>> weights = circuits.heads.head_weights(circuits.load("induction").model)
+        >>> weights.W_Q.shape
+        torch.Size([2, 4, 64, 16])
     """
     ONE_STACK.check(model, "head weights", instead=STACKS_INSTEAD)
     blocks = model.blocks_with("attn") if hasattr(model, "blocks_with") else []
@@ -138,13 +143,22 @@ def qk_circuit(model: Any) -> FactoredMatrix:
 
     Of composed heads, the parts that are mixed (see `circuits.composition.folded_circuits`).
     Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
+
+    Examples:
+        >>> circuits.heads.qk_circuit(circuits.load("induction").model).AB.shape
+        torch.Size([2, 4, 64, 64])
     """
     heads = head_weights(model)
     return FactoredMatrix(heads.W_Q, heads.W_K.transpose(-2, -1))
 
 
 def ov_circuit(model: Any) -> FactoredMatrix:
-    """`W_V W_O` of every head [layer, head, d_model, d_model], kept as its two factors."""
+    """`W_V W_O` of every head [layer, head, d_model, d_model], kept as its two factors.
+
+    Examples:
+        >>> circuits.heads.ov_circuit(circuits.load("induction").model).AB.shape
+        torch.Size([2, 4, 64, 64])
+    """
     heads = head_weights(model)
     return FactoredMatrix(heads.W_V, heads.W_O)
 

@@ -14,6 +14,19 @@ def load_hf(folder: str | Path, *, sites: Sequence[SiteName] | None = None) -> L
     sites: those of `LensSubject`, such as ("attn_head", "mlp_neuron"). Code in the folder is not run, and weights are
     read from safetensors alone. Raises ValueError for a folder without model or tokenizer, one that lacks weights, and
     for an architecture that TransformerLens has no adapter of.
+
+    Examples:
+        >>> from tokenizers import ByteLevelBPETokenizer
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> shape = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=257, bos_token_id=0, eos_token_id=0)
+        >>> GPT2LMHeadModel(shape).save_pretrained("gpt2")
+        >>> bytes_alone = ByteLevelBPETokenizer()
+        >>> bytes_alone.train_from_iterator([""], vocab_size=257, special_tokens=["<s>"], show_progress=False)
+        >>> marks = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<s>")
+        >>> _ = PreTrainedTokenizerFast(tokenizer_object=bytes_alone._tokenizer, **marks).save_pretrained("gpt2")
+        >>> subject = circuits.interop.load_hf("gpt2", sites=["attn_head"])
+        >>> list(subject.widths.values())
+        [2]
     """
     from transformer_lens.model_bridge import TransformerBridge
 

@@ -44,6 +44,13 @@ def load_openai(
     decides the epsilon of RMSNorm. A bigram table that did not train there asks for no gradient here. Raises
     UnreadableError (a ValueError) for a missing, unknown or misshapen key, an option that this model does not have, and
     a file that is more than tensors.
+
+    Examples:
+        >>> eps = torch.finfo(torch.float32).eps
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=8, norm_eps=eps)
+        >>> folder = circuits.interop.save_openai("folder", circuits.SparseTransformer(shape))
+        >>> circuits.interop.load_openai(folder).config.d_model
+        16
     """
     config = read_openai_config(folder)
     with reading(folder, "a model in OpenAI's format", name="folder"):
@@ -67,6 +74,13 @@ def save_openai(folder: str | Path, model: SparseTransformer, *, tokenizer_name:
 
     Raises ValueError for what the format has no words for, by name: composed heads, an encoder, another epsilon of the
     norm, norms that come last, scaled embeddings.
+
+    Examples:
+        >>> eps = torch.finfo(torch.float32).eps
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=8, norm_eps=eps)
+        >>> folder = circuits.interop.save_openai("folder", circuits.SparseTransformer(shape))
+        >>> sorted(path.name for path in folder.iterdir())
+        ['beeg_config.json', 'final_model.pt']
     """
     SAVES.check(model, "OpenAI's format", instead="Save it with save_checkpoint, which keeps everything.")
     others = [p for name, p in model.named_parameters() if name != "bigram"]

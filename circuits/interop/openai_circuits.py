@@ -52,6 +52,16 @@ def load_openai_circuit(
     (`final_resid`) and masks nothing. A stored loss is the sum of two cross-entropies; half of it is in the metrics as
     `stored_task_loss`. Raises UnreadableError (a ValueError) for another file, an unknown place, and indices that the
     model does not have.
+
+    Examples:
+        >>> eps = torch.finfo(torch.float32).eps
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=8, norm_eps=eps)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> kept = {"0.attn.v": torch.tensor([3]), "0.attn.resid_delta": torch.tensor([2])}
+        >>> torch.save({"circuit_data": kept}, "viz_data.pt")
+        >>> circuit = circuits.interop.load_openai_circuit("viz_data.pt", model, torch.zeros(1, 4, dtype=torch.long))
+        >>> print(*circuit.nodes)
+        0.attn_out.2 0.attn_v.3
     """
     READS.check(model, "load_openai_circuit", instead="Load the model that the circuit was found in.")
     whole = load_tensors(path, "a viz_data.pt")

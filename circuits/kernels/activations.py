@@ -23,6 +23,11 @@ def causal_attention(
         ValueError: shapes that disagree, or an impl that cannot run it.
 
     Source: Gao et al. 2025 (arXiv 2511.13653), attention sinks; Dao et al. 2022 (arXiv 2205.14135).
+
+    Examples:
+        >>> q, k, v = torch.ones(3, 1, 2, 1, 4)
+        >>> circuits.kernels.causal_attention(q, k, v, None).shape
+        torch.Size([1, 2, 1, 4])
     """
     if not q.shape == k.shape == v.shape or (sink is not None and sink.shape != q.shape[2:3]):
         shapes = [None if t is None else tuple(t.shape) for t in (q, k, v, sink)]
@@ -40,6 +45,10 @@ def token_major(
 
     Raises:
         ValueError: an impl that cannot run it.
+
+    Examples:
+        >>> circuits.kernels.token_major(torch.ones(4, 2, 3).permute(1, 2, 0)).is_contiguous()
+        True
     """
     backend = chosen("token_major", impl, x)
     if x.is_contiguous():
@@ -65,6 +74,11 @@ def replace_features(
 
     Raises:
         ValueError: shapes that disagree, or an impl that cannot run it.
+
+    Examples:
+        >>> x, mask, value = torch.ones(1, 1, 2), torch.tensor([1.0, 0.0]), torch.tensor([7.0, 7.0])
+        >>> circuits.kernels.replace_features(x, mask, value)
+        tensor([[[1., 7.]]])
     """
     width = tuple(x.shape[2:])
     check_like("mask", mask, width, mask)

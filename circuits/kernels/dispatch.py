@@ -28,6 +28,12 @@ def transformed() -> bool:
     """Whether PyTorch looks through the call, which only plain PyTorch bears.
 
     That is inside torch.compile, torch.func (vmap, grad, jacrev), forward-mode derivatives, tracing with fake tensors.
+
+    Examples:
+        >>> circuits.kernels.transformed()
+        False
+        >>> torch.func.vmap(lambda x: x * circuits.kernels.transformed())(torch.ones(2))
+        tensor([1., 1.])
     """
     return bool(
         torch.compiler.is_compiling()

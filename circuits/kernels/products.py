@@ -33,6 +33,10 @@ def chosen_impl(
 
     Raises:
         ValueError: `impl` is unknown, or cannot run on this tensor.
+
+    Examples:
+        >>> circuits.kernels.chosen_impl(torch.ones(2), "naive")
+        'naive'
     """
     return chosen(op, impl, x, density=None if weight is None else weight.density).name
 
@@ -50,6 +54,12 @@ def spmm(
 
     Raises:
         ValueError: shapes, types or devices that disagree.
+
+    Examples:
+        >>> weight = circuits.kernels.SparseWeight.from_dense(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+        >>> circuits.kernels.spmm(weight, torch.tensor([[1.0], [10.0]]))
+        tensor([[30.],
+                [ 2.]])
     """
     check_operand(weight, "x", x, "d_in")
     d_out = weight.shape[1]
@@ -70,6 +80,12 @@ def spmm_t(
 
     Raises:
         ValueError: shapes, types or devices that disagree.
+
+    Examples:
+        >>> weight = circuits.kernels.SparseWeight.from_dense(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+        >>> circuits.kernels.spmm_t(weight, torch.tensor([[1.0], [10.0]]))
+        tensor([[20.],
+                [ 3.]])
     """
     check_operand(weight, "dy", dy, "d_out")
     check_like("out", out, (weight.shape[0], dy.shape[1]), dy)
@@ -87,6 +103,11 @@ def sddmm(
 
     Raises:
         ValueError: shapes, types or devices that disagree.
+
+    Examples:
+        >>> weight = circuits.kernels.SparseWeight.from_dense(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+        >>> circuits.kernels.sddmm(weight, torch.tensor([[1.0], [10.0]]), torch.tensor([[1.0], [5.0]]))
+        tensor([ 5., 10.])
     """
     check_operand(weight, "x", x, "d_in")
     check_operand(weight, "dy", dy, "d_out")
@@ -115,6 +136,12 @@ def sparse_linear(
 
     Raises:
         ValueError: shapes, types or devices that disagree.
+
+    Examples:
+        >>> weight = circuits.kernels.SparseWeight.from_dense(torch.tensor([[0.0, 2.0], [3.0, 0.0]]))
+        >>> circuits.kernels.sparse_linear(weight, torch.tensor([[1.0], [10.0]]))
+        tensor([[30.],
+                [ 2.]])
     """
     weight = weight if values is None else weight.with_values(values)
     check_operand(weight, "x", x, "d_in")
@@ -147,6 +174,13 @@ def trained_linear(
 
     Raises:
         ValueError: shapes, types or devices that disagree.
+
+    Examples:
+        >>> dense = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
+        >>> weight = circuits.kernels.SparseWeight.from_dense(dense)
+        >>> circuits.kernels.trained_linear(weight, torch.tensor([[1.0], [10.0]]), dense, torch.zeros(2))
+        tensor([[30.],
+                [ 2.]])
     """
     check_operand(weight, "x", x, "d_in")
     check_like("dense", dense, weight.shape, x)

@@ -26,6 +26,11 @@ def topk_mask(
 
     Raises:
         ValueError: k out of range, `always` of another shape, or more than k entries in `always`.
+
+    Examples:
+        >>> circuits.kernels.topk_mask(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), 2)
+        tensor([[False, False],
+                [ True,  True]])
     """
     check_selection("w", w, k, w.numel())
     if always is not None and always.shape != w.shape:
@@ -41,6 +46,10 @@ def topk_threshold(w: Float[Tensor, "*shape"], k: int, impl: str = "auto") -> Fl
 
     Raises:
         ValueError: k is not in 1 to `w.numel()`.
+
+    Examples:
+        >>> circuits.kernels.topk_threshold(torch.tensor([1.0, -4.0, 3.0]), 2)
+        tensor(3.)
     """
     check_selection("w", w, k, w.numel())
     threshold: Tensor = implementation("topk_threshold", impl, w).topk_threshold(w.detach(), k)
@@ -57,6 +66,11 @@ def slice_topk_mask(
 
     Raises:
         ValueError: k is not in 1 to `w.shape[dim]`, or w has no such dim.
+
+    Examples:
+        >>> circuits.kernels.slice_topk_mask(torch.tensor([[1.0, 2.0], [4.0, 3.0]]), 1, dim=1)
+        tensor([[False,  True],
+                [ True, False]])
     """
     check_dim(w, dim)
     check_selection("w", w, k, w.shape[dim])
@@ -91,6 +105,10 @@ def abs_topk(
             gradient.
 
     Source: Gao et al. 2025 (arXiv 2511.13653), activation sparsity.
+
+    Examples:
+        >>> circuits.kernels.abs_topk(torch.tensor([3.0, -5.0, 1.0]), 2)
+        tensor([ 3., -5.,  0.])
     """
     check_dim(x, dim)
     check_selection("x", x, k, x.shape[dim])

@@ -26,6 +26,11 @@ def turbo_attention(
         ValueError: shapes that disagree, or an impl that cannot run it.
 
     Source: Kang et al. 2024, "TurboAttention" (arXiv 2412.08585), algorithm 1.
+
+    Examples:
+        >>> q, k, v = torch.ones(3, 1, 2, 1, 4)
+        >>> circuits.kernels.turbo_attention(q, k, v, None).shape
+        torch.Size([1, 2, 1, 4])
     """
     if not q.shape == k.shape == v.shape:
         shapes = [tuple(t.shape) for t in (q, k, v)]
@@ -50,6 +55,12 @@ def turbo_decode(
         ValueError: nothing stored, shapes that disagree, or an impl that cannot run it.
 
     Source: Kang et al. 2024, "TurboAttention" (arXiv 2412.08585), algorithm 2.
+
+    Examples:
+        >>> from circuits.model.mixers.past import TurboConfig, begun
+        >>> past = begun(torch.ones(1, 80, 2, 8), torch.ones(1, 80, 2, 8), TurboConfig())
+        >>> circuits.kernels.turbo_decode(torch.ones(1, 1, 2, 8), past, None).shape
+        torch.Size([1, 1, 2, 8])
     """
     batch, _, n_heads, d_head = q.shape
     expected = (batch, n_heads, stored.keys.tile, d_head)

@@ -59,6 +59,13 @@ def save_checkpoint(
 
     With it go its tokenizer, where that is of a kind that can be written down (`tasks.tokenizer_files`), and the name
     and hash of the text that it was trained on. Raises ValueError for a tokenizer with another number of tokens.
+
+    Examples:
+        >>> model = circuits.load("quotes-handmade").model
+        >>> circuits.save_checkpoint("mine.safetensors", model, meta={"note": "made by hand"})
+        PosixPath('mine.safetensors')
+        >>> circuits.load_checkpoint("mine.safetensors").meta
+        {'note': 'made by hand'}
     """
     check_vocabulary(model.tokenizer, model.config.d_vocab)
     tensors: dict[str, Tensor] = {}
@@ -97,6 +104,11 @@ def load_checkpoint(path: str | Path, *, tokenizer: Any = None, compact: bool = 
     nonzeros is never made dense (see `circuits.model.compute.compact`).
     A file is refused before anything is built from it where what it stores is not what its config asks for, or
     where it claims a model a thousand times its own size (see `MOST`).
+
+    Examples:
+        >>> saved = circuits.load_checkpoint(circuits.load("quotes-128").path)
+        >>> saved.model.config.d_model, saved.meta["train"]["seed"]
+        (128, 35)
     """
     reading = opened(path, SCHEMA, "a checkpoint", "save_checkpoint or `circuits train`")
     # Tensors made in inference mode would be of no use outside it.
@@ -244,6 +256,11 @@ def find_checkpoint(folder: str | Path, model_hash: str) -> Path:
     """The checkpoint in `folder` that holds the model with this fingerprint.
 
     Raises ValueError when none does, naming those that were looked at.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> circuits.model.find_checkpoint(found.path.parent, found.circuit.model_hash).name
+        'model.safetensors'
     """
     seen: dict[str, str] = {}
     for path in sorted(Path(folder).glob("*.safetensors")):

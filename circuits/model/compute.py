@@ -33,6 +33,12 @@ def sparse_compute(
 
     weight_gradient: what weights that require one get. "exact": the whole matrix, so that a zero may grow back.
     "support": only the nonzeros', the rest zero, which costs what the nonzeros cost.
+
+    Examples:
+        >>> model = circuits.load("quotes-128").model
+        >>> with circuits.model.sparse_compute(model) as chosen:
+        ...     sorted(set(chosen.values()))
+        ['cpu']
     """
     with model.turn:
         yield from _on_nonzeros(model, weight_gradient)
@@ -77,7 +83,14 @@ def check_learnable(model: nn.Module, name: str = "model") -> None:
 
 @contextmanager
 def frozen(model: SparseTransformer) -> Iterator[None]:
-    """A model to look at, not to train: eval mode, no gradients to weights, on its nonzeros; restored afterwards."""
+    """A model to look at, not to train: eval mode, no gradients to weights, on its nonzeros; restored afterwards.
+
+    Examples:
+        >>> model = circuits.load("quotes-128").model
+        >>> with circuits.model.frozen(model):
+        ...     model.W_E.requires_grad
+        False
+    """
     check_learnable(model)
     with model.turn:
         training, needed = model.training, [p.requires_grad for p in model.parameters()]
@@ -122,6 +135,11 @@ def compact(model: SparseTransformer) -> SparseTransformer:
 
     Every map that is faster on its nonzeros holds nothing else from here on, and no weight asks for a gradient.
     Outputs, `fingerprint` and checkpoints stay what they were. There is no way back but loading the checkpoint.
+
+    Examples:
+        >>> model = circuits.model.compact(circuits.load("quotes-128").model)
+        >>> model.n_nonzero()
+        3095
     """
     with model.turn:
         model.eval().requires_grad_(False)

@@ -192,7 +192,12 @@ def all_sites(
     routed: bool = False,
     headed: bool = False,
 ) -> list[Site]:
-    """Every site of a stack of `n_layers` layers, in forward order; the options are those of `layer_rows`."""
+    """Every site of a stack of `n_layers` layers, in forward order; the options are those of `layer_rows`.
+
+    Examples:
+        >>> [site.name for site in circuits.model.all_sites(1)][:4]
+        ['attn_in', 'attn_q', 'attn_k', 'attn_v']
+    """
     rows = layer_rows(crossed=crossed, routed=routed, headed=headed)
     return [Site(layer, row.name, stack) for layer in range(n_layers) for row in rows]
 

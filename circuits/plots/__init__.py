@@ -16,6 +16,11 @@ def plot(thing: Any, **options: Any) -> Any:
 
     options: those of the function that draws its type, which `help(plot.dispatch(type(thing)))` shows. Raises
     TypeError for a type without a picture.
+
+    Examples:
+        >>> figure = circuits.plots.plot(circuits.load("quotes-128").report, title="Trust")
+        >>> type(figure).__name__
+        'Picture'
     """
     known = sorted(kind.__name__ for kind in plot.registry if kind is not object)
     raise TypeError(

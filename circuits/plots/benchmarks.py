@@ -24,6 +24,10 @@ def bench_figure(rows: Sequence[Row], *, title: str = "Sparse against dense") ->
 
     `rows` are those of bench.json; bars are quartiles over the rounds. A row whose parity fails has no ratio
     and is not drawn. Raises ValueError when no row is left.
+
+    Examples:
+        >>> row = {"name": "spmm", "d_model": 128, "density": 0.01, "parity": True}
+        >>> figure = circuits.plots.bench_figure([{**row, "ratio_plain": 3.0, "ratio_plain_spread": [2.8, 3.1]}])
     """
     drawn = [row for row in rows if row["parity"] and row.get("ratio_plain")]
     if not drawn:

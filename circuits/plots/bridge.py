@@ -32,6 +32,10 @@ def bridge_figure(rows: Sequence[Mapping[str, Any]], *, title: str = "Bridges") 
     `rows` is `BridgeSet.metrics["locations"]`: mappings with location, nmse_encode, nmse_decode,
     recovered_dense_to_sparse and recovered_sparse_to_dense (None: nothing to recover there). Raises ValueError when it
     is empty.
+
+    Examples:
+        >>> metrics = circuits.load("mini-python-sparse").bridges.metrics
+        >>> figure = circuits.plots.bridge_figure(metrics["locations"])
     """
     if not rows:
         raise ValueError("rows: got none; expected the metrics of at least one location. Fit bridges first.")
@@ -85,6 +89,9 @@ def chain_figure(
 
     `losses` is `chain_losses(...)` as nested lists, NaN where a pass cannot be. plain: loss without a crossing,
     for the subtitle. Raises ValueError when the matrix does not have a row and a column for each name.
+
+    Examples:
+        >>> figure = circuits.plots.chain_figure([[0.1, 0.3], [0.2, 0.4]], ["embed", "0.attn"], plain=0.1)
     """
     if len(losses) != len(names) or any(len(row) != len(names) for row in losses):
         raise ValueError(
@@ -128,6 +135,12 @@ def steering_figure(steering: Mapping[str, Any], *, title: str = "Steering the d
 
     `steering` is `Steering.to_json()`, or a run of a results file. Thin lines are single draws of the
     random-channel control.
+
+    Examples:
+        >>> bridges = circuits.load("mini-python-sparse").bridges
+        >>> prompts = tasks.load_task("quotes").batch(8, split="test", seed=0)
+        >>> steering = circuits.steer(bridges, prompts, "embed", [0], strengths=(0.0, 1.0), n_controls=1)
+        >>> figure = circuits.plots.steering_figure(steering.to_json())
     """
     strengths, draws = steering["strengths"], steering["random_channel_draws"]
     traces = [
@@ -170,6 +183,10 @@ def dilution_figure(dilution: Mapping[str, Any], *, title: str = "Context diluti
     """Error rates on deep lists of the dense and the sparse model against list length, and the depth margin below.
 
     `dilution` is `Dilution.to_json()`, or a run of a results file; more distractors are drawn paler.
+
+    Examples:
+        >>> cell = {"length": 4, "distractors": 0, "dense_error": 0.1, "sparse_error": 0.0, "circuit_error": 0.0}
+        >>> figure = circuits.plots.dilution_figure({"cells": [{**cell, "depth_margin": 1.0}], "spearman": 0.9})
     """
     counts = sorted({cell["distractors"] for cell in dilution["cells"]})
     traces = []

@@ -49,6 +49,11 @@ def demo_page(
 
     `model` and `task` as for `circuit_figure`: with both, each node is told in a sentence.
     Keys of `report` in `HEADLINES` are set large; the other scalars follow at the end. Returns the path.
+
+    Examples:
+        >>> circuit = circuits.load("quotes-128").circuit
+        >>> circuits.plots.demo_page("circuit.html", circuit, circuit.summary()).name
+        'circuit.html'
     """
     large = [key for key in HEADLINES if is_number(report.get(key))]
     numbers = {HEADLINES[key][0]: HEADLINES[key][1].format(report[key]) for key in large}

@@ -17,6 +17,10 @@ from circuits.plots.style import FAINT, INK, NEGATIVE, PAPER, POSITIVE, SCORE, b
 __all__ = ["composition_figure", "composition_maps_figure", "head_graph_figure"]
 
 PORT_COLOURS = {"Q": NEGATIVE, "K": POSITIVE, "V": SCORE, "in": FAINT, "gate": FAINT}
+CHANCE_EDGES = 5
+"""Pairs that a graph without a significant edge shows all the same."""
+CHANCE = {"line": {"dash": "dot", "width": 1.5}, "opacity": 0.6}
+"""How they are drawn."""
 MAX_EDGES = 24
 """Edges between heads that a map of a prompt shows, the strongest ones."""
 
@@ -28,6 +32,10 @@ def composition_figure(
     """z-scores of every pair, a panel a port; circles mark pairs that are significant at this discovery rate.
 
     Writers are rows, readers columns; heads only, unless there are no more than 40 neurons.
+
+    Examples:
+        >>> found = circuits.composition.composition(circuits.handmade.induction().model, n_null=50, max_null=50)
+        >>> figure = circuits.plots.composition_figure(found, rate=0.1)
     """
     ports = [p for p in PORT_COLOURS if any(reader.port == p for reader in composition.readers)]
     writers = [i for i in range(len(composition.writers)) if bool(composition.later[i].any())]
@@ -71,9 +79,15 @@ def head_graph_figure(
 ) -> go.Figure:
     """Heads by layer, and the significant edges between them: width is score over null, colour is the port.
 
-    At most `top` edges, the most significant. all_heads: show heads without an edge too (default: up to 64).
+    At most `top` edges, the most significant. all_heads: show heads without an edge too (default: up to 64). Where no
+    edge is significant, the strongest few are dotted: the null model gives about as strong ones.
+
+    Examples:
+        >>> found = circuits.composition.composition(circuits.handmade.induction().model, n_null=50, max_null=50)
+        >>> figure = circuits.plots.head_graph_figure(found)
     """
-    edges = composition.significant(rate)[:top]
+    found = composition.significant(rate)[:top]
+    edges = found or composition.edges[:CHANCE_EDGES]
     parts = sorted({part for edge in edges for part in (edge.writer, edge.reader.part)})
     heads = [writer for writer in composition.writers if writer.kind != "neuron"]
     if all_heads or (all_heads is None and len(heads) <= 64):
@@ -86,7 +100,7 @@ def head_graph_figure(
         layout=base_layout(title=title, height=round(210 + 56 * max(map(len, ranks), default=1)))
     )
     for edge in edges:
-        figure.add_trace(_edge(edge, place))
+        figure.add_trace(_edge(edge, place) if found else _edge(edge, place).update(CHANCE))
     for port in dict.fromkeys(edge.reader.port for edge in edges):
         figure.add_trace(_legend(port))
     busy = {str(part) for edge in edges for part in (edge.writer, edge.reader.part)}
@@ -101,10 +115,7 @@ def head_graph_figure(
             showarrow=False,
             font={"color": FAINT},
         )
-    counted = "1 edge" if len(edges) == 1 else f"{len(edges)} edges"
-    said = (
-        f"{counted} at {rate:.0%} false discovery · width: score over null · null model: {composition.null}"
-    )
+    said = f"{_counted(found, edges, rate)} · null model: {composition.null}"
     figure.update_layout(base_layout(title=title, subtitle=said, height=figure.layout.height))
     hidden = {"visible": False}
     figure.update_layout(
@@ -116,6 +127,13 @@ def head_graph_figure(
     return figure
 
 
+def _counted(found: Sequence[CompositionEdge], drawn: Sequence[CompositionEdge], rate: float) -> str:
+    if not found:
+        return f"no edge at {rate:.0%} false discovery; dotted: the {len(drawn)} strongest"
+    counted = "1 edge" if len(found) == 1 else f"{len(found)} edges"
+    return f"{counted} at {rate:.0%} false discovery · width: score over null"
+
+
 def composition_maps_figure(
     maps: CompositionMaps, tokens: Sequence[str], *, row: int = 0, title: str | None = None
 ) -> go.Figure:
@@ -123,6 +141,13 @@ def composition_maps_figure(
 
     Shown without the identity: 0 is plain attention. Means are over the keys that a query sees. Raises ValueError
     when tokens and maps differ in length.
+
+    Examples:
+        >>> options = {"attention": "compose", "compose": "full"}
+        >>> shape = circuits.ModelConfig(d_vocab=9, d_model=16, n_heads=2, d_head=4, **options)
+        >>> model = circuits.SparseTransformer(shape)
+        >>> maps = circuits.composition.composition_maps(model, torch.zeros(1, 2).long())
+        >>> figure = circuits.plots.composition_maps_figure(maps, ["a", "b"])
     """
     n_pos, n_heads = maps.pre.shape[1], maps.pre.shape[-1]
     if len(tokens) != n_pos:

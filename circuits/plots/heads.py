@@ -32,7 +32,12 @@ WIDTH, LABEL = 860, 13
 
 @plot.register
 def head_report_figure(report: HeadReport, *, title: str = "Heads") -> go.Figure:
-    """Six scores of a report, each as a heat map of layers and heads: above from patterns, below from weights."""
+    """Six scores of a report, each as a heat map of layers and heads: above from patterns, below from weights.
+
+    Examples:
+        >>> report = circuits.heads.head_report(circuits.load("induction").model)
+        >>> figure = circuits.plots.head_report_figure(report, title="Two layers")
+    """
     layers = sorted({row.layer for row in report.rows})
     heads = sorted({row.head for row in report.rows})
     at = {(row.layer, row.head): row for row in report.rows}
@@ -81,7 +86,13 @@ def head_report_figure(report: HeadReport, *, title: str = "Heads") -> go.Figure
 
 @plot.register
 def stack_head_report_figure(report: StackHeadReport, *, title: str = "Heads of two stacks") -> go.Figure:
-    """Where each head looks and how far it copies: heads are rows, a panel for each kind of attention."""
+    """Where each head looks and how far it copies: heads are rows, a panel for each kind of attention.
+
+    Examples:
+        >>> found = circuits.load("translate")
+        >>> report = circuits.heads.stack_head_report(found.model, found.corpus.val[:160].view(10, 16))
+        >>> figure = circuits.plots.stack_head_report_figure(report)
+    """
     traces, rows, names = [], [], []
     for (stack, kind), name in zip(GROUPS, ("encoder", "decoder", "decoder to encoder"), strict=True):
         own = [row for row in report.rows if (row.stack, row.kind) == (stack, kind)]
@@ -120,6 +131,9 @@ def pattern_figure(
     pattern: `hook_pattern` of one prompt. heads: their numbers in the titles (default: 0, 1, ...). per_row: panels
     side by side (default: as many, up to four, as leave the tokens on the axes room).
     Raises ValueError when tokens and pattern differ in length.
+
+    Examples:
+        >>> figure = circuits.plots.pattern_figure(torch.eye(3)[None], ["a", "b", "c"])
     """
     if len(tokens) != pattern.shape[-1]:
         raise ValueError(
@@ -177,6 +191,9 @@ def token_map_figure(
     """A full QK or OV circuit between tokens, such as `full_qk(model, tokens, layer=0, head=1).AB`.
 
     Raises ValueError when the labels do not fit the values.
+
+    Examples:
+        >>> figure = circuits.plots.token_map_figure(torch.eye(2), ["a", "b"], ["a", "b"], title="QK")
     """
     if tuple(values.shape) != (len(rows), len(columns)):
         raise ValueError(

@@ -24,6 +24,9 @@ def history_figure(history: Sequence[Row], *, title: str = "Training") -> go.Fig
 
     `history` holds one mapping a logged step with keys step, loss (nats a token), density, lr, tokens_per_s
     and, where it was measured, val_loss. Raises ValueError when it is empty or lacks one of the first four.
+
+    Examples:
+        >>> figure = circuits.plots.history_figure(circuits.load("mini-python").training.history)
     """
     _check(history, ("step", "loss", "density", "lr"))
     steps = [row["step"] for row in history]
@@ -64,6 +67,10 @@ def pruning_figure(
 
     `history` holds one mapping a logged step with keys step, task_loss (of the run's objective) and n_open. `target`,
     where given, is drawn as the loss to stay under. Raises ValueError when the history is empty or lacks a key.
+
+    Examples:
+        >>> history = circuits.load("quotes-128").circuit.metrics["history"]
+        >>> figure = circuits.plots.pruning_figure(history, target=0.04)
     """
     _check(history, ("step", "task_loss", "n_open"))
     steps = [row["step"] for row in history]

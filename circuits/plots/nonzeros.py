@@ -58,6 +58,9 @@ def nonzeros_figure(model: SparseTransformer, *, title: str = "Weights") -> go.F
     """Density of every weight matrix as a bar, layer by layer, and beside it the nonzeros of each head.
 
     Counted is what `model.matrices()` counts: the rows add up to `model.n_nonzero()`, biases in a row of their own.
+
+    Examples:
+        >>> figure = circuits.plots.nonzeros_figure(circuits.load("quotes-128").model)
     """
     rows = _rows(model)
     row_px = ROW_PX if len(rows) <= CROWD else CROWDED_PX

@@ -71,6 +71,11 @@ def write_page(path: str | Path, *, title: str, blocks: Iterable[Any]) -> Path:
     Blocks are figures, `Html` (from `table`, `heading`, `headline`) and plain text, each a paragraph.
     plotly.js is inlined once, and only when there is a figure. The same blocks give the same bytes.
     Raises ValueError for a block of another type.
+
+    Examples:
+        >>> figure = circuits.plots.pattern_figure(torch.eye(3)[None], ["a", "b", "c"])
+        >>> circuits.plots.write_page("page.html", title="Heads", blocks=["Each looks at itself.", figure]).name
+        'page.html'
     """
     parts: list[str] = []
     n_figures = 0
@@ -114,7 +119,12 @@ def figure_html(figure: go.Figure, div: str, config: str = CONFIG) -> str:
 
 
 def heading(text: str) -> Html:
-    """A heading between blocks."""
+    """A heading between blocks.
+
+    Examples:
+        >>> str(circuits.plots.heading("Nodes & edges"))
+        '<h2>Nodes &amp; edges</h2>'
+    """
     return Html(f"<h2>{html.escape(text)}</h2>")
 
 
@@ -122,6 +132,10 @@ def table(rows: Sequence[Mapping[str, Any]], formats: Mapping[str, str] | None =
     """An HTML table: a row for each mapping, columns as keys first appear, numbers to the right.
 
     `formats` maps a column to the format of its numbers, such as "+.3f".
+
+    Examples:
+        >>> str(circuits.plots.table([{"node": "0.attn_v.3", "drop": 0.25}], {"drop": ".1f"})).count("<td")
+        2
     """
     formats = formats or {}
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -150,7 +164,12 @@ def _shown(value: Any, form: str) -> str:
 
 
 def headline(numbers: Mapping[str, str]) -> Html:
-    """A row of large numbers, each under the word for it."""
+    """A row of large numbers, each under the word for it.
+
+    Examples:
+        >>> "21" in str(circuits.plots.headline({"nodes": "21"}))
+        True
+    """
     cards = "".join(
         f"<div><b>{html.escape(value)}</b><span>{html.escape(word)}</span></div>"
         for word, value in numbers.items()

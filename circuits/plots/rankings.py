@@ -20,6 +20,11 @@ def rankings_figure(curves: Sequence[Curve], *, title: str = "Rankings") -> go.F
 
     Beside it, in the legend, CPR (area under the line; 1 is best) and CMD (area between it and 1; 0 is best). Nodes
     and edges share the axis, each as a share of its own number. Raises ValueError without curves.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> curves = circuits.ranking.curves(found.model, found.task, ["random"], n_pairs=8)
+        >>> figure = circuits.plots.rankings_figure(curves)
     """
     if not curves:
         raise ValueError("curves: got none; expected what circuits.ranking.curves returns.")

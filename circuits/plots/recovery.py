@@ -23,6 +23,11 @@ def ground_truth_figure(table: Mapping[str, Any]) -> go.Figure:
 
     A method that ranks nodes is given the true number n; the cell is the share of true nodes among its first n.
     Raises ValueError when the table has no models.
+
+    Examples:
+        >>> found = {"methods": {"gates": {"precision": 1.0}}}
+        >>> table = {"per_model": {"quotes": found}, "recovered": 1, "total": 1}
+        >>> figure = circuits.plots.ground_truth_figure(table)
     """
     models = list(table["per_model"])
     if not models:
@@ -44,6 +49,10 @@ def controls_figure(report: Mapping[str, Any]) -> go.Figure:
 
     report: the content of docs/results/controls.json. Where a control reaches the true task's side of the line, a
     circuit for that task proves nothing.
+
+    Examples:
+        >>> losses = {"true_loss": 0.01, "swapped_loss": 0.7, "unrelated_loss": 0.6, "random_model_loss": 0.7}
+        >>> figure = circuits.plots.controls_figure({"cases": {"seed 0": losses}})
     """
     kinds = {
         "true_loss": ("true task", POSITIVE, "circle"),
@@ -81,8 +90,15 @@ def controls_figure(report: Mapping[str, Any]) -> go.Figure:
 
 
 @plot.register
-def transplant_figure(table: TransplantTable) -> go.Figure:
-    """Each circuit on each task, and the whole model in the last row: task loss in nats; dark is solved."""
+def transplant_figure(table: TransplantTable, *, title: str = "Circuits on each task") -> go.Figure:
+    """Each circuit on each task, and the whole model in the last row: task loss in nats; dark is solved.
+
+    Examples:
+        >>> found = circuits.load("mini-python")
+        >>> named = {task: tasks.load_task(task) for task in found.circuits}
+        >>> table = circuits.circuit.transplant(found.model, found.circuits, named, n_pairs=16)
+        >>> figure = circuits.plots.transplant_figure(table)
+    """
     names = [*table.circuits, "whole model"]
     losses = [*table.loss, table.full_loss]
     solved = [[1 - min(loss, CHANCE) / CHANCE for loss in row] for row in losses]
@@ -90,9 +106,7 @@ def transplant_figure(table: TransplantTable) -> go.Figure:
     shown = [[f"{loss:.2f}" for loss in row] for row in losses]
     figure = _heat_map(solved, list(table.tasks), names, notes, shown)
     said = f"Task loss in nats; chance is {CHANCE:.2f}, and dark cells are solved"
-    figure.update_layout(
-        **base_layout(title="Circuits on each task", subtitle=said, height=150 + 46 * len(names))
-    )
+    figure.update_layout(**base_layout(title=title, subtitle=said, height=150 + 46 * len(names)))
     return figure
 
 

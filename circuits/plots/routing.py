@@ -19,6 +19,11 @@ def routing_figure(routing: Routing, *, title: str = "Routing") -> go.Figure:
     """Experts are rows, tokens columns; grey is an expert that takes no part, colour its share.
 
     Nine in ten shares have colours of their own, the largest all the fullest one; under the pointer stands the number.
+
+    Examples:
+        >>> from circuits.circuit.routing import routing
+        >>> model = circuits.load("experts").model
+        >>> figure = circuits.plots.routing_figure(routing(model, model.to_tokens("x = 'ab")[0]))
     """
     tokens = token_labels(routing.tokens)
     grids = routing.share.numpy().transpose(0, 2, 1)

@@ -15,6 +15,11 @@ def sparse_vs_dense_figure(report: Mapping[str, Any]) -> go.Figure:
     """A row for each task: edges of the sparse and of the dense circuit (medians over seeds), and their ratio.
 
     report: the content of docs/results/sparse_vs_dense.json. Raises ValueError when no task could be compared.
+
+    Examples:
+        >>> sizes = {"sparse_n_edges": 9, "dense_n_edges": 90}
+        >>> report = {"tasks": {"quotes": 10.0}, "sizes": {"quotes": sizes}, "geomean_edge_ratio": 10.0}
+        >>> figure = circuits.plots.sparse_vs_dense_figure(report)
     """
     tasks = sorted(report["tasks"], key=lambda name: report["tasks"][name])
     if not tasks:
@@ -58,9 +63,14 @@ def sparse_vs_dense_figure(report: Mapping[str, Any]) -> go.Figure:
 
 
 def frontier_figure(report: Mapping[str, Any]) -> go.Figure:
-    """Validation loss against circuit size, a mark for each width and a small one for each seed.
+    """Validation loss against circuit size: a mark for the mean of each width, a small one for each seed.
 
     report: the content of docs/results/frontier.json. Widths without any circuit are left out.
+
+    Examples:
+        >>> run = {"width": 64, "val_loss": 2.0, "circuits": {"quotes": {"solved": True, "n_edges": 9}}}
+        >>> report = {"widths": [64], "n_edges": [9.0], "val_loss": [2.0], "n_nonzero": [3000], "runs": [run]}
+        >>> figure = circuits.plots.frontier_figure(report)
     """
     rows = zip(report["widths"], report["n_edges"], report["val_loss"], strict=True)
     known = [row for row in rows if row[1] is not None]
@@ -83,16 +93,15 @@ def frontier_figure(report: Mapping[str, Any]) -> go.Figure:
     figure.add_scatter(
         x=[edges for _, edges, _ in known],
         y=[loss for *_, loss in known],
-        mode="lines+markers+text",
+        mode="markers+text",
         text=[f" {width} wide" for width, _, _ in known],
         textposition="middle right",
         textfont={"size": 13, "color": INK},
-        line={"color": POSITIVE, "width": 2},
         marker={"size": 12, "color": POSITIVE},
         hovertemplate="%{text}: %{x:.1f} edges, %{y:.3f} nats<extra></extra>",
     )
     nonzero = sum(report["n_nonzero"]) / len(report["n_nonzero"])
-    said = f"Every width has about {nonzero:,.0f} nonzero weights; grey: single circuits"
+    said = f"Every width has about {nonzero:,.0f} nonzero weights; blue: means; grey: single circuits"
     figure.update_layout(
         **base_layout(title="Width at a fixed number of nonzeros", subtitle=said, height=430),
         xaxis={"title": {"text": "edges of the circuit"}, "gridcolor": BAND, "rangemode": "tozero"},

@@ -38,6 +38,11 @@ def figure_to_png(figure: go.Figure, path: str | Path, *, width: int = 1000, sca
     """Draw a figure to a PNG, `width` pixels wide (times `scale`), with a Chromium or Chrome found on PATH.
 
     Raises ValueError when none is found, RuntimeError when it draws nothing.
+
+    Examples:
+        >>> figure = circuits.load("quotes-128").circuit.plot()
+        >>> circuits.plots.figure_to_png(figure, "circuit.png").stat().st_size > 0
+        True
     """
     browser = find_browser()
     if browser is None:

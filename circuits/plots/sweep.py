@@ -15,6 +15,10 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], x: str = "n_edges", y: str =
     """One mark a run; two menus choose the columns. Pointing at a mark tells task, width, density and seed.
 
     rows: flat records. Raises ValueError when a column is none of numbers.
+
+    Examples:
+        >>> rows = [{"task": "quotes", "seed": seed, "n_edges": 9 + seed, "task_loss": 0.1} for seed in (0, 1)]
+        >>> figure = circuits.plots.sweep_figure(rows)
     """
     names = number_columns(rows)
     for axis, name in (("x", x), ("y", y)):

@@ -40,6 +40,9 @@ def trust_figure(report: TrustReport, *, title: str | None = None) -> go.Figure:
     Each row has its own scale, from 0 to the larger of value and baseline. Below: the share of the model's
     margin that the best-ranked nodes recover, and what interchanging each node does in circuit and in model.
     `title` replaces the usual one.
+
+    Examples:
+        >>> figure = circuits.plots.trust_figure(circuits.load("quotes-128").report)
     """
     entries = report.entries
     rows_height, below = ROW * len(entries), 280
@@ -62,7 +65,12 @@ def trust_figure(report: TrustReport, *, title: str | None = None) -> go.Figure:
 
 
 def trust_page(path: str | Path, report: TrustReport) -> Path:
-    """One page about one report: the verdict, the figure, and a table with what each item means."""
+    """One page about one report: the verdict, the figure, and a table with what each item means.
+
+    Examples:
+        >>> circuits.plots.trust_page("trust.html", circuits.load("quotes-128").report).name
+        'trust.html'
+    """
     rows = [
         {
             "item": e.name,

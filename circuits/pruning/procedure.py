@@ -54,6 +54,13 @@ def prune(
     task or text do not fit the model, or its own text is not found, UnsolvedError (a ValueError) when the whole model
     misses the targets, and NoCircuitError (another) when everything but the nodes in `without` does.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> quick = circuits.PruneConfig(starts=1, steps=60, n_eval=32, n_test=32)
+        >>> circuit = circuits.prune(found.model, found.task, quick, corpus=found.corpus, progress=False)
+        >>> circuit.n_nodes, circuit.metrics["one_minimal"]
+        (8, True)
     """
     keep_pages()
     config = config or PruneConfig()

@@ -70,6 +70,14 @@ def rivals(
 
     config: how to search (default: as the circuit says it was found). Raises ValueError for a circuit of another model
     or task, or one whose nodes were never measured in the model, as in files from before that was done.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> quick = circuits.PruneConfig(starts=1, steps=60, n_eval=32, n_test=32)
+        >>> circuit = circuits.prune(found.model, found.task, quick, corpus=found.corpus, progress=False)
+        >>> other = circuits.pruning.rivals(found.model, found.task, circuit, corpus=found.corpus, progress=False)
+        >>> other.situation
+        'unique'
     """
     check_belongs(model, circuit)
     circuit.criterion.check(task)

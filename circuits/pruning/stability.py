@@ -121,6 +121,15 @@ def stability_card(
     """Prune again under every pair of seed and setting, and on every other kind of prompts that the model can do.
 
     A seed decides gates and prompts together, so seeds are bootstraps of both. Minutes a circuit.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> quick = circuits.PruneConfig(starts=1, steps=40, n_eval=32, n_test=32)
+        >>> card = circuits.pruning.stability_card(
+        ...     found.model, found.task, quick, seeds=2, settings={"as given": {}}, corpus=found.corpus, progress=False
+        ... )
+        >>> card.sizes
+        ((8, 5), (8, 5))
     """
     config = config or PruneConfig()
     asked = [

@@ -47,6 +47,13 @@ def curve(model: Subject, task: Task, ranking: Ranking, *, n_pairs: int = 64) ->
     """The curve of one ranking on test prompts; what is left out is at its mean over training prompts.
 
     Source: Mueller et al. 2025 (arXiv 2504.13151), section 3.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> ranking = circuits.ranking.rank(found.model, found.task, method="attribution patching")
+        >>> curve = circuits.ranking.curve(found.model, found.task, ranking, n_pairs=8)
+        >>> len(curve.shares) == len(curve.faithfulness)
+        True
     """
     batch = task.batch(n_pairs, split="test", seed=0)
     runs = MaskedModel(model, task_means(model, task), batch)
@@ -61,7 +68,14 @@ def curve(model: Subject, task: Task, ranking: Ranking, *, n_pairs: int = 64) ->
 def curves(
     model: Subject, task: Task, methods: Iterable[str], *, config: RankConfig | None = None, n_pairs: int = 64
 ) -> list[Curve]:
-    """The curves of several methods on the same prompts, in their order; see `rank` for what each can rank."""
+    """The curves of several methods on the same prompts, in their order; see `rank` for what each can rank.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> curves = circuits.ranking.curves(found.model, found.task, ["attribution patching", "random"], n_pairs=8)
+        >>> [curve.method for curve in curves]
+        ['attribution patching', 'random']
+    """
     return [curve(model, task, rank(model, task, method=m, config=config), n_pairs=n_pairs) for m in methods]
 
 

@@ -57,6 +57,12 @@ def rank(model: Subject, task: Task, *, method: str = "gates", config: RankConfi
     model: ours, or any wrapped model as a LensSubject; magnitude needs ours. method: one of `METHODS`. No weight of a
     wrapped model leads from node to node: EAP and EAP-IG then rank nodes, each by all that it sends on to others.
     Raises ValueError for another method, a task that does not fit the model, and a model that a method cannot rank.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> ranking = circuits.ranking.rank(found.model, found.task, method="attribution patching")
+        >>> ranking.nodes()[0] in found.circuit.nodes
+        True
     """
     if method not in METHODS:
         raise ValueError(unknown("method", method, METHODS))

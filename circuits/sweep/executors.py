@@ -36,6 +36,17 @@ def run_sweep(
     and then. A run whose worker is killed is done again; what failed is kept with its traceback. Ctrl-C ends the
     workers, and the same call goes on from there. Raises ValueError for an unknown executor, and where its package
     is missing.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("plan.toml").write_text('''tasks = ["quotes"]
+        ... widths = [16]
+        ... densities = [0.5]
+        ... train = {steps = 2, n_val = 8, model = {n_heads = 2, d_head = 4, d_mlp = 16}}
+        ... prune = [{objective = "faithful", steps = 2, starts = 1, n_eval = 8, n_test = 8, n_mean = 8}]
+        ... ''')
+        >>> circuits.sweep.run_sweep(circuits.sweep.load_plan("plan.toml"), "runs", n_workers=1).done
+        1
     """
     if executor not in EXECUTORS:
         raise ValueError(unknown("executor", executor, EXECUTORS))

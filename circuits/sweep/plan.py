@@ -99,6 +99,12 @@ def load_plan(path: str | Path) -> Plan:
     """The plan of a TOML file: `tasks`, `widths`, `densities`, `seeds`, a table `[train]` and tables `[[prune]]`.
 
     Raises UnreadableError (a ValueError) that names the key, for a file that is no such plan.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("plan.toml").write_text('tasks = ["quotes"]\\nseeds = [0, 1]\\n')
+        >>> len(circuits.sweep.load_plan("plan.toml").runs)
+        2
     """
     with reading(path, "a TOML file of a sweep: tasks, widths, densities, seeds, [train], [[prune]]"):
         try:

@@ -138,6 +138,12 @@ def train(
     of another kind to resume, before anything is computed or written; TrainingDiverged (a ValueError) at a loss that is
     not finite, or beyond `EXPLODED`; and RankError (a ValueError) where ranks are lost, or no longer the same.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
+
+    Examples:
+        >>> config = circuits.TrainConfig.toy(corpus="induction", steps=2, n_val=8, batch_size=4)
+        >>> training = circuits.train(config, progress=False)
+        >>> training.model.config.d_vocab, len(training.history)
+        (27, 2)
     """
     keep_pages()
     check_config(config, TrainConfig)

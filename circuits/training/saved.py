@@ -19,6 +19,11 @@ def load_trained(
     tokenizer is the model's.
     Raises UnreadableError (a ValueError) for a file that is no checkpoint, and where the text is not found, is another
     one, or has another tokenizer. For the model alone, whatever became of its text: `load_checkpoint(path).model`.
+
+    Examples:
+        >>> model, corpus = circuits.training.load_trained(circuits.load("quotes-128").path)
+        >>> corpus.name, model.tokenizer == corpus.tokenizer
+        ('mini', True)
     """
     return with_corpus(path, load_checkpoint(path), corpus)
 

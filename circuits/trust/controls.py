@@ -146,6 +146,11 @@ def gate_floor(
     The last of them that reaches half of `SEPARATE` is thinned out, as pruning does, to one set more.
     relabel: what to make of the prompts' answers. follow: the model whose margins are asked for where the objective
     asks for some (default: `model`). most: only sets of at most that many nodes count, if there are any.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> quick = circuits.PruneConfig(objective="task", steps=10, n_eval=16, n_test=16)
+        >>> floor = circuits.trust.gate_floor(found.model, found.task, found.circuit.values, quick)
     """
     values = {site: ordinary(value) for site, value in values.items()}
     asked = _Asked(task, config, relabel or (lambda batch: batch), follow or model)

@@ -70,6 +70,13 @@ def trust_report(
     for it say so, and are not run. Raises ValueError, before any long run, when the circuit is empty or of another
     model, when the task is not that of the circuit, or when the right answers are asked for and the model cannot give
     them.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> few = circuits.trust.TrustConfig(n_pairs=8, n_random=2, n_knockouts=2, n_greedy=1, control_steps=0)
+        >>> report = circuits.trust.trust_report(found.model, found.circuit, config=few)
+        >>> report["sufficiency"].verdict
+        'pass'
     """
     config, started = config or TrustConfig(), time.perf_counter()
     check_config(config, TrustConfig)
@@ -105,7 +112,15 @@ def _text(model: Subject, config: TrustConfig, corpus: Corpus | None) -> Int[Ten
 
 @with_gradients
 def run_checks(bench: Bench, checks: Sequence[Check] = CHECKS) -> list[Entry]:
-    """The entries of all checks. Each has a stream of random numbers of its own: one more moves no other's numbers."""
+    """The entries of all checks. Each has a stream of random numbers of its own: one more moves no other's numbers.
+
+    Examples:
+        >>> found = circuits.load("quotes-handmade")
+        >>> few = circuits.trust.TrustConfig(n_pairs=8)
+        >>> bench = circuits.trust.Bench(found.model, found.circuit, found.task, few)
+        >>> [entry.verdict for entry in circuits.trust.run_checks(bench, circuits.trust.CHECKS[:1])]
+        ['pass']
+    """
     return [entry for check in checks for entry in check(bench, stream(bench.config.seed, check))]
 
 

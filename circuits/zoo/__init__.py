@@ -1,11 +1,5 @@
-"""Small trained models that ship with the package, and their loader."""
+"""Small models that ship with the package, with circuits, trust reports and bridges, and their loader."""
 
-from circuits.zoo.pretrained import (
-    PRETRAINED,
-    PRETRAINED_BRIDGES,
-    catalogue,
-    load_pretrained,
-    load_pretrained_bridges,
-)
+from circuits.zoo.shipped import ZooModel, catalogue, load, measured, names
 
-__all__ = ["PRETRAINED", "PRETRAINED_BRIDGES", "catalogue", "load_pretrained", "load_pretrained_bridges"]
+__all__ = ["ZooModel", "catalogue", "load", "measured", "names"]

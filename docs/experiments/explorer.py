@@ -34,7 +34,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.plots.snapshot import find_browser
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
-from circuits.zoo import load_pretrained
+from circuits.zoo import load
 from tasks import load_task
 
 RESULTS = Path("docs/results/explorer.json")
@@ -156,7 +156,7 @@ def measured(browser: Any, made: Handmade, path: Path) -> dict[str, Any]:
 
 def picture(browser: Any, path: Path) -> None:
     """The page of the shipped model's quote circuit, which is pruned anew (minutes), as the README shows it."""
-    found, task = load_pretrained(), load_task("quotes")
+    found, task = load("mini-python"), load_task("quotes")
     config = PruneConfig(seed=found.config.seed)
     to_html(path, found.model, prune(found.model, task, config, corpus=found.corpus), task)
     page = browser.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)

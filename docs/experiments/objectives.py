@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from circuits.files import write_results
-from circuits.zoo.pretrained import load_pretrained
+from circuits.zoo import load
 from docs.experiments.runs import pruned, published
 
 RESULTS, KEPT = Path("docs/results/objectives.json"), Path("out/objectives")
@@ -35,7 +35,7 @@ def run(
     kept: Annotated[Path, typer.Option(help="Folder for circuits.")] = KEPT,
 ) -> dict[str, Any]:
     """Prune the shipped model for each task in each case; written anew after each."""
-    training = load_pretrained()
+    training = load("mini-python")
     report: dict[str, Any] = {}
     tasks: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
     for case, changes in CASES.items():

@@ -32,7 +32,7 @@ from circuits.pruning.procedure import prune
 from circuits.ranking import curves
 from circuits.training.loop import Training
 from circuits.trust import TrustConfig, trust_report
-from circuits.zoo import load_pretrained, load_pretrained_bridges
+from circuits.zoo import load
 from tasks import load_task
 
 DOCS = Path("docs")
@@ -76,7 +76,7 @@ def results(name: str) -> Any:
 @cache
 def shipped() -> Training:
     """The model that ships."""
-    return load_pretrained()
+    return load("mini-python").training
 
 
 @cache
@@ -160,7 +160,7 @@ def stack_heads() -> Any:
 
 def chain() -> Any:
     """Passes that cross twice between the shipped dense and sparse models."""
-    bridges = load_pretrained_bridges()
+    bridges = load("mini-python-sparse").bridges
     tokens = load_task("quotes").batch(16, split="test", seed=0)
     losses = chain_losses(bridges, tokens.clean, lengths=tokens.lengths).tolist()
     return plots.chain_figure(losses, [str(i) for i in range(len(losses))])

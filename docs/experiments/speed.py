@@ -27,7 +27,7 @@ PRUNE = """
 import time
 import circuits
 from tasks import load_task
-model, task, config = circuits.load_pretrained().model, load_task("quotes"), circuits.PruneConfig(starts=1)
+model, task, config = circuits.load('mini-python').model, load_task("quotes"), circuits.PruneConfig(starts=1)
 for _ in range(2):
     started = time.perf_counter()
     circuit = circuits.prune(model, task, config, progress=False)

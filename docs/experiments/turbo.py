@@ -39,7 +39,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.statistics import spearman
-from circuits.zoo import load_pretrained
+from circuits.zoo import load
 from docs.experiments.turbo_cache import N_DRAWN, cached_answers, kv_ratio
 from tasks import load_task
 from tasks.base import Targets
@@ -196,7 +196,7 @@ def _seconds(way: Callable[[], Any]) -> float:
 
 def study(name: str) -> dict[str, Any]:
     """One task of the model of mini-Python."""
-    training = load_pretrained()
+    training = load("mini-python")
     model, task = training.model.eval(), load_task(name)
     circuit = _circuit(name)
     targets = task.batch(N_PAIRS, split="test", seed=0).tokens_and_targets()
@@ -216,7 +216,7 @@ def _circuit(name: str) -> Circuit:
     path = OUT / f"{name}.json"
     if path.exists():
         return Circuit.load(path)
-    training = load_pretrained()
+    training = load("mini-python")
     circuit = prune(training.model, load_task(name), PRUNING[name], corpus=training.corpus, progress=False)
     circuit.save(path)
     return circuit

@@ -14,7 +14,7 @@ from circuits.model.generate import next_logits
 from circuits.model.mixers.past import Past, TurboPast, begun
 from circuits.model.mixers.turbo import TurboConfig
 from circuits.model.transformer import SparseTransformer
-from circuits.zoo import load_pretrained, load_pretrained_bridges
+from circuits.zoo import load
 from tasks import Task
 from tasks.base import Targets
 from tasks.brackets import Brackets
@@ -78,10 +78,10 @@ def _name(config: TurboConfig) -> str:
 
 def _cases() -> Iterator[tuple[str, SparseTransformer, Task, str]]:
     for window, tasks in TASKS.items():
-        pair = load_pretrained_bridges(window)
+        pair = load(f"{window}-sparse").bridges
         models: dict[str, Any] = {"bridge, dense": pair.dense, "bridge, sparse": pair.sparse}
         if window == "mini-python":
-            models["the model"] = load_pretrained(window).model
+            models["the model"] = load(window).model
         for (whose, model), task in product(models.items(), tasks):
             yield f"{window}, {whose}: {task.name}", model.eval(), task, window
 

@@ -49,6 +49,10 @@ def keep_pages() -> bool:
     sizes at every step: by default glibc hands every large block back when it is freed, and torch's operations fault
     each page in again, a third of the time of an elementwise operation. Without glibc nothing happens: False. Calling
     it again changes nothing.
+
+    Examples:
+        >>> circuits.kernels.keep_pages() in (True, False)
+        True
     """
     mallopt = _mallopt()
     if mallopt is None:

@@ -76,6 +76,11 @@ def circuit_figure(
 
     Raises ValueError when `orientation` is unknown, when the circuit does not belong to `model`, or when there are q,
     k or v nodes and `d_head` does not divide the q channels.
+
+    Examples:
+        >>> found = circuits.load("quotes-128")
+        >>> figure = circuits.plots.circuit_figure(found.circuit, model=found.model, task=found.task)
+        >>> figure.write_html("circuit.html")
     """
     if orientation not in ("horizontal", "vertical"):
         raise ValueError(f"orientation: got {orientation!r}; expected 'horizontal' or 'vertical'.")
@@ -110,7 +115,13 @@ def circuit_figure(
 
 
 def circuit_picture(circuit: Circuit, *, d_head: int | None = None, task: Task | None = None) -> Layout:
-    """Where the picture has everything: the one layout of figure and page. Errors and arguments as `circuit_figure`."""
+    """Where the picture has everything: the one layout of figure and page. Errors and arguments as `circuit_figure`.
+
+    Examples:
+        >>> layout = circuits.plots.circuit_picture(circuits.load("quotes-128").circuit)
+        >>> len(layout.lines) > 0
+        True
+    """
     answers = [] if task is None else [task.tokenizer.token(answer) for answer in answers_of(task)]
     shown = answers if len(answers) <= MAX_ANSWERS else []
     return circuit_layout(circuit, d_head=_d_head(circuit, d_head), logits=shown)
