@@ -182,9 +182,9 @@ RECIPES = {
     ),
     "translate": Recipe(
         about="a sparse encoder-decoder that translates with gender, density 8 %",
-        make=trained(encdec.sparse(0)),
+        make=trained(encdec.sparse(4)),
         tasks={"gender": {}},
-        circuits={"gender": pruned(PruneConfig(objective="task", calibrate=False, target_loss=0.15))},
+        circuits={"gender": pruned(encdec.PRUNINGS["margins"])},
         reports=("gender",),
     ),
     "quotes-handmade": Recipe(
