@@ -2,6 +2,7 @@
 
 const STEP = 1.25; // of one press of a key
 const [SMALLEST, LARGEST] = [0.1, 8];
+const APART = 1.35; // times their size at which heads of neighbouring columns do not touch
 const NARROW = "(max-width: 900px)"; // as style.css has it: there the page scrolls
 
 /**
@@ -21,7 +22,7 @@ export function pannable(svg, world, heads, box) {
   svg.fit = () => {
     const pixels = svg.getScreenCTM()?.a, shown = svg.getBoundingClientRect().width / pixels;
     if (!pixels || pixels >= box.legible || scale !== 1) return;
-    larger = box.legible / pixels;
+    larger = Math.min(box.legible / pixels, box.isRoomy ? LARGEST : APART);
     if (!box.isRoomy) return show();
     scale = base = larger;
     const { width, height } = svg.viewBox.baseVal, free = shown - scale * width;
