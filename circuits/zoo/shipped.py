@@ -96,9 +96,13 @@ def load(name: str) -> ZooModel:
         >>> found.task.name, found.circuit.n_nodes, found.report.failed
         ('quotes', 21, [])
     """
-    card, model = _card(name), _model(name)
-    paths = {task: FOLDER / name / f"{task}.json" for task in card["metrics"]["circuits"]}
-    dense = card.get("dense")
+    return gathered(name, _card(name))
+
+
+def gathered(name: str, card: Mapping[str, Any]) -> ZooModel:
+    """The model of that name with all that its card says is beside it."""
+    model, dense = _model(name), card.get("dense")
+    paths = {task: FOLDER / name / f"{task}.json" for task in card["prune"]}
     return ZooModel(
         name=name,
         model=model,

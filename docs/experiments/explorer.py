@@ -156,7 +156,7 @@ def measured(browser: Any, made: Handmade, path: Path) -> dict[str, Any]:
 
 def picture(browser: Any, path: Path) -> None:
     """The page of the shipped model's quote circuit, which is pruned anew (minutes), as the README shows it."""
-    found, task = load("mini-python"), load_task("quotes")
+    found, task = load("mini-python").training, load_task("quotes")
     config = PruneConfig(seed=found.config.seed)
     to_html(path, found.model, prune(found.model, task, config, corpus=found.corpus), task)
     page = browser.new_page(viewport={"width": 1280, "height": 800}, device_scale_factor=1.5)

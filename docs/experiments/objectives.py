@@ -35,7 +35,7 @@ def run(
     kept: Annotated[Path, typer.Option(help="Folder for circuits.")] = KEPT,
 ) -> dict[str, Any]:
     """Prune the shipped model for each task in each case; written anew after each."""
-    training = load("mini-python")
+    training = load("mini-python").training
     report: dict[str, Any] = {}
     tasks: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
     for case, changes in CASES.items():

@@ -160,7 +160,7 @@ def stack_heads() -> Any:
 
 def chain() -> Any:
     """Passes that cross twice between the shipped dense and sparse models."""
-    bridges = load("mini-python-sparse").bridges
+    bridges: Any = load("mini-python-sparse").bridges
     tokens = load_task("quotes").batch(16, split="test", seed=0)
     losses = chain_losses(bridges, tokens.clean, lengths=tokens.lengths).tolist()
     return plots.chain_figure(losses, [str(i) for i in range(len(losses))])

@@ -78,7 +78,7 @@ def _name(config: TurboConfig) -> str:
 
 def _cases() -> Iterator[tuple[str, SparseTransformer, Task, str]]:
     for window, tasks in TASKS.items():
-        pair = load(f"{window}-sparse").bridges
+        pair: Any = load(f"{window}-sparse").bridges
         models: dict[str, Any] = {"bridge, dense": pair.dense, "bridge, sparse": pair.sparse}
         if window == "mini-python":
             models["the model"] = load(window).model

@@ -29,7 +29,7 @@ from circuits.training.config import TrainConfig
 from circuits.training.saved import load_model_alone, load_trained
 from circuits.training.updates import Updates
 from circuits.trust import TrustConfig, TrustReport, trust_report
-from circuits.zoo.shipped import BRIDGES, CARD, FOLDER, MODEL, load, measured
+from circuits.zoo.shipped import BRIDGES, CARD, FOLDER, MODEL, gathered, measured
 from docs.experiments import encdec, experts
 from docs.experiments.bridge_models import BridgeSetup, prepare
 from docs.experiments.induction import induction_config, repeated_letters
@@ -125,7 +125,7 @@ def known(path: Path, task: str) -> Circuit:
     return build(task).circuit
 
 
-TOY = {"quotes": {}, "brackets": {}}
+TOY: Mapping[str, Mapping[str, Any]] = {"quotes": {}, "brackets": {}}
 SHORT, LONG = {"seed": 0, "steps": 2500, "n_ctx": 40}, {"seed": 0, "steps": 1500, "n_ctx": 96}
 RECIPES = {
     "mini-python": Recipe(
@@ -241,16 +241,15 @@ def write_card(name: str, seconds: float = 0.0) -> None:
         },
         "trust": {task: _counted(report) for task, report in reports.items()},
         "dense": recipe.dense,
-        "metrics": {"circuits": dict.fromkeys(recipe.circuits)},
     }
-    given = {
-        "command": f"python -m docs.experiments.zoo make {name}",
-        "seeds": [recipe.seed],
-        "seconds": meta.get("seconds", seconds),
-    }
-    write_results(folder / CARD, numbers=numbers, **given)
-    numbers["metrics"] = measured(load(name))
-    write_results(folder / CARD, numbers=numbers, **given)
+    numbers["metrics"] = measured(gathered(name, numbers))
+    write_results(
+        folder / CARD,
+        command=f"python -m docs.experiments.zoo make {name}",
+        seeds=[recipe.seed],
+        seconds=meta.get("seconds", seconds),
+        numbers=numbers,
+    )
     Console().print(name, numbers["metrics"])
 
 
