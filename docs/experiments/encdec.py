@@ -37,7 +37,7 @@ app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=F
 RESULTS, OUT = Path("docs/results"), Path("out/encdec")
 N_TEST = 500
 """Sources that translations are judged on."""
-STEPS = {"copy": 1500, "reverse": 3000, "translate": 1500}
+STEPS = {"copy": 3000, "reverse": 3000, "translate": 1500}
 PRUNINGS = {
     "margins": PruneConfig(n_eval=512),
     "task": PruneConfig(objective="task", calibrate=False, target_loss=0.15),
