@@ -2,7 +2,7 @@
 
 const STEP = 1.25; // of one press of a key
 const [SMALLEST, LARGEST] = [0.1, 8];
-const APART = 1.35; // times their size at which heads of neighbouring columns do not touch
+const APART = 1.2; // times their size at which heads of neighbouring columns do not touch
 const NARROW = "(max-width: 900px)"; // as style.css has it: there the page scrolls
 
 /**
