@@ -19,11 +19,16 @@ def asked_for(source: str) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.Attribute):
+        elif isinstance(node, ast.Attribute) and _is_dotted(node):
             names = [ast.unparse(node)]
         else:
             continue
         yield from (name for name in names if name.split(".")[0] in PACKAGES)
+
+
+def _is_dotted(node: ast.expr) -> bool:
+    """Whether it is names and dots alone: attributes of what a call returns are known when it has run."""
+    return isinstance(node, ast.Name) or (isinstance(node, ast.Attribute) and _is_dotted(node.value))
 
 
 def exists(name: str) -> bool:

@@ -38,6 +38,7 @@ def test_names_exist(path):
         ("import circuits\ncircuits.prune(model)\ncircuits.pruned(model)", ["circuits.pruned"]),
         ("import circuits.trust, numpy.nothing", []),
         ("import circuits.topk", ["circuits.topk"]),
+        ("import circuits\ncircuits.load('a').training\ncircuits.lode('a').training", ["circuits.lode"]),
         ("from tasks import load_task\ntask = load_task('quotes').nothing", []),
     ],
 )

@@ -24,7 +24,7 @@ from circuits.trust import TrustConfig, trust_report
 from tasks import Corpus, from_pairs, load_corpus, load_task
 from tasks.base import corpus_of_lines
 
-training = circuits.load("mini-python")
+training = circuits.load("mini-python").training
 model, task = training.model, load_task("quotes")
 PruneConfig, TrainConfig = circuits.PruneConfig, circuits.TrainConfig
 one_step = TrainConfig.toy(steps=1)
@@ -64,6 +64,7 @@ WRONG = {
     "from_pairs([], task.tokenizer)": r"pairs: got no rows; expected at least 3",
     "from_pairs('gone.csv', task.tokenizer)": r"pairs: gone.csv cannot be read .*expected a CSV file with columns",
     "circuits.load('mini-pyton')": r"name: got 'mini-pyton'; expected one of .*Did you mean 'mini-python'\?",
+    "circuits.load(5)": r"name: got 5; expected one of",
     "circuits.load('quotes-12')": r"name: got .*Did you mean 'quotes-128'\?",
     # tokens and devices
     "model(torch.zeros(5, dtype=torch.int64))": r"tokens: got shape \(5,\); expected .*tokens\[None\]",

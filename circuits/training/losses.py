@@ -15,7 +15,7 @@ from circuits.training.config import TrainConfig
 
 
 def losses_of_parts(
-    model: SparseTransformer, config: TrainConfig, parts: Sequence[Int[Tensor, "rows pos"]], n_all: int
+    model: SparseTransformer, config: TrainConfig, parts: Sequence[Int[Tensor, "_rows pos"]], n_all: int
 ) -> Iterator[Float[Tensor, ""]]:
     """The loss of each part, when it is asked for, so weighted that those of a whole batch add up to its loss.
 

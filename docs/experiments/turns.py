@@ -23,6 +23,7 @@ from rich.console import Console
 from circuits.bench.measurement import quartiles
 from circuits.files import write_results
 
+app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS = Path("docs/results")
 WIDTHS, DENSITIES = (128, 512, 1024), (1 / 16, 1 / 256)
 # Runs in either version: nothing here but what both have.
@@ -54,6 +55,7 @@ for line in sys.stdin:
 """
 
 
+@app.command()
 def compare(
     older: Path,
     rounds: Annotated[int, typer.Option(help="Times that each version runs each row.")] = 25,
@@ -129,4 +131,4 @@ def _commit(tree: Path) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(compare)
+    app()
