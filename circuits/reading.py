@@ -63,6 +63,11 @@ def demand(holds: bool, what: str, expected: str) -> None:
         raise UnreadableError(f"{shortened(what)}; expected {expected}.")
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is one: a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def shortened(text: str, longest: int = 400) -> str:
     """A text for a message, its middle left out where it is long."""
     half = longest // 2

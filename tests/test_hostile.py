@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from circuits.__main__ import app
 from circuits.circuit.circuit import Circuit
 from circuits.files import write_json
+from circuits.handmade import quotes
 from circuits.interop import openai
 from circuits.interop.neuronpedia import graph_to_html, graph_view
 from circuits.interop.torch_file import load_tensors
@@ -157,6 +158,10 @@ def test_a_history_that_is_none_is_refused(tmp_path, history):
     told = CliRunner().invoke(app, ["show", str(path)])
     assert told.exit_code == 2, told.output
     assert "history: " in told.output
+    made = quotes(1)
+    circuit = made.circuit.with_metrics(history=history)
+    with pytest.raises(ValueError, match="history: got"):
+        circuit.to_html(tmp_path / "c.html", made.model, made.task)
 
 
 # Sweeps.

@@ -34,7 +34,7 @@ from circuits.circuit.nodes import (
     node_masks,
     residual_links,
 )
-from circuits.circuit.stored import circuit_fields, circuit_json
+from circuits.circuit.stored import circuit_fields, circuit_json, search_history
 from circuits.files import json_text, read_json, write_json
 from circuits.model.sites import WHOLE_HEADS, Site, WeightAt, prefix
 from circuits.reading import reading, sealed, unsealed
@@ -104,6 +104,14 @@ class Circuit(PlottedAsCircuit, Decompiled, Explored):
 
     def __hash__(self) -> int:
         return hash((self.nodes, self.edges, self.model_hash))
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """How pruning went, an object a logged step: step, task_loss (of the objective), n_open; empty without.
+
+        Raises ValueError where the metrics hold anything else under that name.
+        """
+        return search_history(self.metrics.get("history"))
 
     @property
     def task(self) -> str:

@@ -1,6 +1,7 @@
 """A circuit as a file: its layout, looked at before anything is made of it, and its fields there and back."""
 
 import base64
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,7 +14,7 @@ from torch import Tensor
 from circuits.circuit.criterion import Criterion
 from circuits.circuit.nodes import Edge, Effect, IOEdge, Node, NodeFacts
 from circuits.model.sites import ROWS, Site, all_sites
-from circuits.reading import demand
+from circuits.reading import demand, is_number, shortened
 
 SCHEMA = "sparse-circuits/circuit/1"
 """Name and version of the JSON layout. A file that says anything else is refused."""
@@ -38,6 +39,8 @@ _LATER = {"criterion", "d_head", "effects", "n_nodes", "n_edges"}
 _LISTS, _OBJECTS = ("nodes", "edges", "io_edges"), ("widths", "facts", "metrics", "values")
 _HASH = re.compile(r"[\w.:-]{1,64}")
 _DTYPES = ("<f4", "<f8")
+_LOGGED = ("step", "task_loss", "n_open")
+"""What a step of the search is logged with, at least."""
 
 
 def check_layout(data: Mapping[str, Any]) -> None:
@@ -66,11 +69,11 @@ def check_layout(data: Mapping[str, Any]) -> None:
     for value in data["values"].values():
         _check_values(value)
     loss = data["metrics"].get("task_loss")
-    demand(loss is None or _is_number(loss), f"metrics: got task_loss {loss!r}", "a number, or null")
+    demand(loss is None or is_number(loss), f"metrics: got task_loss {loss!r}", "a number, or null")
     for facts in data["facts"].values():
         _is(facts, Mapping, "facts", "an object for each node")
         for value in facts.values():
-            demand(value is None or _is_number(value), f"facts: got {value!r}", "numbers, or null")
+            demand(value is None or is_number(value), f"facts: got {value!r}", "numbers, or null")
 
 
 def _check_sizes(data: Mapping[str, Any]) -> None:
@@ -92,14 +95,14 @@ def _check_sizes(data: Mapping[str, Any]) -> None:
 def _check_effects(rows: Any) -> None:
     _is(rows, list, "effects", "a list")
     for row in rows:
-        right = isinstance(row, list) and len(row) == 3 and _is_number(row[2])
+        right = isinstance(row, list) and len(row) == 3 and is_number(row[2])
         right = right and all(end is None or isinstance(end, str) for end in row[:2])
         demand(right, f"effects: got {row!r}", "lists of two names, or null, and a size")
 
 
 def _check_row(row: Any, n: int, name: str) -> None:
     right = isinstance(row, list) and len(row) == n and all(isinstance(part, str) for part in row[:-1])
-    right = right and _is_number(row[-1])
+    right = right and is_number(row[-1])
     demand(right, f"{name}: got {row!r}", f"lists of {n - 1} names and a weight")
 
 
@@ -112,10 +115,6 @@ def _check_values(packed: Any) -> None:
     right = isinstance(shape, list) and 1 <= len(shape) <= 3
     right = right and all(type(size) is int and size >= 0 for size in shape or [])
     demand(right, f"values: got {packed!r}", "base64 of numbers, or an object with data and shape")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is(value: Any, kind: Any, name: str, said: str) -> None:
@@ -198,6 +197,23 @@ def _fields(data: Mapping[str, Any]) -> dict[str, Any]:
         "facts": {Node.parse(text): _facts(facts) for text, facts in data["facts"].items()},
         "metrics": dict(data["metrics"]),
     }
+
+
+def search_history(data: Any) -> list[dict[str, Any]]:
+    """How the search went, as metrics keep it; empty where they do not. Raises UnreadableError for anything else."""
+    rows = [] if data is None else data
+    right = isinstance(rows, list) and all(isinstance(row, Mapping) and _is_logged(row) for row in rows)
+    demand(
+        right,
+        f"history: got {shortened(str(data))}",
+        f"a list of objects with numbers for {', '.join(_LOGGED)}, one a logged step. Prune again, or take it out of "
+        "the circuit's metrics",
+    )
+    return list(rows)
+
+
+def _is_logged(row: Mapping[str, Any]) -> bool:
+    return all(is_number(row.get(key)) and math.isfinite(row[key]) for key in _LOGGED)
 
 
 def _ends(effect: Effect) -> list[Any]:

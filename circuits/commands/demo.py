@@ -54,7 +54,7 @@ def extract(
         "seed": seed,
     }
     write_json(out / "report.json", report)
-    figures = [history_figure(training.history), pruning_figure(circuit.metrics["history"])]
+    figures = [history_figure(training.history), pruning_figure(circuit.history)]
     found, trust = load_task(task), report_beside(out / "circuit.json", circuit)
     demo_page(out / "circuit.html", circuit, report, figures, model=training.model, task=found)
     to_html(out / "explorer.html", training.model, circuit, found, trust=trust)

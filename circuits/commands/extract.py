@@ -153,13 +153,7 @@ def search_figures(circuit: Any) -> list[Any]:
     """How a circuit was found, as its file keeps it: one figure, or none. Raises ValueError for no such history."""
     from circuits.plots import pruning_figure
 
-    history = circuit.metrics.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
-        raise ValueError(
-            f"history: got {str(history)[:200]}; expected a list of objects, one a logged step. Prune again, or take "
-            "it out of the circuit's metrics."
-        )
-    return [pruning_figure(history)] if history else []
+    return [pruning_figure(circuit.history)] if circuit.history else []
 
 
 def _given(circuit: Any, where: str) -> Any:

@@ -38,7 +38,7 @@ def gates_closed(circuit: Circuit) -> dict[str, Any]:
     `points` are [nodes open, loss] down to the circuit's number, sizes rising; `loss` says of which loss.
     """
     best: dict[int, float] = {}  # several starts come to the same number
-    for row in circuit.metrics.get("history", ()):
+    for row in circuit.history:
         n, loss = int(row["n_open"]), float(row["task_loss"])
         best[n] = min(loss, best.get(n, loss))
     sizes = spread(sorted(n for n in best if n > circuit.n_nodes))

@@ -13,7 +13,7 @@ from circuits.model.subject import Subject
 from circuits.plots.page import Block, Html, heading, headline, table, write_page
 from circuits.plots.picture.circuit import circuit_figure, node_words
 from circuits.plots.picture.labels import long_label, short_label
-from circuits.plots.style import is_number
+from circuits.reading import is_number
 from tasks import Task
 
 __all__ = ["demo_page"]

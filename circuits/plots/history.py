@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from circuits.plots import plot
 from circuits.plots.shown import Picture
-from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout, is_number
+from circuits.plots.style import BAND, FAINT, INK, NEGATIVE, POSITIVE, base_layout
+from circuits.reading import is_number
 from circuits.training import Training
 
 __all__ = ["history_figure", "pruning_figure"]
@@ -69,7 +70,7 @@ def pruning_figure(
     where given, is drawn as the loss to stay under. Raises ValueError when the history is empty or lacks a key.
 
     Examples:
-        >>> history = circuits.load("quotes-128").circuit.metrics["history"]
+        >>> history = circuits.load("quotes-128").circuit.history
         >>> figure = circuits.plots.pruning_figure(history, target=0.04)
     """
     _check(history, ("step", "task_loss", "n_open"))

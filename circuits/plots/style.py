@@ -71,8 +71,3 @@ def escaped(text: str) -> str:
 def number(value: int | float) -> str:
     """A short signed number, or a dash when it was not measured."""
     return UNMEASURED if value != value else f"{value:+.3g}".replace("-", MINUS)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value can be drawn, or set as a number: a truth value is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from circuits.plots.shown import Picture
 from circuits.plots.style import BAND, INK, base_layout
+from circuits.reading import is_number
 
 __all__ = ["sweep_figure"]
 
@@ -45,9 +46,7 @@ def number_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _numbers(values: Sequence[Any]) -> bool:
     held = [value for value in values if value is not None]
-    return bool(held) and all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in held
-    )
+    return bool(held) and all(map(is_number, held))
 
 
 def _trace(rows: Sequence[Mapping[str, Any]], task: str, x: str, y: str) -> go.Scatter:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from circuits.files import UnwritableError
 from circuits.progress import progress_bar
-from circuits.reading import UnreadableError, demand
+from circuits.reading import UnreadableError, demand, is_number
 from circuits.signals import handled, passed_on, unbroken
 from circuits.training.numbered import Numbered
 from circuits.training.ranks import ALONE, RankError, Ranks
@@ -218,7 +218,7 @@ def stored_history(data: Any) -> list[Entry]:
     """The history of a file. Raises UnreadableError unless it is a list of entries with numbers."""
     demand(isinstance(data, list), f"history: got {data!r}", "a list")
     for entry in data:
-        right = isinstance(entry, dict) and all(map(_is_number, entry.values()))
+        right = isinstance(entry, dict) and all(value is None or is_number(value) for value in entry.values())
         demand(right, f"history: got {entry!r}", "an object of numbers")
     return list(data)
 
@@ -232,7 +232,7 @@ def stored_count(data: Any, name: str, most: int) -> int:
 
 def stored_seconds(data: Any) -> float:
     """Seconds of a file. Raises UnreadableError for anything but a number of at least 0."""
-    demand(_is_number(data) and data is not None and data >= 0, f"seconds: got {data!r}", "a number")
+    demand(is_number(data) and data >= 0, f"seconds: got {data!r}", "a number")
     return float(data)
 
 
@@ -243,10 +243,6 @@ def restore_generator(generator: torch.Generator, tensors: Mapping[str, Tensor])
         generator.set_state(tensors["generator"])
     except (RuntimeError, TypeError) as error:
         raise UnreadableError(f"extra: the generator's state is none ({error}).") from None
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")

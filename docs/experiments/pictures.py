@@ -123,7 +123,7 @@ def pruning() -> Any:
     found = prune(
         made.model, made.task, PruneConfig(starts=1, steps=60, n_eval=32, n_test=32), progress=False
     )
-    return plots.pruning_figure(found.metrics["history"])
+    return plots.pruning_figure(found.history)
 
 
 def patterns() -> Any:
