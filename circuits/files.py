@@ -221,7 +221,7 @@ def results_report(
         "machine": f"{_processor()}, {os.cpu_count()} cores, torch {version('torch')}",
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformer-lens", "numpy", "numba")},
-        "commit": _commit(),
+        "commit": commit(),
         "minutes": round(seconds / 60, 2),
         "date": date.today().isoformat(),
     }
@@ -237,8 +237,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _commit() -> str | None:
-    """The commit that is checked out here, with a + where files differ from it; None outside a checkout."""
+def commit(tree: Path | None = None) -> str | None:
+    """The commit that is checked out in a folder (None: here), + where files differ; None outside a checkout."""
     import subprocess
 
     try:
@@ -247,6 +247,7 @@ def _commit() -> str | None:
             capture_output=True,
             text=True,
             timeout=10,
+            cwd=tree,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -29,7 +29,7 @@ SCHEMA = "sparse-circuits/explorer/1"
 MOST = 12
 """Effects that are listed at a node, each way."""
 PAIRS = 12
-"""Pairs of prompts on which values are set side by side, as in `static/session.js`."""
+"""Pairs of prompts, the first ones, over which loss and values are shown."""
 
 
 @of_subjects
@@ -78,6 +78,7 @@ def circuit_view(
         "program": program,
         "tokens": _tokens(task.tokenizer),
         "prompts": _prompts(task, n_prompts),
+        "n_shown": PAIRS,
         "notes": _notes(ours, seen, circuit, task),
         "further": closed_further(circuit, seen),
         "gates": gates_closed(circuit),

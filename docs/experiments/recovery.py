@@ -27,7 +27,7 @@ import torch
 import typer
 
 from circuits.__main__ import app as circuits_app
-from circuits.files import once, read_json, write_json, write_results
+from circuits.files import commit, once, read_json, write_json, write_results
 from circuits.model.checkpoint import load_checkpoint
 from circuits.sweep import Progress, RunTable, run_sweep
 from circuits.sweep.plan import Axes, Plan
@@ -57,15 +57,20 @@ def record(
 ) -> dict[str, Any]:
     """Write some keys of the results, keeping those that other parts wrote; returns the whole."""
     kept: dict[str, Any] = dict.fromkeys(KEYS)
-    minutes = 0.0
-    if results.exists():
-        old = read_json(results, name="results", expected="results of an earlier run")
-        minutes = old.get("minutes", 0.0)
-        common = {"command", "seeds", "machine", "threads", "versions", "commit", "minutes", "date"}
-        kept |= {key: value for key, value in old.items() if key not in common}
+    old = _earlier(results)
+    minutes = old.get("minutes", 0.0)
+    common = {"command", "seeds", "machine", "threads", "versions", "commit", "minutes", "date"}
+    kept |= {key: value for key, value in old.items() if key not in common}
     command = "python -m docs.experiments.recovery all"
     total = seconds + 60 * minutes
     return write_results(results, command=command, seeds=[seed], seconds=total, numbers={**kept, **numbers})
+
+
+def _earlier(results: Path) -> dict[str, Any]:
+    """What an earlier run wrote; nothing where there was none."""
+    return (
+        read_json(results, name="results", expected="results of an earlier run") if results.exists() else {}
+    )
 
 
 @app.command()
@@ -75,10 +80,7 @@ def sweeps(executors: Annotated[str, typer.Option(help="Which, with commas.")] =
     What is known of other executors is kept.
     """
     started = time.perf_counter()
-    kept = (
-        read_json(RESULTS, name="results", expected="results of an earlier run") if RESULTS.exists() else {}
-    )
-    found: dict[str, Any] = dict(kept.get("sweep_by_executor") or {})
+    found: dict[str, Any] = dict(_earlier(RESULTS).get("sweep_by_executor") or {})
     for executor in executors.split(","):
         found[executor] = sweep_with_kills(executor)
         print(executor, found[executor], flush=True)
@@ -247,11 +249,11 @@ def _command(arguments: list[str], folder: Path) -> None:
 @app.command()
 def fuzz(cases: Cases = 21_700, seed: Seed = 0) -> None:
     """Read hostile files with every reader of the package; each loads, or is refused with the project's own error."""
-    started = time.perf_counter()
+    started, code = time.perf_counter(), commit()
     parts: list[dict[str, Any]] = []
     for first in range(0, cases, PART):
         n = min(PART, cases - first)
-        settings = {"seed": seed, "first": first, "cases": n}
+        settings = {"seed": seed, "first": first, "cases": n, "commit": code}
         kept = FOLDER / f"fuzz-{seed}-{first}.json"
         parts.append(once(kept, settings, lambda: asdict(run_fuzz(n, first=first, seed=seed))))  # noqa: B023
         print(first + n, len(parts[-1]["bad"]), flush=True)

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from circuits.bench.measurement import quartiles
-from circuits.files import write_results
+from circuits.files import commit, write_results
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS = Path("docs/results")
@@ -79,7 +79,7 @@ def compare(
         command=f"python -m docs.experiments.turns ../older --rounds {rounds}",
         seeds=[0],
         seconds=sum(one["seconds"] for one in found),
-        numbers={"rows": found, "n_rows": len(found), "slower": slower, "older": _commit(older)},
+        numbers={"rows": found, "n_rows": len(found), "slower": slower, "older": commit(older)},
     )
 
 
@@ -123,11 +123,6 @@ def _ask(worker: subprocess.Popen, what: dict[str, Any]) -> float:
     assert worker.stdout is not None
     print(json.dumps(what), file=worker.stdin, flush=True)
     return float(json.loads(worker.stdout.readline()))
-
-
-def _commit(tree: Path) -> str:
-    said = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=tree, capture_output=True, text=True)
-    return said.stdout.strip()
 
 
 if __name__ == "__main__":

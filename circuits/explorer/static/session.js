@@ -4,7 +4,6 @@
 import { FEW, FOLD_ABOVE } from "./folds.js";
 import { forward, unpacked } from "./forward.js";
 
-const PAIRS = 12; // of the task, over which loss and values are shown
 const SLICE = 12; // milliseconds of work after which the page draws again
 
 export class Session {
@@ -114,7 +113,7 @@ export class Session {
     if (asked === this.asked) return;
     clearTimeout(this.timer);
     Object.assign(this, { asked, pairs: null });
-    const wanted = this.view.prompts.slice(0, PAIRS), done = [];
+    const wanted = this.view.prompts.slice(0, this.view.n_shown), done = [];
     const step = () => {
       const until = performance.now() + SLICE;
       while (done.length < wanted.length && performance.now() < until) done.push(this.pairOf(wanted[done.length], edits));
