@@ -52,6 +52,14 @@ class Batch:
     position: Int64[Tensor, " batch"]
     """Index of the last prompt token: the logits there predict the answer."""
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Batch):
+            return NotImplemented
+        return all(torch.equal(getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.answer.tolist()))
+
     def __post_init__(self) -> None:
         _check_shapes(self)
         width = self.clean.shape[1]
@@ -161,6 +169,14 @@ class Corpus:
     """Where a window of `train` may begin, ascending; None: anywhere."""
     val_starts: Int64[Tensor, " n_val_starts"] | None = None
     """Where a window of `val` may begin, ascending; None: anywhere."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Corpus):
+            return NotImplemented
+        return (self.text_id, self.tokenizer) == (other.text_id, other.tokenizer)
+
+    def __hash__(self) -> int:
+        return hash(self.text_id)
 
     def windows(
         self, n: int, length: int, *, split: Split, generator: torch.Generator

@@ -22,10 +22,12 @@ from circuits.model.translate import penalty, translate
 from circuits.training.config import TrainConfig, published_lr
 from circuits.training.losses import training_loss
 from circuits.training.updates import learning_rate
+from circuits.zoo import load
 from docs.experiments import torch_twin as twins
+from docs.experiments.encdec_circuit import subjects
 from docs.experiments.encdec_page import write_table
 from docs.experiments.torch_twin import gradient_pairs, parity, run_twin, torch_twin
-from tasks.transduction import Transduction
+from tasks.transduction import NOUNS, Transduction
 from tasks.transduction import rows as strings
 
 SHAPE: dict[str, Any] = dict(
@@ -407,3 +409,16 @@ def test_page_has_the_results(tmp_path: Any) -> None:
     assert "| 0 | margins | 13 | 2 | 11 | 0.038 | 0.141 | 97.5% | yes | KL, clean |" in text
     assert "old" not in text
     assert text.endswith("end -->\nZ\n")
+
+
+def test_the_translator_that_ships_does_what_its_page_says():
+    """One head looks at the subject and fetches its gender; that channel is the circuit's most needed node."""
+    found = load("translate")
+    seen = subjects(found)
+    assert seen.keys() == NOUNS.keys()
+    assert all(noun.look > 0.9 for noun in seen.values())
+    by_gender = {g: [seen[noun].value for noun, (_, own) in NOUNS.items() if own == g] for g in "mf"}
+    assert min(by_gender["m"]) > 2.0
+    assert max(by_gender["f"]) < 0.2
+    facts = found.circuit.facts
+    assert str(max(facts, key=lambda node: facts[node].effect)) == "0.cross_v.50"

@@ -24,6 +24,7 @@ from circuits.plots.picture.layout import circuit_layout, residual_wires
 from circuits.plots.picture.marks import COLOURS, FIXED_WIDTHS
 from circuits.plots.picture.order import n_crossings, order, straighten
 from circuits.plots.picture.weights import short_weight
+from circuits.zoo import load
 from tasks.tokenizer import printable
 
 WIDTHS = {site: 512 if site.name == "mlp_neuron" else 128 for site in all_sites(2)}
@@ -502,6 +503,12 @@ def test_positions_and_tokens_of_both_prompts_are_drawn_and_what_nothing_reaches
     assert f"{short_label(OPEN)}<br><i>constant</i>" not in silent, (
         "an older circuit does not tell what its channels get"
     )
+
+
+def test_where_rows_are_close_a_constant_is_named_on_one_line():
+    """A second line would cover the mark below."""
+    shown = texts(load("translate").circuit.plot())
+    assert "neuron 122 = constant" in shown
 
 
 def test_weights_are_written_short_and_never_as_a_zero_that_they_are_not():

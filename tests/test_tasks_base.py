@@ -1,11 +1,13 @@
 """Batch: its checks, and the views it offers."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jaxtyping
 import pytest
 import torch
 
+from tasks import load_corpus
 from tasks.base import Batch, Pair, draw_pairs, encode_pairs, split_of
 from tasks.tokenizer import CharTokenizer
 
@@ -32,6 +34,21 @@ def test_tokens_and_targets_stacks_clean_over_corrupt() -> None:
     assert targets.answer.tolist() == [7, 8, 8, 7]
     assert targets.foil.tolist() == [8, 7, 7, 8]
     assert targets.position.tolist() == [1, 2, 1, 2]
+
+
+def test_batches_and_corpora_are_equal_by_what_they_hold() -> None:
+    assert Batch(**GOOD) == Batch(**{name: value.clone() for name, value in GOOD.items()})
+    assert Batch(**GOOD) != Batch(**{**GOOD, "foil": torch.tensor([8, 6])})
+    assert Batch(**GOOD) != Batch(**GOOD).rows(slice(1))
+    assert Batch(**GOOD) != 5
+    assert len({Batch(**GOOD), Batch(**GOOD)}) == 1
+    mini = load_corpus("mini")
+    again = replace(mini, train=mini.train.clone())
+    assert again == mini
+    assert len({again, mini}) == 1
+    assert replace(mini, val=mini.val[:-1]) != mini
+    assert replace(mini, name="other") != mini
+    assert mini != 5
 
 
 @pytest.mark.parametrize("indices", [torch.tensor([1]), [1], slice(1, 2)])

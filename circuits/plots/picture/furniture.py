@@ -16,6 +16,8 @@ from circuits.plots.style import BAND, BOX, FAINT, INK, MONO, PAPER
 BAND_PAD = 0.44
 BOX_PAD = 0.52
 """How far layer bands and head boxes reach beyond the marks in them, in steps and rows."""
+TWO_LINES_PX = 48
+"""From row to row, at least, where two lines below a mark leave the next one free."""
 
 
 def shapes(layout: Layout, frame: Frame) -> list[dict[str, Any]]:
@@ -61,12 +63,10 @@ def annotations(layout: Layout, frame: Frame, diameters: Mapping[Key, float]) ->
     texts += [_chip(key, frame, place) for key, place in layout.place.items() if isinstance(key, str)]
     if frame.has_labels:
         unfed = without_input(layout)
+        constant = "<br><i>constant</i>" if frame.row_px >= TWO_LINES_PX else " = constant"
         texts += [
             _node_label(
-                short_label(key) + ("<br><i>constant</i>" if key in unfed else ""),
-                frame,
-                layout.place[key],
-                diameter,
+                short_label(key) + (constant if key in unfed else ""), frame, layout.place[key], diameter
             )
             for key, diameter in diameters.items()
         ]
