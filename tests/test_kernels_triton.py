@@ -217,9 +217,6 @@ SIGNATURES = {
     "abs_topk_fwd_kernel columns": "x:* y:* identity:*u8 slices:i32 n:i32 slice_stride:1 entry_stride:i32 "
     "batch_stride:i32 k:i32 scale:i32",
     "abs_topk_bwd_kernel": "dy:* y:* identity:*u8 dx:* size:i32 batch_stride:i32 inner:i32",
-    "topk_histogram_fwd_kernel": "w:* always:*u8 prefix:*i64 counts:*i32 size:i32 shift:i32",
-    "topk_ties_fwd_kernel": "w:* always:*u8 threshold:*i64 ties:*i32 size:i32",
-    "topk_mask_fwd_kernel": "w:* always:*u8 threshold:*i64 left:*i64 mask:*u8 size:i32",
 }
 """Types of the arguments as the package passes them; a bare * is the type of the activations, 1 the constant 1."""
 
@@ -230,9 +227,6 @@ def constants_of(name: str, dtype: str) -> dict[str, Any]:
     low = {"LOW": 0 if dtype == "float32" else 16}
     if name.startswith("abs_topk_fwd"):
         return {"AS_MASK": False} | low
-    if name.startswith("topk"):
-        block = kernels.HISTOGRAM if "histogram" in name else kernels.FLAT
-        return {"HAS_ALWAYS": True, "BLOCK": block} | low
     by_name = {
         "spmm_fwd_kernel": {"HAS_ORDER": True, "HAS_BIAS": True},
         "abs_topk_bwd_kernel": {"BLOCK": kernels.FLAT},

@@ -24,7 +24,8 @@ from circuits.training.loop import Training, new_model, train, with_vocabulary
 from circuits.training.numbered import Keep, Numbered
 from circuits.training.ranks import ALONE, Ranks, joined
 from circuits.training.updates import learning_rate, project
-from docs.experiments.processes import Raised, apart, in_ranks
+from docs.experiments import processes
+from docs.experiments.processes import Raised, apart
 from tasks import load_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,13 @@ def curve(training: Training) -> list[float]:
 def told(config: TrainConfig, **options) -> tuple[list[float], str]:
     done = train(config, progress=False, **options)
     return curve(done), done.model.fingerprint()
+
+
+def in_ranks(function, **options):
+    """`processes.in_ranks`, where it can run."""
+    if torch.cuda.is_initialized():
+        pytest.skip("this process has used a GPU, which forked ones cannot share: run tests/test_ranks.py by itself")
+    return processes.in_ranks(function, **options)
 
 
 # One process.

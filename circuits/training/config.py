@@ -81,6 +81,8 @@ class TrainConfig(Settings):
     "With weight_gradient='support': every how many steps all weights get theirs, so that dropped ones may return."
     bigram_init: Literal["counts", "zeros", "fixed"] = "counts"
     "counts: the bigram table starts at the corpus's log-probabilities. fixed: it stays there (a large one is slow)."
+    bigram_density: Density = 1.0
+    "With bigram_init='fixed': share of the table's entries that stay, the most frequent pairs; the rest are 0."
     log_every: Count = 20
     "Steps between entries of the history."
     val_every: Count = 200
@@ -103,6 +105,12 @@ class TrainConfig(Settings):
             "accumulate",
             self.batch_size % self.accumulate == 0,
             f"a divisor of {self.batch_size}, batch_size",
+        )
+        require(
+            self,
+            "bigram_density",
+            self.bigram_density == 1 or self.bigram_init == "fixed",
+            "1 for a table that trains, or bigram_init='fixed'",
         )
         if self.model.n_ctx < 2:
             raise ValueError(

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
@@ -28,6 +30,7 @@ from circuits.settings import check_config, check_kind, differences
 from circuits.training.config import TrainConfig
 from circuits.training.losses import losses_of_parts, said_of, validation_loss
 from circuits.training.numbered import Numbered, take_up
+from circuits.training.projection import budget, project_topk
 from circuits.training.ranks import ALONE, Ranks, joined
 from circuits.training.saved import with_corpus
 from circuits.training.steps import (
@@ -210,9 +213,21 @@ def new_model(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
     model = SparseTransformer(config.model, seed=config.seed, tokenizer=corpus.tokenizer)
     model.trained_on = corpus.text_id
     if model.bigram is not None and config.bigram_init != "zeros":
-        model.bigram.data.copy_(bigram_log_probs(corpus))
+        model.bigram.data.copy_(_bigram_table(corpus, config.bigram_density))
         model.bigram.requires_grad_(config.bigram_init == "counts")
     return model
+
+
+def _bigram_table(corpus: Corpus, density: float) -> Float[Tensor, "d_vocab d_vocab"]:
+    """Log-probabilities of the next token; below density 1 those of the most frequent pairs, over the rest's, are kept.
+
+    A softmax does not see what is added to a whole row, so the pairs that never occur, alike in a row, can be its zero.
+    """
+    table = bigram_log_probs(corpus)
+    if density < 1:
+        table -= table.min(dim=1, keepdim=True).values
+        project_topk(table, budget(table.numel(), density))
+    return table
 
 
 class _Run:

@@ -41,8 +41,11 @@ class Raised(NamedTuple):
 def in_ranks(function: Callable[[], Any], size: int = 2, *, seconds: float = 120.0) -> list[Any]:
     """What a function returns in each of `size` processes, by rank: a `Raised` where it raises, None where one dies.
 
-    Whatever is still alive after `seconds` is killed.
+    Whatever is still alive after `seconds` is killed. Raises RuntimeError in a process that has used a GPU: what is
+    forked from it cannot.
     """
+    if torch.cuda.is_initialized():
+        raise RuntimeError("in_ranks: this process has used a GPU, so nothing can be forked from it; call it first.")
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(size)]

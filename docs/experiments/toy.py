@@ -176,29 +176,50 @@ def published_seed(task: str, seed: int) -> dict[str, Any]:
 
 
 def _extract(config: TrainConfig, task: str, how: PruneConfig, folder: Path) -> dict[str, Any]:
-    """The circuit of these settings with its trust report, and beside it the published objective's."""
+    """The circuit of these settings with its trust report, and beside it the published objective's.
+
+    Each of the three is kept by itself, so that what was stopped between them goes on there.
+    """
     training = _trained(config)
-    found = extract(training, task, folder, progress=False, config=how)
-    asked = TrustConfig(seed=config.seed)
-    report = trust_report(
-        training.model, Circuit.load(folder / "circuit.json"), config=asked, corpus=training.corpus
+    trust = TrustConfig(seed=config.seed)
+    settings = {"train": config.to_json(), "prune": how.to_json()}
+    found = once(
+        folder / "found.json",
+        settings,
+        lambda: extract(training, task, folder, progress=False, config=how),
     )
-    write_json(folder / "trust.json", report.to_json())
-    other = prune(
-        training.model,
-        load_task(task),
-        PruneConfig(seed=config.seed, objective="task"),
-        corpus=training.corpus,
-        progress=False,
+    trusted = once(
+        folder / "trusted.json",
+        {**settings, "trust": trust.to_json()},
+        partial(_report, training, folder, trust),
     )
-    other.save(folder / "published.json")
-    beside = {key: other.metrics.get(key) for key in HEADLINES}
+    beside = once(
+        folder / "beside.json",
+        {"train": config.to_json()},
+        partial(_beside, training, task, folder),
+    )
     return {
         **found,
         "scope": Circuit.load(folder / "circuit.json").metrics["scope"],
-        "failed_checks": report.failed,
-        "published": {**beside, "n_nodes": other.n_nodes, "n_edges": other.n_edges},
+        "failed_checks": trusted["failed"],
+        "published": {key: value for key, value in beside.items() if key != "seconds"},
     }
+
+
+def _report(training: Training, folder: Path, config: TrustConfig) -> dict[str, Any]:
+    circuit = Circuit.load(folder / "circuit.json")
+    report = trust_report(training.model, circuit, config=config, corpus=training.corpus)
+    write_json(folder / "trust.json", report.to_json())
+    return {"failed": report.failed}
+
+
+def _beside(training: Training, task: str, folder: Path) -> dict[str, Any]:
+    """The circuit of the published objective on the same model, in headlines."""
+    config = PruneConfig(seed=training.config.seed, objective="task")
+    circuit = prune(training.model, load_task(task), config, corpus=training.corpus, progress=False)
+    circuit.save(folder / "published.json")
+    beside = {key: circuit.metrics.get(key) for key in HEADLINES}
+    return {**beside, "n_nodes": circuit.n_nodes, "n_edges": circuit.n_edges}
 
 
 def _trained(config: TrainConfig) -> Training:

@@ -7,11 +7,7 @@ import triton.language as tl
 
 INFINITY = tl.constexpr(0x7F80_0000)
 MAGNITUDE = tl.constexpr(0x7FFF_FFFF)
-BINS = tl.constexpr(256)
 FLAT = 1024  # entries in one block of the kernels that go through a tensor once
-HISTOGRAM = (
-    4096  # entries in one block of a histogram, whose 256 bins are added to the global ones with atomics
-)
 
 
 def _config(warps: int, **blocks: int) -> triton.Config:
@@ -203,64 +199,6 @@ def abs_topk_bwd_kernel(dy, y, identity, dx, size, batch_stride, inner, BLOCK: t
     tl.store(dx + i, tl.where(passes, tl.load(dy + i, mask=inside, other=0.0), 0.0), mask=inside)
 
 
-@triton.jit
-@no_type_check
-def _ranks(w, always, i, inside, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr):
-    """Keys of entries of a matrix; those to keep whatever their size rank above NaN."""
-    m = _key(tl.load(w + i, mask=inside, other=0.0), LOW)
-    if HAS_ALWAYS:
-        forced = tl.load(always + i, mask=inside, other=0) != 0
-        m = tl.where(forced, (INFINITY + (2 << LOW)), m).to(tl.uint32)
-    return m
-
-
-@triton.jit
-@no_type_check
-def topk_histogram_fwd_kernel(
-    w, always, prefix, counts, size, shift, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Of the keys that begin like `prefix`, how many have each value of the eight bits from `shift` up."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m = _ranks(w, always, i, i < size, HAS_ALWAYS, LOW)
-    # In two steps, since a shift by all 32 bits is undefined.
-    alike = ((m ^ tl.load(prefix).to(tl.uint32)) >> shift) >> 8 == 0
-    digit = ((m >> shift) & (BINS - 1)).to(tl.int32)
-    found = tl.histogram(digit, BINS, mask=alike & (i < size))
-    bins = tl.arange(0, BINS)
-    tl.atomic_add(counts + bins, found.to(tl.int32), mask=found > 0)
-
-
-@triton.jit
-@no_type_check
-def topk_ties_fwd_kernel(
-    w, always, threshold, ties, size, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """How many keys of each block equal the threshold."""
-    block = tl.program_id(0).to(tl.int64)
-    i = block * BLOCK + tl.arange(0, BLOCK)
-    m = _ranks(w, always, i, i < size, HAS_ALWAYS, LOW)
-    tied = (m == tl.load(threshold).to(tl.uint32)) & (i < size)
-    tl.store(ties + block, tl.sum(tied.to(tl.int32), axis=0))
-
-
-@triton.jit
-@no_type_check
-def topk_mask_fwd_kernel(
-    w, always, threshold, left, mask, size, HAS_ALWAYS: tl.constexpr, LOW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Ones above the threshold, and at the first of the keys that equal it: left[block] of them from here on."""
-    block = tl.program_id(0).to(tl.int64)
-    i = block * BLOCK + tl.arange(0, BLOCK)
-    inside = i < size
-    m = _ranks(w, always, i, inside, HAS_ALWAYS, LOW)
-    t = tl.load(threshold).to(tl.uint32)
-    tied = ((m == t) & inside).to(tl.int32)
-    keep = (m > t) | ((tied != 0) & (tl.cumsum(tied, axis=0) <= tl.load(left + block)))
-    tl.store(mask + i, keep.to(tl.uint8), mask=inside)
-
-
-# `scale`, an argument no kernel reads, is the size of the problem rounded up to a power of two: tuning is repeated
-# for each scale, not for each size.
 CONFIGS = {
     "spmm_fwd_kernel": PRODUCT,
     "sddmm_fwd_kernel": SAMPLED,
