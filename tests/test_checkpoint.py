@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from circuits.kernels import SparseWeight
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
@@ -30,8 +31,21 @@ def test_round_trip_is_exact_and_stores_nonzeros(tmp_path):
     assert back.meta == {"step": 3}
     assert torch.equal(back.extra["moment"], extra["moment"])
     header = 16_384  # names, shapes, the config
-    assert path.stat().st_size <= 8 * model.n_nonzero() + header
+    assert path.stat().st_size <= 6 * model.n_nonzero() + header
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
+
+
+def test_nonzeros_far_apart_and_files_of_flat_positions(tmp_path):
+    model = SparseTransformer(replace(CONFIG, d_vocab=5000))
+    model.W_E.data.zero_()
+    model.W_E.data[[0, -1], [1, 2]] = 1.0  # further apart than 16 bits say
+    path = save_checkpoint(tmp_path / "m.safetensors", model)
+    with safe_open(path, framework="pt") as file:
+        names = set(file.keys())
+    assert "W_E.nonzero_positions" in names
+    assert "W_E.nonzero_steps" not in names
+    for compact in (False, True):
+        assert load_checkpoint(path, compact=compact).model.fingerprint() == model.fingerprint()
 
 
 def test_dense_weights_and_negative_zero_survive(tmp_path):

@@ -9,8 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
-from circuits.kernels import SparseWeight, chosen_impl, sddmm, sparse_linear, spmm, spmm_t
+from circuits.kernels import DENSE_FROM, SparseWeight, chosen_impl, sddmm, sparse_linear, spmm, spmm_t
+from circuits.kernels.dispatch import BACKENDS, dense_from
+from docs.experiments.gpu import tf32
 
 IMPLS = ["naive", "cpu"]
 # d_in, d_out, density, tokens
@@ -196,6 +199,22 @@ def test_auto_goes_dense_where_dense_is_faster() -> None:
     assert chosen_impl(x, weight=SparseWeight.from_dense(torch.eye(100))) == "cpu"
     assert chosen_impl(x, weight=SparseWeight.from_dense(torch.ones(100, 3))) == "naive"
     assert chosen_impl(x, "cpu", SparseWeight.from_dense(torch.ones(100, 3))) == "cpu"
+
+
+def test_where_tensor_cores_may_round_dense_wins_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = next(backend for backend in BACKENDS if backend.name == "triton")
+    with FakeTensorMode():  # tensors that say they are on a GPU, where there is none
+        exact, half = (
+            torch.zeros(1, dtype=dtype, device="cuda") for dtype in (torch.float32, torch.bfloat16)
+        )
+    assert dense_from(triton, exact) == DENSE_FROM["triton"] == triton.dense_from
+    assert dense_from(triton, half) == triton.dense_from_on_tensor_cores["bfloat16"]
+    with tf32(True):
+        assert dense_from(triton, exact) == triton.dense_from_on_tensor_cores["tf32"] < triton.dense_from
+    monkeypatch.setitem(DENSE_FROM, "triton", 0.0)  # as a benchmark does that wants no sparse product
+    assert dense_from(triton, exact) == 0.0
+    cpu = next(backend for backend in BACKENDS if backend.name == "cpu")
+    assert dense_from(cpu, torch.zeros(1)) == cpu.dense_from
 
 
 @pytest.fixture

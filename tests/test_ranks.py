@@ -47,7 +47,9 @@ def told(config: TrainConfig, **options) -> tuple[list[float], str]:
 def in_ranks(function, **options):
     """`processes.in_ranks`, where it can run."""
     if torch.cuda.is_initialized():
-        pytest.skip("this process has used a GPU, which forked ones cannot share: run tests/test_ranks.py by itself")
+        pytest.skip(
+            "this process has used a GPU, which forked ones cannot share: run tests/test_ranks.py by itself"
+        )
     return processes.in_ranks(function, **options)
 
 

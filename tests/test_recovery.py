@@ -55,6 +55,7 @@ def rewritten(path: Path, *, config=None, tensors=None, shapes=None) -> Path:
     header["config"] |= config or {}
     header["shapes"] |= shapes or {}
     held |= tensors or {}
+    held = {name: tensor for name, tensor in held.items() if tensor is not None}
     del header["checksum"]
     save_file(held, path, metadata={KEY: sealed_text(header, held)})
     return path
@@ -137,12 +138,36 @@ def test_a_small_file_makes_no_large_model(tmp_path):
 )
 def test_positions_are_refused_dense_and_compact_alike(tmp_path, compact, spoil):
     path = save_checkpoint(tmp_path / "m.safetensors", sparse_model())
-    name = "blocks.0.mlp.up.weight.nonzero_positions"
+    weight = "blocks.0.mlp.up.weight"
+    steps, positions = f"{weight}.nonzero_steps", f"{weight}.nonzero_positions"
     with safe_open(path, framework="pt") as file:
-        positions = file.get_tensor(name).to(torch.int64)
-    spoilt = spoil(positions)
+        right = file.get_tensor(steps).to(torch.int64).cumsum(0)
+    spoilt = spoil(right)
     spoilt = spoilt.to(torch.uint32) if spoilt.dtype == torch.int64 else spoilt
-    rewritten(path, tensors={name: spoilt.contiguous()})
+    rewritten(path, tensors={steps: None, positions: spoilt.contiguous()})
+    with pytest.raises(UnreadableError):
+        load_checkpoint(path, compact=compact)
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda p: torch.cat([p[:2], p[1:-1] * 0]),
+        lambda p: p.float(),
+        lambda p: torch.cat([p[:-1], p[-1:] + 10_000]),
+        lambda p: p[:-1],
+        lambda p: p.reshape(1, -1),
+    ],
+    ids=["twice", "floats", "outside", "too few", "two axes"],
+)
+def test_steps_are_refused_dense_and_compact_alike(tmp_path, compact, spoil):
+    path = save_checkpoint(tmp_path / "m.safetensors", sparse_model())
+    steps = "blocks.0.mlp.up.weight.nonzero_steps"
+    with safe_open(path, framework="pt") as file:
+        spoilt = spoil(file.get_tensor(steps).to(torch.int64))
+    spoilt = spoilt.to(torch.uint16) if spoilt.dtype == torch.int64 else spoilt
+    rewritten(path, tensors={steps: spoilt.contiguous()})
     with pytest.raises(UnreadableError):
         load_checkpoint(path, compact=compact)
 

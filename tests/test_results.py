@@ -43,6 +43,7 @@ HEADLINES = {
     "interop": {"openai_max_abs", "memory_ratio", "seconds"},
     "rankings": {"auroc", "models"},
     "bench": {"rows"},
+    "gpu": {"gpu", "rows"},
     "support_gradients": {"loss_ratio"},
     "ground_truth": {"recovered", "total", "per_model"},
     "controls": {"true_loss", "swapped_loss", "unrelated_loss"},

@@ -10,12 +10,13 @@ from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Training, train
+from circuits.training.loop import Training, new_model, train, with_vocabulary
 from circuits.training.projection import budget
 from circuits.training.saved import load_trained
 from circuits.training.steps import TrainingInterrupted
 from circuits.training.updates import learning_rate
 from circuits.zoo import load
+from tasks import bigram_log_probs, load_corpus
 
 SMALL = ModelConfig(n_layers=1, d_model=32, n_heads=2, d_head=8, d_mlp=48, n_ctx=16)
 QUICK = TrainConfig(model=SMALL, steps=24, batch_size=4, density=0.1, n_val=8, log_every=4, val_every=8)
@@ -56,6 +57,24 @@ def test_loss_falls():
     config = TrainConfig.dense(model=SMALL, steps=60, batch_size=16, n_val=16, bigram_init="zeros")
     history = train(config, progress=False).history
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
+
+
+def test_a_fixed_bigram_table_keeps_the_most_frequent_pairs():
+    config = TrainConfig.dense(
+        model=SMALL, steps=2, n_val=4, batch_size=4, bigram_init="fixed", bigram_density=1 / 8
+    )
+    corpus = load_corpus("mini")
+    config = with_vocabulary(config, corpus)
+    kept, whole = new_model(config, corpus).bigram, bigram_log_probs(corpus)
+    assert int(kept.count_nonzero()) == kept.numel() // 8
+    counted = (whole - whole.min(dim=1, keepdim=True).values)[kept != 0]
+    assert torch.equal(kept[kept != 0], counted), "log-probabilities over those of pairs that never occur"
+    assert counted.min() >= (whole - whole.min(dim=1, keepdim=True).values)[kept == 0].max()
+    trained = train(config, progress=False, corpus=corpus).model
+    assert torch.equal(trained.bigram, kept)
+    assert not trained.bigram.requires_grad
+    with pytest.raises(ValueError, match=r"bigram_density: got 0.5; expected 1 for a table that trains"):
+        TrainConfig(bigram_density=0.5)
 
 
 def test_a_trained_model_comes_with_the_tokenizer_of_its_corpus(tmp_path, trained):

@@ -1,7 +1,7 @@
 """What a kernel backend says of itself: the operations it runs, on which tensors, and the module that runs them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 _PRODUCTS = ("spmm", "spmm_t", "sddmm")
 OPS: dict[str, tuple[str, ...]] = {
@@ -41,7 +41,9 @@ class Backend:
     runs: Mapping[str, Requirement]
     "Each operation of `OPS` that it has, and what that takes: told the activations, by `replace_features` all three."
     dense_from: float = 0.0
-    "Density from which a product with the dense matrix, in plain PyTorch, is faster; 0 to 1."
+    "Density from which a product with the dense matrix, in plain PyTorch, is faster in float32; 0 to 1."
+    dense_from_on_tensor_cores: Mapping[str, float] = field(default_factory=dict)
+    "The same where such a product may be less exact and faster: in `tf32`, in `bfloat16`."
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.runs) - set(OPS)):

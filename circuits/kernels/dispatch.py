@@ -21,7 +21,16 @@ NAIVE = Backend(name="naive", module="circuits.kernels.naive", runs=dict.fromkey
 BACKENDS = (CPU, TRITON, NAIVE)
 """In the order in which `auto` asks them."""
 DENSE_FROM = {backend.name: backend.dense_from for backend in BACKENDS if backend is not NAIVE}
-"""Density from which the product with a dense matrix is faster, as each backend declares it."""
+"""Density from which the product with a dense matrix is faster in float32, as each backend declares it."""
+
+
+def dense_from(backend: Backend, x: Tensor) -> float:
+    """Density from which the product of a dense matrix with tensors like x is faster than the backend's."""
+    arithmetic = str(x.dtype).removeprefix("torch.")
+    if arithmetic == "float32" and x.is_cuda and torch.backends.cuda.matmul.allow_tf32:
+        arithmetic = "tf32"
+    from_there = backend.dense_from_on_tensor_cores.get(arithmetic, 1.0)
+    return min(DENSE_FROM.get(backend.name, 0.0), from_there)
 
 
 def transformed() -> bool:
@@ -50,7 +59,7 @@ def chosen(op: str, impl: str, *tensors: Tensor, density: float | None = None) -
         op: a name of `OPS`.
         impl: the name of a backend, or `auto`: the first of `BACKENDS` that runs it; `naive` where `transformed`.
         tensors: what `Backend.runs` is told.
-        density: of the weight, for products: from `DENSE_FROM` up, `auto` is `naive`.
+        density: of the weight, for products: from `dense_from` up, `auto` is `naive`.
 
     Raises:
         ValueError: no backend of this name runs the operation, or it does not take these tensors.
@@ -60,7 +69,7 @@ def chosen(op: str, impl: str, *tensors: Tensor, density: float | None = None) -
         return NAIVE
     if impl == "auto":
         fitting = next(b for b in BACKENDS if op in b.runs and not b.runs[op](*tensors))
-        dense = density is not None and density >= DENSE_FROM.get(fitting.name, 0.0)
+        dense = density is not None and density >= dense_from(fitting, x=tensors[0])
         return NAIVE if dense else fitting
     able = {backend.name: backend for backend in BACKENDS if op in backend.runs}
     if impl not in able:

@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file, JSON in its header, written in one step.
 
-A weight matrix with many zeros is stored as its nonzeros (values, and their flat positions as uint32: 8 bytes
-each); anything else is stored whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
+A weight matrix with many zeros is stored as its nonzeros: values, and how far each lies from the one before it in row
+order, as uint16, 6 bytes each; where one lies further than that, flat positions as uint32. Anything else is stored
+whole. Loading builds one matrix at a time, and for a compact model none that is sparse.
 """
 
 import math
@@ -28,7 +29,8 @@ from tasks.tokenizer_files import MOST as MOST_BYTES
 from tasks.tokenizer_files import check_same_tokenizer, tokenizer_hash, tokenizer_json, tokenizer_of_text
 
 SCHEMA = "sparse-circuits/checkpoint/1"
-_VALUES, _POSITIONS, _EXTRA, _TOKENIZER = ".nonzero_values", ".nonzero_positions", "extra.", "tokenizer"
+_VALUES, _STEPS, _POSITIONS = ".nonzero_values", ".nonzero_steps", ".nonzero_positions"
+_EXTRA, _TOKENIZER = "extra.", "tokenizer"
 FREE, MOST = 2**24, 1024
 """A model may take this many bytes whole, or else this many times those of its file: beyond, load it compact."""
 _LEAST = 6
@@ -74,8 +76,12 @@ def save_checkpoint(
         value = model.weight_named(name).cpu().contiguous()
         if 2 * int(value.count_nonzero()) < value.numel() < 2**32:
             positions = value.flatten().nonzero().squeeze(-1)
+            steps = positions.diff(prepend=positions.new_zeros(1))
+            short = bool((steps < 2**16).all())
             tensors[name + _VALUES] = value.flatten()[positions]
-            tensors[name + _POSITIONS] = positions.to(torch.uint32)
+            tensors[name + (_STEPS if short else _POSITIONS)] = (
+                steps.to(torch.uint16) if short else positions.to(torch.uint32)
+            )
             shapes[name] = list(value.shape)
         else:
             tensors[name] = value.clone()
@@ -202,7 +208,7 @@ def _check_layout(
     stray = sorted(set(shapes) - set(expected))
     demand(not stray, f"shapes: got {stray}", "weights of the model")
     stored = {name for name in expected if name not in shapes}
-    stored |= {name + part for name in shapes for part in (_VALUES, _POSITIONS)}
+    stored |= {part for name in shapes for part in (name + _VALUES, _places(names, name)[0])}
     demand(
         names == stored, f"path: it has, or lacks, {sorted(names ^ stored)[:4]}", "one tensor for each weight"
     )
@@ -225,7 +231,8 @@ def _check_weight(
     demand(said == shape, f"path: its {name} has shape {said}", f"{shape}, as its own config says")
     n = stored_size(file, name + _VALUES)
     check_tensor(file, name + _VALUES, [n], FLOATS)
-    check_tensor(file, name + _POSITIONS, [n], {"U32"})
+    where, whole_number = _places(set(file.keys()), name)
+    check_tensor(file, where, [n], {whole_number})
     demand(
         n <= entries < 2**32, f"path: its {name} has {n} nonzeros of {entries} entries", "no more than 2**32"
     )
@@ -234,6 +241,11 @@ def _check_weight(
     )
     budget.spend(24 * n + 8 * sum(shape) if holds_nonzeros else 8 * entries)
     return kind
+
+
+def _places(names: set[str], name: str) -> tuple[str, str]:
+    """The tensor that says where the nonzeros of a weight are, and its type."""
+    return (name + _STEPS, "U16") if name + _STEPS in names else (name + _POSITIONS, "U32")
 
 
 _FIRST = re.compile(r"(^|\.)blocks\.0\.")
@@ -304,7 +316,9 @@ def _fill(model: SparseTransformer, name: str, file: Any, shape: list[int] | Non
 
 def _positions(file: Any, name: str, entries: int) -> Tensor:
     """Where the nonzeros of a weight are. Raises UnreadableError unless they rise, and stay inside."""
-    positions: Tensor = file.get_tensor(name + _POSITIONS).to(torch.int64)
+    where, kind = _places(set(file.keys()), name)
+    positions: Tensor = file.get_tensor(where).to(torch.int64)
+    positions = positions.cumsum(0) if kind == "U16" else positions
     rising = bool((positions.diff() > 0).all())
     inside = positions.numel() == 0 or int(positions[-1]) < entries
     demand(

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from circuits import kernels
 from circuits.kernels import SparseWeight, chosen_impl
+from circuits.kernels.dispatch import chosen
 from circuits.model.kinds import of_ours
 from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
@@ -152,8 +152,7 @@ def compact(model: SparseTransformer) -> SparseTransformer:
 
 def runs_on_nonzeros(like: Float[Tensor, "*shape"], density: float) -> bool:
     """Whether a matrix of this density, of the type and on the device of `like`, is faster on its nonzeros."""
-    impl = chosen_impl(like)
-    return impl != "naive" and density < kernels.DENSE_FROM[impl]
+    return chosen("spmm", "auto", like, density=density).name != "naive"
 
 
 def _compressed(weight: Float[Tensor, "d_in d_out"]) -> SparseWeight | None:

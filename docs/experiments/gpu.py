@@ -1,6 +1,7 @@
 """The sparse operations on an NVIDIA GPU: Triton's kernels against cuBLAS in three precisions and against cuSPARSE.
 
-    python -m docs.experiments.gpu     -> docs/results/gpu.json
+    python -m docs.experiments.gpu run      -> docs/results/gpu.json (needs a GPU)
+    python -m docs.experiments.gpu page     -> the table in docs/benchmarks.md
 
 A matrix is [d_model, 4 d_model], activations are [d_model, tokens], all of them normal random numbers. Each way is held
 against a product in float64 first. Then all ways of an operation run in turn, each timed by the device's own events,
@@ -8,6 +9,7 @@ over and over; a ratio is taken within each round. Caches are cold: before each 
 written over.
 """
 
+import json
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +23,9 @@ from torch import Tensor
 
 from circuits import kernels
 from circuits.bench.measurement import quartiles
-from circuits.files import write_results
+from circuits.files import write_results, write_text
 from circuits.kernels import SparseWeight
+from circuits.plots.markdown import around_marks, markdown_table
 from circuits.training.projection import budget
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -33,6 +36,16 @@ CACHE = 2**28
 """Bytes that are written over before each run: several times what the chip keeps."""
 TOLERANCES = {"float32": 1e-4, "tf32": 5e-3, "bfloat16": 3e-2}
 """Of the difference from float64, by norm, over the norm of what is expected."""
+PAGE = Path("docs/benchmarks.md")
+BEGIN, END = "<!-- table of the GPU: begin -->", "<!-- end of the GPU -->"
+OPPONENTS = (
+    *("cublas float32", "cublas tf32", "cublas bfloat16", "cusparse float32", "torch.topk float32"),
+    "triton bfloat16",
+)
+COLUMNS = (
+    *("operation", "d_model", "density", "ours, ms", "cuBLAS float32", "cuBLAS TF32", "cuBLAS bf16"),
+    *("cuSPARSE float32", "torch.topk", "ours in bf16"),
+)
 Way = tuple[Callable[[], Tensor], str]
 """What runs, and in which precision."""
 
@@ -60,7 +73,9 @@ def run(
     for d_model in WIDTHS[:1] if quick else WIDTHS:
         for density in DENSITIES:
             for name, ways, expected in operations(d_model, density):
-                rows.append({"name": name, "d_model": d_model, "density": density, **measured(ways, expected)})
+                rows.append(
+                    {"name": name, "d_model": d_model, "density": density, **measured(ways, expected)}
+                )
                 Console().print(rows[-1], soft_wrap=True)
     ended = torch.cuda.Event(enable_timing=True)
     ended.record()
@@ -68,7 +83,7 @@ def run(
     numbers = {"gpu": torch.cuda.get_device_name(), "tokens": TOKENS, "repeats": REPEATS, "rows": rows}
     write_results(
         results,
-        command="python -m docs.experiments.gpu",
+        command="python -m docs.experiments.gpu run",
         seeds=[0],
         seconds=started.elapsed_time(ended) / 1e3,
         numbers=numbers,
@@ -196,6 +211,23 @@ def timed(ways: dict[str, Callable[[], Tensor]]) -> dict[str, list[float]]:
                 marks[name].append((before, after))
     torch.cuda.synchronize()
     return {name: [before.elapsed_time(after) for before, after in pairs] for name, pairs in marks.items()}
+
+
+@app.command()
+def page() -> None:
+    """Write the table of docs/results/gpu.json into docs/benchmarks.md."""
+    report = json.loads((RESULTS / "gpu.json").read_text())
+    said = f"Measured on one {report['gpu']}, torch {report['versions']['torch']}, on {report['date']}."
+    rows = [_cells(row) for row in report["rows"]]
+    before, after = around_marks(PAGE, BEGIN, END)
+    write_text(PAGE, f"{before}\n\n{said}\n\n{markdown_table(COLUMNS, rows)}\n\n{after}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    ratios = row["ratio"]
+    plain = [f"{ratios[way]:.2f}" if way in ratios else "" for way in OPPONENTS]
+    density = f"1/{round(1 / row['density'])}"
+    return [row["name"], f"{row['d_model']:,}", density, f"{row['ms']['triton float32']:.3f}", *plain]
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def in_ranks(function: Callable[[], Any], size: int = 2, *, seconds: float = 120
     forked from it cannot.
     """
     if torch.cuda.is_initialized():
-        raise RuntimeError("in_ranks: this process has used a GPU, so nothing can be forked from it; call it first.")
+        raise RuntimeError(
+            "in_ranks: this process has used a GPU, so nothing can be forked from it; call it first."
+        )
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / str(rank) for rank in range(size)]

@@ -1,8 +1,7 @@
-"""The two circuits of mini-Python over several seeds, and real Python against counting trigrams.
+"""The two circuits of mini-Python over several seeds.
 
     python -m docs.experiments.toy quotes                -> docs/results/quotes.json
     python -m docs.experiments.toy brackets              -> docs/results/brackets.json
-    python -m docs.experiments.toy python --minutes 20   -> docs/results/python_loss.json
 
 Each seed trains its own model and prunes it, by the default objective and by the published one; what has been run is
 kept under out/ and not run again. Nothing was tuned on seeds from 20 on.
@@ -24,11 +23,11 @@ from circuits.files import once, write_json, write_results
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
-from circuits.training.loop import Training, train
+from circuits.training.loop import Training
 from circuits.trust import TrustConfig, trust_report
 from circuits.trust.margins import SURE
 from docs.experiments.runs import kept_training, published
-from tasks import load_corpus, load_task, trigram_loss
+from tasks import load_task
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, KEPT = Path("docs/results"), Path("out/toy")
@@ -72,22 +71,6 @@ def brackets(
 ) -> None:
     """Bracket depth."""
     circuits_over_seeds("brackets", range(first, first + seeds), only_published, order, results)
-
-
-@app.command()
-def python(
-    minutes: Annotated[float, typer.Option(help="Training time.")] = 20.0,
-    seed: Annotated[int, typer.Option()] = 0,
-) -> None:
-    """A weight-sparse model of real Python, and the trigram baseline on the same split."""
-    config = TrainConfig.python(minutes=minutes, seed=seed)
-    run = once(KEPT / f"python-{seed}.json", config.to_json(), partial(_train_python, config))
-    numbers = {"minutes_training": minutes, **{k: v for k, v in run.items() if k != "seconds"}}
-    command = f"python -m docs.experiments.toy python --minutes {minutes:g} --seed {seed}"
-    report = write_results(
-        RESULTS / "python_loss.json", command=command, seeds=[seed], seconds=run["seconds"], numbers=numbers
-    )
-    Console().print({key: report[key] for key in ("val_loss", "trigram_loss", "minutes")})
 
 
 def circuits_over_seeds(
@@ -224,19 +207,6 @@ def _beside(training: Training, task: str, folder: Path) -> dict[str, Any]:
 
 def _trained(config: TrainConfig) -> Training:
     return kept_training(KEPT / f"model-{config.seed}.safetensors", config)
-
-
-def _train_python(config: TrainConfig) -> dict[str, Any]:
-    result = train(config, checkpoint=KEPT / "python.interrupted.safetensors")
-    result.save(KEPT / f"python-{config.seed}.safetensors")
-    return {
-        "val_loss": result.val_loss,
-        "trigram_loss": trigram_loss(load_corpus("python")),
-        "density": result.model.density(),
-        "n_nonzero": result.model.n_nonzero(),
-        "steps": result.history[-1]["step"],
-        "history": [entry for entry in result.history if "val_loss" in entry],
-    }
 
 
 if __name__ == "__main__":

@@ -69,6 +69,12 @@ def trained(config: TrainConfig) -> Callable[[Path], Any]:
     return lambda path: kept_training(path, config)
 
 
+def composed(seed: int) -> TrainConfig:
+    """The toy recipe with DCFormer's attention, static and dynamic maps and both gates."""
+    plain = TrainConfig.toy(seed=seed)
+    return replace(plain, model=replace(plain.model, attention="compose", compose="full"))
+
+
 def by_hand(name: str) -> Callable[[Path], Any]:
     """By `circuits.handmade.build`."""
     return lambda path: save_checkpoint(path, build(name).model, meta={"handmade": name})
@@ -168,6 +174,11 @@ RECIPES = {
     "experts": Recipe(
         about="the toy recipe with 16 sparse experts, 2 of them active, for a quarter of the steps",
         make=trained(replace(experts.config(0), steps=500)),
+        tasks=TOY,
+    ),
+    "composed": Recipe(
+        about="the toy recipe with heads that are composed dynamically, before and after the softmax",
+        make=trained(composed(0)),
         tasks=TOY,
     ),
     "induction": Recipe(

@@ -29,9 +29,9 @@ def _floats(x: Tensor) -> str:
 TRITON = Backend(
     name="triton",
     module="circuits.kernels.triton.ops",
-    # An estimate, not measured: a nonzero reads 4 bytes per token from a cache of about 5 TB/s; dense float32 does
-    # about 60 TFLOP/s.
-    dense_from=0.05,
+    # Measured on an H200 at widths from 512 to 4,096, forward and both backward products together: docs/benchmarks.md.
+    dense_from=0.07,
+    dense_from_on_tensor_cores={"tf32": 0.011, "bfloat16": 0.002},
     runs={
         "spmm": _floats,
         "spmm_t": _floats,

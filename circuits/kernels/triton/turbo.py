@@ -14,7 +14,7 @@ from circuits.kernels.triton.turbo_kernels import turbo_decode_kernel, turbo_fwd
 
 def warps(rows: int, d_head: int) -> int:
     """Of a program: its tiles of keys and of values lie in registers, of which few warps have more each."""
-    return 4 if rows == 16 and d_head <= 64 else 8
+    return 4 if rows <= 16 and d_head <= 64 else 8
 
 
 def turbo_attention(
@@ -59,7 +59,7 @@ def turbo_decode(
         *sizes,
         d**-0.5,
     )
-    _launch(turbo_decode_kernel, (batch * n_heads,), arguments, sink, n_r, keys.tile, 16, d)
+    _launch(turbo_decode_kernel, (batch * n_heads,), arguments, sink, n_r, keys.tile, 1, d)
     return out.to(q.dtype)
 
 
@@ -78,7 +78,9 @@ def _table(sink: Tensor | None, n_r: int, like: Tensor) -> tuple[Tensor, Tensor]
 def _launch(
     kernel: Any, grid: Any, arguments: Any, sink: Tensor | None, n_r: int, tile: int, rows: int, d: int
 ) -> None:
-    blocks = {"d": d, "M": rows, "N": max(32, tile), "D": max(32, triton.next_power_of_2(d))}
+    blocks = {"d": d, "N": max(32, tile), "D": max(32, triton.next_power_of_2(d))}
+    if rows > 1:
+        blocks["M"] = rows
     options: dict[str, Any] = (
         {} if interpreted() else {"enable_fp_fusion": True, "num_warps": warps(rows, d), "num_stages": 1}
     )

@@ -41,6 +41,21 @@ def _tile(q1, k1, v1, real, open, by, v_scale, m, total, z, table, N_R: tl.const
 
 @triton.jit
 @no_type_check
+def _one_query(q1, k1, v1, open, by, v_scale, m, total, z, table, N_R: tl.constexpr):
+    """`_tile` for one query [channel], in sums of whole numbers: a matrix unit would work on fifteen idle rows."""
+    s = tl.where(open, tl.sum(k1 * q1[None, :], axis=1).to(tl.float32) * by, -float("inf"))
+    above = tl.maximum(m, tl.max(s, axis=0))
+    faded = tl.where(m == above, 1.0, _sas(m - above, table, N_R))
+    p = _sas(s - above, table, N_R)
+    total = faded * total + tl.sum(p, axis=0)
+    step = tl.max(p, axis=0) / STEPS
+    p1 = ((p / tl.where(step > 0, step, 1.0) + ROUND) - ROUND).to(tl.int32)
+    z = z * faded + tl.sum(p1[:, None] * v1, axis=0).to(tl.float32) * (step * v_scale)
+    return above, total, z
+
+
+@triton.jit
+@no_type_check
 def _begin(sink, h, table, HAS_SINK: tl.constexpr, M: tl.constexpr, D: tl.constexpr):
     """m, the sum of weights and z before the first tile: the sink alone."""
     m = tl.full([M], -float("inf"), tl.float32)
@@ -85,7 +100,8 @@ def turbo_fwd_kernel(
 @triton.jit
 @no_type_check
 def _levels(codes, first, step, low, line, bits, cols, c, d: tl.constexpr, inside, TILE: tl.constexpr):
-    """`low + step * code` of a tile of a head, int8 [token, channel]; codes: its first byte, from the buffer's."""
+    """`low + step * code` of a tile of a head, an int8 in an int32 [token, channel]; codes: its first byte, from the
+    buffer's."""
     rows = TILE * bits // 8
     if d % 16 == 0:  # so that whole words are loaded
         first = tl.multiple_of(first, 16)
@@ -96,7 +112,7 @@ def _levels(codes, first, step, low, line, bits, cols, c, d: tl.constexpr, insid
     code = (packed >> ((cols // rows) * bits)[:, None]) & ((1 << bits) - 1)
     steps = tl.load(step + line + c, mask=c < d, other=0).to(tl.int32)
     least = tl.load(low + line + c, mask=c < d, other=0).to(tl.int32)
-    return (least[None, :] + steps[None, :] * code).to(tl.int8)
+    return (least[None, :] + steps[None, :] * code).to(tl.int8).to(tl.int32)
 
 
 @triton.jit
@@ -106,19 +122,20 @@ def turbo_decode_kernel(
     recent_k, recent_v, recent_k_scale, recent_v_scale, layout, sink, table, out,
     n_heads, n_tiles, n_recent, k_bytes, v_bytes, unit,
     d: tl.constexpr,
-    HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, M: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    HAS_SINK: tl.constexpr, N_R: tl.constexpr, TILE: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """One head's query against packed tiles and the recent tokens. layout: first byte and bits, of keys and values."""
     at = tl.program_id(0).to(tl.int64)
     b, h = at // n_heads, at % n_heads
-    rows, cols, c = tl.arange(0, M), tl.arange(0, N), tl.arange(0, D)
+    cols, c = tl.arange(0, N), tl.arange(0, D)
     inside = (cols < TILE)[:, None] & (c < d)[None, :]
-    real = rows < 1
-    q1 = tl.load(q + at * d + c[None, :] + 0 * rows[:, None], mask=real[:, None] & (c < d)[None, :], other=0)
+    q1 = tl.load(q + at * d + c, mask=c < d, other=0).to(tl.int32)
     k_start, k_bits = tl.load(layout + 4 * h), tl.load(layout + 4 * h + 1)
     v_start, v_bits = tl.load(layout + 4 * h + 2), tl.load(layout + 4 * h + 3)
     by = tl.load(q_scale + at) * unit
-    m, total, z = _begin(sink, h, table, HAS_SINK, M, D)
+    m, total, z = -float("inf"), 0.0, tl.zeros([D], tl.float32)
+    if HAS_SINK:
+        m, total = tl.load(sink + h), tl.load(table) * C0
     for j in range(0, n_tiles):
         tile = b * n_tiles + j
         line = tile * n_heads + h
@@ -129,14 +146,11 @@ def turbo_decode_kernel(
             v_codes, tile * v_bytes + v_start, v_step, v_low, line * d, v_bits, cols, c, d, inside, TILE
         )
         ks, vs = tl.load(k_scale + line), tl.load(v_scale + line)
-        open = (cols < TILE)[None, :] & (rows >= 0)[:, None]
-        m, total, z = _tile(q1, k1, v1, real, open, by * ks, vs, m, total, z, table, N_R)
+        m, total, z = _one_query(q1, k1, v1, cols < TILE, by * ks, vs, m, total, z, table, N_R)
     if n_recent > 0:
         places = at * TILE * d + cols[:, None] * d + c[None, :]
-        k1 = tl.load(recent_k + places, mask=inside, other=0)
-        v1 = tl.load(recent_v + places, mask=inside, other=0)
+        k1 = tl.load(recent_k + places, mask=inside, other=0).to(tl.int32)
+        v1 = tl.load(recent_v + places, mask=inside, other=0).to(tl.int32)
         ks, vs = tl.load(recent_k_scale + at), tl.load(recent_v_scale + at)
-        open = (cols < n_recent)[None, :] & (rows >= 0)[:, None]
-        m, total, z = _tile(q1, k1, v1, real, open, by * ks, vs, m, total, z, table, N_R)
-    spots = out + at * d + c[None, :] + 0 * rows[:, None]
-    tl.store(spots, z / tl.where(total > 0, total, 1.0)[:, None], mask=real[:, None] & (c < d)[None, :])
+        m, total, z = _one_query(q1, k1, v1, cols < n_recent, by * ks, vs, m, total, z, table, N_R)
+    tl.store(out + at * d + c, z / tl.where(total > 0, total, 1.0), mask=c < d)
