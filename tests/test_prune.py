@@ -22,12 +22,15 @@ from circuits.circuit.score import (
     two_way_kl,
     two_way_loss,
 )
+from circuits.model.compute import frozen
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.learn import _prompts
 from circuits.pruning.minimal import FINEST, minimal, thinned
 from circuits.pruning.procedure import prune
+from circuits.pruning.search import Search
+from circuits.zoo import load
 from tasks import load_task
 
 
@@ -138,6 +141,20 @@ def test_edge_gates_lead_to_the_same_circuit(found):
     config = PruneConfig(starts=1, steps=60, n_eval=32, n_test=64, n_mean=64, edge_gates=0, calibrate=False)
     gated = prune(model, load_task("quotes"), config, corpus=CORPUS, progress=False)
     assert gated.edges == circuit.edges
+
+
+def test_gates_that_close_too_fast_learn_again_at_a_weaker_penalty():
+    shipped = load("quotes-128")
+    few = dict(starts=1, steps=40, n_eval=64, n_mean=64, batch_size=16, prune_edges=False)
+
+    def open_at(penalty: float) -> tuple[int, list[dict[str, float]]]:
+        with frozen(shipped.model):
+            search = Search(shipped.model, shipped.task, PruneConfig(penalty=penalty, **few), shipped.corpus)
+            return len(search.nodes_by_gates(0, lambda **_: None)), search.history
+
+    n_open, history = open_at(1e-2)
+    assert n_open < sum(shipped.model.widths.values())
+    assert open_at(1.0) == (n_open, history), "all gates close at 1 and at 0.1; the third try is at 0.01"
 
 
 def test_faithful_pruning_matches_the_model_where_the_model_is_wrong():

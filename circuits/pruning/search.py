@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -50,6 +51,8 @@ from tasks.base import Targets
 
 N_EFFECTS = 32
 """Prompt pairs over which the effects of nodes on one another are averaged."""
+WEAKER = (1, 10, 100)
+"""What the penalty is divided by, one after the other, until gates do not close too fast."""
 
 
 class Search:
@@ -127,8 +130,8 @@ class Search:
             }
             return run_masked(self.model, targets.tokens, whole, self.values)
 
-        way = self._learn(parts, forward, start, show, "nodes")
-        found = _last(way, self._solved_between) or list(AllBut(self.judge.widths, self.without))
+        found = self._closed(parts, forward, self._solved_between, start, show, "nodes")
+        found = found or list(AllBut(self.judge.widths, self.without))
         if self.without and not self._solved_between(found):
             raise NoCircuitError(self.judge.score(found, "between"), self.criterion, len(self.without))
         return found
@@ -153,15 +156,47 @@ class Search:
             return run_masked(self.model, targets.tokens, kept, self.values, cut)
 
         pairs = [edge for edge in edges if is_pair(edge)]
-        way = self._learn(parts, forward, start, show, "edges")
         solved = partial(self.judge.solved, nodes)
-        found = _last(way, solved)
+        found = self._closed(parts, forward, solved, start, show, "edges")
         return [*thinned(found, solved), *pairs] if found else edges
 
-    def _learn(
-        self, parts: dict, forward: Callable, start: int, show: Callable[..., None], what: str
+    def _closed(
+        self,
+        parts: dict,
+        forward: Callable,
+        solved: Callable[[list], Score | None],
+        start: int,
+        show: Callable[..., None],
+        what: str,
     ) -> list:
-        config = self.config
+        """The last open ones on the way that gates closed that meet the target; empty where none do.
+
+        Where that is more than half of all, gates closed too fast, as they do where there are many more of them than
+        the penalty was made for: they learn again at a tenth of it, and at last at a hundredth.
+        """
+        total, before = sum(map(len, parts.values())), list(self.history)
+        best: list = []
+        for weaker in WEAKER:
+            tried, self.history = self.history, list(before)
+            config = replace(self.config, penalty=self.config.penalty / weaker)
+            found = _last(self._learn(parts, forward, config, start, show, what), solved)
+            if best and len(found or best) >= len(best):
+                self.history = tried
+            else:
+                best = found
+            if best and 2 * len(best) <= total:
+                break
+        return best
+
+    def _learn(
+        self,
+        parts: dict,
+        forward: Callable,
+        config: PruneConfig,
+        start: int,
+        show: Callable[..., None],
+        what: str,
+    ) -> list:
 
         def log(step: int, loss: float, n_open: int) -> None:
             so_far = start * config.steps + step
