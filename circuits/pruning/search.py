@@ -171,22 +171,17 @@ class Search:
     ) -> list:
         """The last open ones on the way that gates closed that meet the target; empty where none do.
 
-        Where that is more than half of all, gates closed too fast, as they do where there are many more of them than
-        the penalty was made for: they learn again at a tenth of it, and at last at a hundredth.
+        Where that is all of them, gates closed too fast, as they do where there are many more than the penalty was made
+        for: they learn again at a tenth of it, and at last at a hundredth.
         """
         total, before = sum(map(len, parts.values())), list(self.history)
-        best: list = []
         for weaker in WEAKER:
-            tried, self.history = self.history, list(before)
+            self.history = list(before)
             config = replace(self.config, penalty=self.config.penalty / weaker)
             found = _last(self._learn(parts, forward, config, start, show, what), solved)
-            if best and len(found or best) >= len(best):
-                self.history = tried
-            else:
-                best = found
-            if best and 2 * len(best) <= total:
+            if 0 < len(found) < total:
                 break
-        return best
+        return found
 
     def _learn(
         self,

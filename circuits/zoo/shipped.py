@@ -24,7 +24,7 @@ from circuits.model.transformer import SparseTransformer
 from circuits.training.loop import Training
 from circuits.training.saved import load_model_alone
 from circuits.trust.report import TrustReport
-from tasks import Corpus, Task, load_task
+from tasks import Corpus, Task, load_task_for
 from tasks.near import unknown
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ class ZooModel:
     def task(self) -> Task:
         """The first task that it was measured on."""
         name, options = next(iter(self.card["tasks"].items()))
-        return load_task(name, **options)
+        return load_task_for(self.model.tokenizer, name, **options)
 
     @property
     def circuit(self) -> Circuit:
@@ -161,7 +161,8 @@ def measured(found: ZooModel) -> dict[str, Any]:
         >>> metrics["tasks"]["quotes"]["task_accuracy"]
         1.0
     """
-    tasks = {name: load_task(name, **options) for name, options in found.card["tasks"].items()}
+    asked = found.card["tasks"].items()
+    tasks = {name: load_task_for(found.model.tokenizer, name, **options) for name, options in asked}
     return {
         "n_nonzero": found.model.n_nonzero(),
         "density": found.model.density(),

@@ -4,11 +4,13 @@
     python -m docs.experiments.python_models circuit sparse-1 bracket_brace
     python -m docs.experiments.python_models tasks              -> docs/results/python_tasks.json
     python -m docs.experiments.python_models losses             -> docs/results/python_loss.json
+    python -m docs.experiments.python_models page               -> the table in docs/explanation/real-python.md
 
 The corpus is "packages": the source of installed packages, eight of them held out whole. Training stops by the clock,
 so its bits do not repeat. What has been pruned is kept under out/python and not pruned again.
 """
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +21,10 @@ from rich.console import Console
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.score import task_score
-from circuits.files import once, write_results
+from circuits.files import once, write_results, write_text
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
+from circuits.plots.markdown import around_marks, markdown_table
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
@@ -76,6 +79,12 @@ PRUNING = PruneConfig(
 and a third of the prompts and one start: at this size a look at 192 prompts takes 0.15 s."""
 TRUSTED = TrustConfig(control_steps=0, n_added=50)
 """Without the nonsense controls, which would prune again three times."""
+PAGE = Path("docs/explanation/real-python.md")
+BEGIN, END = "<!-- table of the tasks: begin -->", "<!-- end of the tasks -->"
+COLUMNS = (
+    *("choice", "sparse", "sparse, other seed", "dense", "circuit, nodes / edges", "other seed's", "dense one's"),
+    "checks passed",
+)
 Name = Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}.")]
 
 
@@ -195,6 +204,24 @@ def losses() -> None:
         },
     )
     Console().print({key: report[key] for key in ("val_loss", "dense_val_loss", "trigram_loss")})
+
+
+@app.command()
+def page() -> None:
+    """Write the table of docs/results/python_tasks.json into docs/explanation/real-python.md."""
+    table = json.loads((RESULTS / "python_tasks.json").read_text())["tasks"]
+    rows = sorted((_cells(task, row) for task, row in table.items()), key=lambda cells: -float(cells[1]))
+    before, after = around_marks(PAGE, BEGIN, END)
+    write_text(PAGE, f"{before}\n\n{markdown_table(COLUMNS, rows, numeric=range(1, 8))}\n\n{after}")
+
+
+def _cells(task: str, row: dict[str, Any]) -> list[str]:
+    models = row["models"]
+    accuracies = [f"{models[name]['accuracy']:.3f}" for name in (BEST, "sparse-0", TWIN)]
+    circuits = [models[name].get("circuit") for name in (BEST, "sparse-0", TWIN)]
+    sizes = ["" if own is None else f"{own['n_nodes']} / {own['n_edges']}" for own in circuits]
+    trust = circuits[0] and circuits[0]["trust"]
+    return [task, *accuracies, *sizes, f"{trust['passed']} of {trust['counted']}" if trust else ""]
 
 
 def _run(run: Training) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from circuits.training.saved import load_model_alone, load_trained
 from circuits.training.updates import Updates
 from circuits.trust import TrustConfig, TrustReport, trust_report
 from circuits.zoo.shipped import BRIDGES, CARD, FOLDER, MODEL, gathered, measured
-from docs.experiments import encdec, experts
+from docs.experiments import encdec, experts, python_models
 from docs.experiments.bridge_models import BridgeSetup, prepare
 from docs.experiments.induction import induction_config, repeated_letters
 from docs.experiments.runs import kept_training
@@ -73,6 +73,11 @@ def composed(seed: int) -> TrainConfig:
     """The toy recipe with DCFormer's attention, static and dynamic maps and both gates."""
     plain = TrainConfig.toy(seed=seed)
     return replace(plain, model=replace(plain.model, attention="compose", compose="full"))
+
+
+def on_a_gpu(config: TrainConfig) -> Callable[[Path], Any]:
+    """By `circuits.train` in TF32."""
+    return lambda path: python_models.made(path, config)
 
 
 def by_hand(name: str) -> Callable[[Path], Any]:
@@ -132,6 +137,8 @@ def known(path: Path, task: str) -> Circuit:
 
 
 TOY: Mapping[str, Mapping[str, Any]] = {"quotes": {}, "brackets": {}}
+PYTHON = ("bracket_brace", "fstring_brace", "while_return_true", "lambda_func", "for_while")
+"""Choices that the sparse model of real Python makes right."""
 SHORT, LONG = {"seed": 0, "steps": 2500, "n_ctx": 40}, {"seed": 0, "steps": 1500, "n_ctx": 96}
 RECIPES = {
     "mini-python": Recipe(
@@ -197,6 +204,19 @@ RECIPES = {
         tasks={"gender": {}},
         circuits={"gender": pruned(encdec.PRUNINGS["margins"])},
         reports=("gender",),
+    ),
+    "python-sparse": Recipe(
+        about="a sparse model of real Python: 4 layers, 512 wide, density 7 %, trained on a GPU",
+        make=on_a_gpu(python_models.sparse(1)),
+        tasks={task: {} for task in PYTHON},
+        circuits=dict.fromkeys(PYTHON, pruned(python_models.PRUNING)),
+        reports=PYTHON,
+        seed=1,
+    ),
+    "python-dense": Recipe(
+        about="its dense twin: 4 layers, 192 wide, the same text",
+        make=on_a_gpu(python_models.dense(0)),
+        tasks={task: {} for task in PYTHON},
     ),
     "quotes-handmade": Recipe(
         about="compiled by hand: closes quotes, the circuit known, hidden among decoys",
