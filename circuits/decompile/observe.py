@@ -69,7 +69,7 @@ class Observed:
         edges = {key: m.to(like) for key, m in cut.items()}
         values = {site: value.to(like) for site, value in self.circuit.values.items()}
         into = {} if kept is None else kept
-        hooks = [(self.model.hook_name(site), partial(_keep, into, site)) for site in self.model.sites()]
+        hooks = [(self.model.hook_name(site), partial(keep, into, site)) for site in self.model.sites()]
         with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             logits = run_masked(self.model, self.targets.tokens, masks, values, edges)
         return score_margins(self.scale * margins(logits, self.targets)).loss
@@ -148,7 +148,8 @@ def _least(values: np.ndarray, n: int) -> list[int]:
     return few[np.argsort(values[few], kind="stable")][:n].tolist()
 
 
-def _keep(into: dict[Site, Tensor], site: Site, value: Tensor, hook: Any) -> None:
+def keep(into: dict[Site, Tensor], site: Site, value: Tensor, hook: Any) -> None:
+    """A hook that puts a site's values, [row, pos, number], into a dictionary."""
     into[site] = value.flatten(2)
 
 

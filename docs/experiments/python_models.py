@@ -82,7 +82,15 @@ TRUSTED = TrustConfig(control_steps=0, n_added=50)
 PAGE = Path("docs/explanation/real-python.md")
 BEGIN, END = "<!-- table of the tasks: begin -->", "<!-- end of the tasks -->"
 COLUMNS = (
-    *("choice", "sparse", "sparse, other seed", "dense", "circuit, nodes / edges", "other seed's", "dense one's"),
+    *(
+        "choice",
+        "sparse",
+        "sparse, other seed",
+        "dense",
+        "circuit, nodes / edges",
+        "other seed's",
+        "dense one's",
+    ),
     "checks passed",
 )
 Name = Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}.")]
