@@ -20,10 +20,10 @@ demo: setup ## Train a small sparse model, extract the quote circuit, write out/
 	$(BIN)/circuits demo
 
 test: setup ## Run the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not notebook and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not notebook and not slow and not browser"
 
-test-slow: setup ## Run the tests that train, attack, fuzz or compile at length
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow
+test-slow: setup ## Run the tests that train, attack, fuzz, compile or open a browser at length
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "(slow or browser) and not notebook"
 
 test-all: test test-slow ## Run the whole suite, without the notebooks
 
