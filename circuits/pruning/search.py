@@ -169,7 +169,7 @@ class Search:
         show: Callable[..., None],
         what: str,
     ) -> list:
-        """The last open ones on the way that gates closed that meet the target; empty where none do.
+        """The last open ones on the way that gates closed that meet the target; empty where not even all do.
 
         Where that is all of them, gates closed too fast, as they do where there are many more than the penalty was made
         for: they learn again at a tenth of it, and at last at a hundredth.
@@ -179,7 +179,7 @@ class Search:
             self.history = list(before)
             config = replace(self.config, penalty=self.config.penalty / weaker)
             found = _last(self._learn(parts, forward, config, start, show, what), solved)
-            if 0 < len(found) < total:
+            if len(found) < total:
                 break
         return found
 
