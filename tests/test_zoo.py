@@ -50,10 +50,13 @@ def test_a_card_is_what_is_measured(name):
 
 
 def _near(value):
-    """The same numbers, but for how they round elsewhere."""
+    """The same numbers, but for how they round elsewhere, where a prompt in a hundred may fall to the other side."""
     if isinstance(value, dict):
-        return {key: _near(part) for key, part in value.items()}
-    return pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else value
+        return {
+            key: pytest.approx(part, abs=0.01) if key == "task_accuracy" else _near(part)
+            for key, part in value.items()
+        }
+    return pytest.approx(value, rel=1e-2, abs=1e-6) if isinstance(value, float) else value
 
 
 def test_a_card_that_says_too_much_is_noticed():
