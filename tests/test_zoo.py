@@ -39,7 +39,9 @@ def test_every_model_has_a_recipe_and_every_recipe_a_model():
     assert {path.parent.name for path in FOLDER.rglob("*.safetensors")} == set(names())
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "python-sparse")) for name in RECIPES]
+)
 def test_a_card_is_what_is_measured(name):
     found = load(name)
     assert measured(found) == _near(found.card["metrics"])
