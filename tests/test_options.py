@@ -1083,6 +1083,7 @@ PARTS = {
     "rivals", "stability_card",  # pruning, more than once
     "effects_between",  # of wrapped models: what pruning measures between their nodes
     "sentences",  # circuit_view's and circuit_figure's words
+    "contexts",  # a run as it is, and the text around its largest values: test_contexts.py
     "scope", "site_values",  # masked runs on other prompts, and what a run gives
     "node_scores", "edge_scores", "embeddings", "task_means", "curve", "curves", "nodes_by",  # of rankings
     "has_encoder", "group_weights", "stack_head_report",  # of encoder-decoders: test_encdec_options.py
