@@ -44,21 +44,22 @@ def test_every_model_has_a_recipe_and_every_recipe_a_model():
 )
 def test_a_card_is_what_is_measured(name):
     found = load(name)
-    assert measured(found) == _near(found.card["metrics"])
+    assert measured(found) == _near(found.card["metrics"], rel=1e-2 if name in REAL else 1e-3)
     assert found.card["command"] == f"python -m docs.experiments.zoo make {name}"
     assert found.card["seeds"] == [RECIPES[name].seed]
     assert found.card["about"] == RECIPES[name].about
     assert found.card["model"] == json.loads(json.dumps(found.model.config.to_json()))
 
 
-def _near(value):
-    """The same numbers, but for how they round elsewhere, where a prompt in a hundred may fall to the other side."""
+REAL = ("python-sparse", "python-dense")
+"""Unsure of some prompts: where sums round otherwise, one in a hundred may fall to the other side."""
+
+
+def _near(value, rel=1e-3):
+    """The same numbers, but for how they round elsewhere."""
     if isinstance(value, dict):
-        return {
-            key: pytest.approx(part, abs=0.01) if key == "task_accuracy" else _near(part)
-            for key, part in value.items()
-        }
-    return pytest.approx(value, rel=1e-2, abs=1e-6) if isinstance(value, float) else value
+        return {key: _near(part, rel) for key, part in value.items()}
+    return pytest.approx(value, rel=rel, abs=1e-6) if isinstance(value, float) else value
 
 
 def test_a_card_that_says_too_much_is_noticed():

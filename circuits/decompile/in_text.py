@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from circuits.circuit.nodes import Node, numbers_of
-from circuits.decompile.observe import keep
+from circuits.decompile.observe import keep, one_number
 from circuits.model.compute import resting
 from circuits.model.sites import Site
 from circuits.model.subject import Subject
@@ -66,11 +66,7 @@ def _values(
     hooks = [(model.hook_name(site), partial(keep, kept, site)) for site in {node.at for node in nodes}]
     with torch.no_grad(), resting(model), model.hooks(fwd_hooks=hooks):
         model(rows.to(model.like.device))
-    return [_one(numbers_of(kept[node.at], node, model.widths[node.at])).cpu() for node in nodes]
-
-
-def _one(numbers: Float[Tensor, "row pos own"]) -> Float[Tensor, "row pos"]:
-    return numbers[..., 0] if numbers.shape[-1] == 1 else numbers.norm(dim=-1)
+    return [one_number(numbers_of(kept[node.at], node, model.widths[node.at])).cpu() for node in nodes]
 
 
 def _farthest(

@@ -77,7 +77,7 @@ class Observed:
     def column(self, node: Node) -> Float[Tensor, "rows pos"]:
         """A node's value at every token; of a whole head, the length of what it carries."""
         own = numbers_of(self.kept[node.at], node, self.circuit.widths[node.at])
-        return own[..., 0] if own.shape[-1] == 1 else own.norm(dim=-1)
+        return one_number(own)
 
     def word(self, node: Node) -> str:
         """What the node departs most from its mean on, as part of a Python name: a token, or the answer to come."""
@@ -146,6 +146,11 @@ def _least(values: np.ndarray, n: int) -> list[int]:
     n = min(n, len(values))
     few = np.flatnonzero(values <= np.partition(values, n - 1)[n - 1])
     return few[np.argsort(values[few], kind="stable")][:n].tolist()
+
+
+def one_number(numbers: Float[Tensor, "row pos own"]) -> Float[Tensor, "row pos"]:
+    """What a node is at every token: its number, or of a whole head the length of its numbers."""
+    return numbers[..., 0] if numbers.shape[-1] == 1 else numbers.norm(dim=-1)
 
 
 def keep(into: dict[Site, Tensor], site: Site, value: Tensor, hook: Any) -> None:

@@ -77,11 +77,11 @@ def save_checkpoint(
         if 2 * int(value.count_nonzero()) < value.numel() < 2**32:
             positions = value.flatten().nonzero().squeeze(-1)
             steps = positions.diff(prepend=positions.new_zeros(1))
-            short = bool((steps < 2**16).all())
             tensors[name + _VALUES] = value.flatten()[positions]
-            tensors[name + (_STEPS if short else _POSITIONS)] = (
-                steps.to(torch.uint16) if short else positions.to(torch.uint32)
-            )
+            if bool((steps < 2**16).all()):
+                tensors[name + _STEPS] = steps.to(torch.uint16)
+            else:
+                tensors[name + _POSITIONS] = positions.to(torch.uint32)
             shapes[name] = list(value.shape)
         else:
             tensors[name] = value.clone()

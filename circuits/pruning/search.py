@@ -192,7 +192,6 @@ class Search:
         show: Callable[..., None],
         what: str,
     ) -> list:
-
         def log(step: int, loss: float, n_open: int) -> None:
             so_far = start * config.steps + step
             if what == "nodes":

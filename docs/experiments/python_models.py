@@ -4,6 +4,7 @@
     python -m docs.experiments.python_models circuit sparse-1 bracket_brace
     python -m docs.experiments.python_models tasks              -> docs/results/python_tasks.json
     python -m docs.experiments.python_models losses             -> docs/results/python_loss.json
+    python -m docs.experiments.python_models picture            -> docs/python.png
     python -m docs.experiments.python_models page               -> the table in docs/explanation/real-python.md
 
 The corpus is "packages": the source of installed packages, eight of them held out whole. Training stops by the clock,
@@ -24,6 +25,7 @@ from circuits.circuit.score import task_score
 from circuits.files import once, write_results, write_text
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
+from circuits.plots import figure_to_png
 from circuits.plots.markdown import around_marks, markdown_table
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
@@ -32,8 +34,10 @@ from circuits.training.loop import Training, train
 from circuits.training.ranks import joined
 from circuits.training.saved import load_model_alone
 from circuits.trust import TrustConfig, trust_report
+from circuits.zoo import load
 from docs.experiments.gpu import tf32
-from tasks import load_corpus, load_task, trigram_loss
+from docs.experiments.runs import counted
+from tasks import load_corpus, load_task_for, trigram_loss
 from tasks.python_choices import CHOICES
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -79,6 +83,7 @@ PRUNING = PruneConfig(
 and a third of the prompts and one start: at this size a look at 192 prompts takes 0.15 s."""
 TRUSTED = TrustConfig(control_steps=0, n_added=50)
 """Without the nonsense controls, which would prune again three times."""
+PICTURE = Path("docs/python.png")
 PAGE = Path("docs/explanation/real-python.md")
 BEGIN, END = "<!-- table of the tasks: begin -->", "<!-- end of the tasks -->"
 COLUMNS = (
@@ -133,7 +138,9 @@ def pruned(name: str, task: str) -> dict[str, Any]:
 
 def _prune(name: str, task: str, folder: Path) -> dict[str, Any]:
     model = load_model_alone(KEPT / f"{name}.safetensors")
-    found = prune(model, load_task(task), PRUNING, corpus=load_corpus("packages"), progress=False)
+    found = prune(
+        model, load_task_for(model.tokenizer, task), PRUNING, corpus=load_corpus("packages"), progress=False
+    )
     found.save(folder / "circuit.json")
     numbers = {key: value for key, value in found.metrics.items() if isinstance(value, (bool, int, float))}
     return {"n_nodes": found.n_nodes, "n_edges": found.n_edges, **numbers}
@@ -143,8 +150,7 @@ def _trust(name: str, folder: Path) -> dict[str, Any]:
     model = load_model_alone(KEPT / f"{name}.safetensors")
     report = trust_report(model, Circuit.load(folder / "circuit.json"), config=TRUSTED)
     report.save(folder / "trust.json")
-    counted = sum(entry.verdict in ("pass", "fail") for entry in report.entries)
-    return {"counted": counted, "passed": counted - len(report.failed), "failed": report.failed}
+    return counted(report)
 
 
 @app.command()
@@ -178,7 +184,8 @@ def tasks() -> None:
 
 def _row(task: str, models: dict[str, SparseTransformer]) -> dict[str, Any]:
     """A task in the table: the shipped sparse model's numbers, and under `models` each model's."""
-    batch = load_task(task).batch(N_PROMPTS, split="test", seed=0)
+    own_task = load_task_for(models[BEST].tokenizer, task)
+    batch = own_task.batch(N_PROMPTS, split="test", seed=0)
     found: dict[str, dict[str, Any]] = {}
     for name, model in models.items():
         score = task_score(model, batch)
@@ -212,6 +219,12 @@ def losses() -> None:
         },
     )
     Console().print({key: report[key] for key in ("val_loss", "dense_val_loss", "trigram_loss")})
+
+
+@app.command()
+def picture() -> None:
+    """Draw the circuit that ships."""
+    figure_to_png(load("python-sparse").circuit.plot(), PICTURE, width=1300, scale=1)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from circuits.training.config import TrainConfig
 from circuits.training.loop import Training, new_model, train, with_vocabulary
 from circuits.training.losses import validation_loss
 from circuits.training.updates import Updates, check_budgets
+from circuits.trust import TrustReport
 from tasks import Corpus, load_corpus, load_task
 
 PAIRS = Path("out/pairs")
@@ -112,3 +113,9 @@ def _prune(training: Training, name: str, config: PruneConfig, folder: Path) -> 
         "n_edges": circuit.n_edges,
         **{key: circuit.metrics[key] for key in keys},
     }
+
+
+def counted(report: TrustReport) -> dict[str, Any]:
+    """How many checks of a report have a verdict, how many of those pass, and which fail."""
+    n = sum(entry.verdict in ("pass", "fail") for entry in report.entries)
+    return {"counted": n, "passed": n - len(report.failed), "failed": report.failed}

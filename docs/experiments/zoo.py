@@ -33,7 +33,7 @@ from circuits.zoo.shipped import BRIDGES, CARD, FOLDER, MODEL, gathered, measure
 from docs.experiments import encdec, experts, python_models
 from docs.experiments.bridge_models import BridgeSetup, prepare
 from docs.experiments.induction import induction_config, repeated_letters
-from docs.experiments.runs import kept_training
+from docs.experiments.runs import counted, kept_training
 from docs.experiments.turbo import PRUNING
 from tasks import load_task
 
@@ -272,7 +272,7 @@ def write_card(name: str, seconds: float = 0.0) -> None:
         "prune": {
             task: Circuit.load(folder / f"{task}.json").metrics.get("prune") for task in recipe.circuits
         },
-        "trust": {task: _counted(report) for task, report in reports.items()},
+        "trust": {task: counted(report) for task, report in reports.items()},
         "dense": recipe.dense,
     }
     numbers["metrics"] = measured(gathered(name, numbers))
@@ -296,11 +296,6 @@ def _trust(folder: Path, task: str, seed: int) -> None:
             return
     model = load_model_alone(folder / MODEL)
     trust_report(model, circuit, config=TrustConfig(seed=seed)).save(path)
-
-
-def _counted(report: TrustReport) -> dict[str, Any]:
-    counted = sum(entry.verdict in ("pass", "fail") for entry in report.entries)
-    return {"counted": counted, "passed": counted - len(report.failed), "failed": report.failed}
 
 
 if __name__ == "__main__":

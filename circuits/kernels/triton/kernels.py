@@ -199,6 +199,8 @@ def abs_topk_bwd_kernel(dy, y, identity, dx, size, batch_stride, inner, BLOCK: t
     tl.store(dx + i, tl.where(passes, tl.load(dy + i, mask=inside, other=0.0), 0.0), mask=inside)
 
 
+# `scale`, an argument no kernel reads, is the size of the problem rounded up to a power of two: tuning is repeated
+# for each scale, not for each size.
 CONFIGS = {
     "spmm_fwd_kernel": PRODUCT,
     "sddmm_fwd_kernel": SAMPLED,
