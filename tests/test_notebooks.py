@@ -10,6 +10,8 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+KEPT = FOLDER.parent / "out" / "notebooks"
+"""Where a run is kept with its outputs: the site shows them."""
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -60,3 +62,5 @@ def test_runs_from_the_top(path, tmp_path):
     shutil.copytree(FOLDER.parent / "docs" / "results", tmp_path / "docs" / "results")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(work)}}).execute()
+    KEPT.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, KEPT / path.name)
