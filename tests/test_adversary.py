@@ -12,7 +12,7 @@ from circuits.circuit.criterion import Criterion
 from circuits.circuit.evaluator import Evaluator
 from circuits.circuit.nodes import Node, all_nodes
 from circuits.circuit.scope import scope
-from circuits.circuit.score import margin_correlation, margin_correlations, margin_error
+from circuits.circuit.score import disorder, margin_correlation, margin_correlations, margin_error
 from circuits.handmade import Handmade, quotes
 from circuits.model.sites import Site
 from circuits.pruning.config import PruneConfig
@@ -155,6 +155,21 @@ def test_order_over_all_answers_takes_off_what_each_is_on_average() -> None:
     assert 0.95 < margin_correlation(half, reference, answer) < 1.0
     flat = torch.where(answer == 0, 2.0, 5.0)
     assert math.isnan(margin_correlation(reference, flat, answer))
+
+
+def test_disorder_is_what_the_correlation_lacks_and_has_a_slope() -> None:
+    generator = torch.Generator().manual_seed(0)
+    reference, noise = (torch.randn(40, generator=generator) for _ in range(2))
+    answer = torch.arange(40) % 3
+    margin = (reference + 5 * answer + noise).requires_grad_()
+    lost = disorder(margin, reference, answer)
+    assert lost.item() == pytest.approx(1 - margin_correlation(margin.detach(), reference, answer), abs=1e-6)
+    (slope,) = torch.autograd.grad(lost, margin)
+    assert disorder(margin - 0.1 * slope / slope.norm(), reference, answer).item() < lost.item()
+    constant = answer.float().requires_grad_()
+    lost = disorder(constant, reference, answer)
+    assert lost.item() == 1.0
+    assert torch.autograd.grad(lost, constant)[0].isfinite().all()
 
 
 def test_a_criterion_asks_for_the_order() -> None:

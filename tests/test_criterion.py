@@ -13,7 +13,7 @@ from circuits.circuit.ablation import ablation_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.compare import union
 from circuits.circuit.criterion import Criterion
-from circuits.circuit.evaluator import Evaluator
+from circuits.circuit.evaluator import Evaluator, MaskedModel
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import Ablation, Node, node_masks
 from circuits.circuit.parts import edges_between
@@ -21,6 +21,7 @@ from circuits.circuit.score import margins
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.trust import CHECKS, Bench, Entry, TrustConfig, checks, run_checks, trust_report
+from circuits.zoo import load
 from tasks import TASKS, load_task, task_options
 from tasks.brackets import Brackets
 from tasks.composition import CELLS
@@ -152,6 +153,20 @@ def test_which_weights_are_kept_by_hand(model):
     between = runs.margins(nodes, "between")
     torch.testing.assert_close(runs.margins(nodes, edges_between(model, nodes)), between)
     assert not torch.allclose(runs.margins(nodes, []), between)
+
+
+def test_prompts_are_read_by_length_and_come_back_in_order():
+    found = load("quotes-128")
+    model, circuit = found.model, found.circuit
+    judge = Evaluator(model, circuit.criterion.load_task(), circuit.criterion, dict(circuit.values))
+    lengths = [part.tokens.shape[1] for part in judge._parts]
+    assert len(set(lengths)) > 1
+    assert lengths[1:] == sorted(lengths[1:])
+    at_once = MaskedModel(model, dict(circuit.values), judge.batch)
+    torch.testing.assert_close(
+        judge.margins(circuit.nodes, circuit.edges), at_once.margins(circuit.nodes, circuit.edges)
+    )
+    torch.testing.assert_close(judge.full_margins, at_once.full_margins)
 
 
 def test_spare_parts_are_found(model, circuit):

@@ -4,14 +4,13 @@
 criterion, with its verdict. Nothing else decides whether a part of a model is good enough.
 """
 
-import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from circuits.circuit.adversary import Attack, Shares, drawn, worst
@@ -57,10 +56,10 @@ class MaskedModel:
         self.n_pairs = n = len(batch)
         self.batch = batch = batch.to(model.like.device)
         self.targets = batch.tokens_and_targets()
-        parts = [(0, n)] if first is None else _slices(n, first)
-        self._parts = [batch.rows(slice(*bounds)).tokens_and_targets() for bounds in parts]
+        parts = [torch.arange(n)] if first is None else _slices(batch.position.cpu(), first)
+        self._parts = [_to_the_last(batch.rows(pairs).tokens_and_targets()) for pairs in parts]
         # Parts hold their clean prompts, then their corrupted ones; `_order[i]` is the row that is read i-th.
-        self._order = torch.cat([torch.arange(a, b) + half for a, b in parts for half in (0, n)])
+        self._order = torch.cat([pairs + half for pairs in parts for half in (0, n)])
 
     @cached_property
     def every(self) -> AllBut:
@@ -302,7 +301,15 @@ class Evaluator(MaskedModel):
         return score_against(margin, self._full_margins[: len(margin)], self.criterion.objective, self._power)
 
 
-def _slices(n: int, first: int, most: int = 64) -> list[tuple[int, int]]:
-    """Bounds of consecutive parts of n rows: a small one, then larger ones that still fit the processor's cache."""
-    bounds = [0, *range(first, n, most), n]
-    return list(itertools.pairwise(bounds))
+def _to_the_last(targets: Targets) -> Targets:
+    """The same without the places after the last one that is asked about, which no model reads before it."""
+    return targets._replace(tokens=targets.tokens[:, : int(targets.position.max()) + 1])
+
+
+def _slices(position: Int64[Tensor, " pairs"], first: int, most: int = 64) -> list[Int64[Tensor, " some"]]:
+    """Pairs in parts: the first few, then the others by length, so that little of a part is padding.
+
+    Parts after the first are as large as still fits the processor's cache.
+    """
+    others = first + position[first:].argsort(stable=True)
+    return [torch.arange(len(position))[:first], *(others.split(most) if len(others) else ())]

@@ -159,6 +159,19 @@ def margin_correlation(
     return float((ours * theirs).mean() / (ours.square().mean() * theirs.square().mean()).sqrt())
 
 
+def disorder(
+    margin: Float[Tensor, " rows"], reference: Float[Tensor, " rows"], answer: Int64[Tensor, " rows"]
+) -> Float[Tensor, ""]:
+    """1 - that correlation, differentiable; 1 where `margin` is constant within answers.
+
+    Where it varies by less than a tenth of what the reference does, as if by a tenth: slopes stay in bounds.
+    """
+    ours, theirs = (_within(x, answer) for x in (margin, reference))
+    power = theirs.square().mean().clamp_min(1e-12)
+    spread = ours.square().mean().clamp_min(0.01 * power)
+    return 1 - (ours * theirs).mean() / (spread * power).sqrt()
+
+
 def _within(x: Tensor, group: Int64[Tensor, " rows"]) -> Tensor:
     """What is left of each row when the mean of its group is taken off."""
     _, own = group.unique(return_inverse=True)

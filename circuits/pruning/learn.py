@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from circuits.circuit.nodes import HOSTILE, Ablation
-from circuits.circuit.score import loss_against, margins, two_way_loss
+from circuits.circuit.score import disorder, loss_against, margins, two_way_loss
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.gates import Gates
 from circuits.settings import Amount, Count, Decay, Positive, Settings
@@ -19,6 +19,9 @@ from tasks.base import Targets
 
 Key = TypeVar("Key", bound=Hashable)
 Part = TypeVar("Part")
+ORDER = 3.0
+"""What disorder within an answer weighs against the error of the margins, where an order is asked for: gates that learn
+without it close what the order needs, and the search then starts from nearly all of the model."""
 CLIMB = 0.1
 """Step of the shares that closed parts keep under adversarial ablation."""
 Forward = Callable[[Targets, dict[Key, Tensor]], Float[Tensor, "rows pos d_vocab"]]
@@ -149,6 +152,8 @@ def learn_gates(
             loss = two_way_loss(margin * log_scale.exp())
         else:
             loss = loss_against(config.objective, margin, reference[places], power)
+            if config.target_order and config.objective == "margins":
+                loss = loss + ORDER * disorder(margin, reference[places], targets.answer)
         n_open, by_mask = learner.backward(loss, rising(config.penalty, step, config.steps), masks)
         for key, grad in by_mask.items():
             importance[key].lerp_(grad.abs(), 0.05)

@@ -107,6 +107,24 @@ def stability(circuits: Mapping[str, Circuit]) -> Stability:
     )
 
 
+def searches(
+    model: SparseTransformer,
+    task: Task,
+    config: PruneConfig,
+    *,
+    seeds: int = 3,
+    settings: Mapping[str, Mapping[str, int | float]] = SETTINGS,
+) -> list[tuple[str, Task, PruneConfig]]:
+    """What a card prunes: what each search is called, its prompts and its settings."""
+    own = [
+        (f"seed {seed}, {name}", task, replace(_scaled(config, factors), seed=config.seed + seed))
+        for seed in range(seeds)
+        for name, factors in settings.items()
+    ]
+    others = other_prompts(task).items()
+    return own + [(name, other, config) for name, other in others if other.n_ctx <= model.n_ctx]
+
+
 @of_ours
 def stability_card(
     model: SparseTransformer,
@@ -131,17 +149,10 @@ def stability_card(
         >>> card.sizes
         ((8, 5), (8, 5))
     """
-    config = config or PruneConfig()
-    asked = [
-        (f"seed {seed}, {name}", task, replace(_scaled(config, factors), seed=config.seed + seed))
-        for seed in range(seeds)
-        for name, factors in settings.items()
-    ]
-    asked += [
-        (name, other, config) for name, other in other_prompts(task).items() if other.n_ctx <= model.n_ctx
-    ]
     found = {}
-    for name, prompts, changed in asked:
+    for name, prompts, changed in searches(
+        model, task, config or PruneConfig(), seeds=seeds, settings=settings
+    ):
         try:
             found[name] = prune(model, prompts, changed, corpus=corpus, progress=progress)
         except UnsolvedError:
