@@ -328,11 +328,27 @@ def test_the_experiment_runs_and_is_not_run_twice(tmp_path, monkeypatch):
     text = composition_corpus(n_train_lines=400, n_val_lines=60)
     monkeypatch.setattr(heads, "load_corpus", lambda name: text)
     monkeypatch.setattr(heads, "accuracy", partial(heads.accuracy, n=48))
-    options = dict(seeds=1, steps=2, variants=("full",), out=tmp_path, results=tmp_path / "results.json")
+    options = dict(seeds=[0], steps=2, variants=("full",), out=tmp_path, results=tmp_path / "results.json")
     first = run_dynamic(**options)
-    assert set(first["variants"]["full"]) >= {"seen", "held_out", "held_out_ci", "n_edges"}
+    assert set(first["variants"]["full"]) >= {"seen", "held_out", "held_out_ci", "n_edges", "steps_to_90"}
     assert set(first["runs"][0]["ablated"]) == {"query", "key", "pre", "post", "mixing"}
     assert run_dynamic(**options)["minutes"] == first["minutes"]
+
+
+@pytest.mark.parametrize(
+    ("ci", "verdict"),
+    [
+        ([0.01, 0.2], "better"),
+        ([-0.2, -0.01], "worse"),
+        ([-0.07, 0.07], "equivalent"),
+        ([-0.07, 0.09], "undecided"),
+        ([0.1, 0.1], "undecided"),
+    ],
+)
+def test_a_verdict_goes_no_further_than_its_interval(ci, verdict):
+    from docs.experiments.heads import judged
+
+    assert judged(ci) == verdict
 
 
 def test_the_page_takes_its_tables_from_results(tmp_path):
@@ -347,15 +363,24 @@ def test_the_page_takes_its_tables_from_results(tmp_path):
     full = {"seen": 0.5, "seen_ci": [0.25, 0.75], "held_out": 0.125, "held_out_ci": [0.0, 0.25]}
     report = {
         **made,
-        "variants": {"full": {**full, "n_compositions": 3.0, "n_seeds": 2}},
-        "contrasts": {"full - static, seen": {"mean": 0.1, "ci": [-0.1, 0.3]}},
+        "variants": {
+            "full": {**full, "n_compositions": 3.0, "n_seeds": 2, "n_learned": 1, "steps_to_90": None},
+            "static": {**full, "n_compositions": 3.0, "n_seeds": 2, "n_learned": 2, "steps_to_90": 1200},
+        },
+        "contrasts": {
+            "full - static, seen": {"mean": 0.1, "ci": [-0.1, 0.3]},
+            "full - static, held_out": {"mean": 0.02, "ci": [-0.03, 0.07]},
+        },
+        "verdict": {"full - static, held_out": "equivalent"},
     }
     (results / "dynamic_heads.json").write_text(json.dumps(report))
     for _ in range(2):
         assert write_tables(tmp_path) == ["dynamic_heads"]
     text = page.read_text()
-    assert "| full | 0.500 (0.250 to 0.750) | 0.125 (0.000 to 0.250) | 3 | 2 |" in text
-    assert text.count("full - static, seen | 0.100 (-0.100 to 0.300)") == 1
+    assert "| full | 0.500 (0.250 to 0.750) | 0.125 (0.000 to 0.250) | not all | 1 of 2 | 3 |" in text
+    assert "| static | 0.500 (0.250 to 0.750) | 0.125 (0.000 to 0.250) | 1,200 | 2 of 2 | 3 |" in text
+    assert text.count("full - static, seen | 0.100 (-0.100 to 0.300) |  |") == 1
+    assert text.count("full - static, held_out | 0.020 (-0.030 to 0.070) | equivalent |") == 1
     assert text.startswith("before")
     assert text.endswith("after\n")
     page.write_text("no marks")

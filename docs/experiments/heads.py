@@ -1,13 +1,14 @@
 """Composition among decoys, and dynamically composed heads on the head-composition task.
 
     python -m docs.experiments.heads composition --seeds 20        -> docs/results/composition.json
-    python -m docs.experiments.heads dynamic --seeds 5             -> docs/results/dynamic_heads.json
+    python -m docs.experiments.heads dynamic --seeds 10            -> docs/results/dynamic_heads.json
     python -m docs.experiments.heads report                        -> docs/results/head_report.json
     python -m docs.experiments.heads tables                        rewrites the tables of docs/explanation/heads.md
 
 The first two write their file after every run and take up under out/ what has been run before.
 """
 
+import math
 import resource
 import statistics
 import time
@@ -41,7 +42,6 @@ from circuits.pruning.procedure import prune
 from circuits.statistics import interval
 from circuits.training.config import TrainConfig
 from circuits.training.loop import new_model
-from circuits.training.saved import load_trained
 from circuits.training.updates import Updates
 from docs.experiments.decoys import induction_model
 from docs.experiments.heads_page import write_tables
@@ -51,7 +51,15 @@ from tasks.composition import foretold
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 RESULTS, OUT = Path("docs/results"), Path("out/heads")
-STEPS = 1200
+STEPS = 6000
+LEARNED, NEARLY = 0.95, 0.9
+"""Accuracy on seen cells of validation prompts at which training ends, and at which it is nearly there."""
+LOOK_EVERY = 100
+"""Steps between looks at it."""
+ALIKE = 0.08
+"""Difference of held-out accuracy below which two variants are called equivalent."""
+COMPARED = ("plain_equal", "static", "full")
+"""The variants that are compared by default."""
 VARIANTS = ("plain", "plain_equal", "static", "gate", "qw", "kw", "full")
 """plain_equal: plain attention with the parameters that `full` adds given to the MLP."""
 CONTRASTS = (("full", "static"), ("full", "plain_equal"), ("qw", "gate"), ("qw", "kw"))
@@ -79,16 +87,19 @@ def composition_command(seeds: Annotated[int, typer.Option(help="Decoy seeds.")]
 
 @app.command()
 def dynamic(
-    seeds: Annotated[int, typer.Option(help="Seeds a variant.")] = 5,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = STEPS,
+    seeds: Annotated[int, typer.Option(help="Seeds a variant.")] = 10,
+    steps: Annotated[int, typer.Option(help="Training steps, at most.")] = STEPS,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 10,
     density: Annotated[float, typer.Option(help="Final density; 1: dense models.")] = 1.0,
     prune_circuits: Annotated[
         bool, typer.Option(help="Also extract circuits of the sparse variants.")
     ] = False,
 ) -> None:
-    """Accuracy of every variant on seen and held-out cells."""
-    report = run_dynamic(seeds=seeds, steps=steps, density=density, prune_circuits=prune_circuits)
-    Console().print({"variants": report["variants"], "contrasts": report["contrasts"]})
+    """Accuracy of variants on held-out cells once they know the seen ones, and the steps until then."""
+    report = run_dynamic(
+        seeds=range(first, first + seeds), steps=steps, density=density, prune_circuits=prune_circuits
+    )
+    Console().print({key: report[key] for key in ("variants", "contrasts", "verdict")})
 
 
 @app.command()
@@ -143,26 +154,27 @@ def run_composition(n_seeds: int, *, results: Path = RESULTS / "composition.json
 
 def run_dynamic(
     *,
-    seeds: int = 5,
+    seeds: Sequence[int] = tuple(range(10, 20)),
     steps: int = STEPS,
     density: float = 1.0,
     prune_circuits: bool = False,
-    variants: Sequence[str] = VARIANTS,
+    variants: Sequence[str] = COMPARED,
     out: Path = OUT,
     results: Path = RESULTS / "dynamic_heads.json",
 ) -> dict[str, Any]:
     """Train and measure every variant with every seed; writes the results file after each run."""
     corpus, runs = load_corpus("composition"), []
-    for seed in range(seeds):
+    for seed in seeds:
         for variant in variants:
             config = variant_config(variant, seed=seed, steps=steps, density=density)
             name = f"{variant}-{seed}-{steps}-{density:g}"
-            settings = {"train": config.to_json(), "prune": prune_circuits}
+            settings = {"train": config.to_json(), "prune": prune_circuits, "until": LEARNED}
 
             def run(config: TrainConfig = config, name: str = name) -> dict[str, Any]:
                 return _one(config, corpus, out / f"{name}.safetensors", prune_circuits)
 
             runs.append({"variant": variant, "seed": seed, **once(out / f"{name}.json", settings, run)})
+            Console().print({key: runs[-1][key] for key in ("variant", "seed", "seen", "held_out", "steps")})
             report = _summary(runs, seeds, steps, density, prune_circuits, results)
     return report
 
@@ -188,21 +200,38 @@ def variant_config(variant: str, *, seed: int, steps: int, density: float = 1.0)
 
 def train_on_answers(config: TrainConfig, corpus: Corpus) -> SparseTransformer:
     """Next-token training on the task's text, scored only where the next token follows from its line."""
+    return trained_until(config, corpus, until=math.inf)[0]
+
+
+def trained_until(
+    config: TrainConfig, corpus: Corpus, *, until: float = LEARNED
+) -> tuple[SparseTransformer, list[tuple[int, float]]]:
+    """Such training until accuracy on seen cells of validation prompts is `until`; and that accuracy on the way."""
     config = replace(config, model=replace(config.model, d_vocab=corpus.tokenizer.d_vocab))
     model = new_model(config, corpus)
     updates = Updates(model, config)
     generator = torch.Generator().manual_seed(config.seed)
+    way: list[tuple[int, float]] = []
     for step in range(config.steps):
         tokens = corpus.windows(config.batch_size, config.model.n_ctx, split="train", generator=generator)
         updates(_foretold_loss(model, tokens), step / config.steps)
-    return model.eval()
+        if math.isfinite(until) and (step + 1) % LOOK_EVERY == 0:
+            way.append((step + 1, accuracy(model, "seen", split="val")))
+            if way[-1][1] >= until:
+                break
+    return model.eval(), way
 
 
 def accuracy(
-    model: SparseTransformer, which: str, *, n: int = 1024, masks: Mapping[str, Tensor] | None = None
+    model: SparseTransformer,
+    which: str,
+    *,
+    n: int = 1024,
+    split: str = "test",
+    masks: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Share of prompts of "seen" or "held_out" cells whose answer has the highest logit of all tokens."""
-    batch = _prompts(which, n)
+    batch = _prompts(which, n, split)
     with torch.no_grad():
         logits = run_composed(model, batch.clean, masks) if masks else model(batch.clean)
     guess = logits[torch.arange(n), batch.position].argmax(-1)
@@ -210,15 +239,17 @@ def accuracy(
 
 
 @cache
-def _prompts(which: str, n: int) -> Batch:
-    return Composition(which=which).batch(n, split="test", seed=0)  # type: ignore[arg-type]
+def _prompts(which: str, n: int, split: str) -> Batch:
+    return Composition(which=which).batch(n, split=split, seed=0)  # type: ignore[arg-type]
 
 
 def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) -> dict[str, Any]:
-    model = load_trained(path)[0] if path.exists() else train_on_answers(config, corpus)
+    model, way = trained_until(config, corpus)
     model.tokenizer = corpus.tokenizer
     save_checkpoint(path, model, meta={"train": config.to_json()})
     result: dict[str, Any] = {which: accuracy(model, which) for which in ("seen", "held_out")}
+    result |= {"way": way, "steps": way[-1][0] if way else config.steps}
+    result["steps_to_90"] = next((step for step, right in way if right >= NEARLY), None)
     result |= {"n_parameters": sum(p.numel() for p in model.parameters()), "n_nonzero": model.n_nonzero()}
     result["ablated"] = _ablated(model)
     result["n_compositions"] = _n_compositions(model)
@@ -272,12 +303,18 @@ def _decoys(seed: int) -> dict[str, Any]:
 
 
 def _summary(
-    runs: Sequence[dict[str, Any]], seeds: int, steps: int, density: float, pruned: bool, results: Path
+    runs: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
+    steps: int,
+    density: float,
+    pruned: bool,
+    results: Path,
 ) -> dict[str, Any]:
     variants = {}
     for name in dict.fromkeys(run["variant"] for run in runs):
         own = [run for run in runs if run["variant"] == name]
         held_out, edges = [run["held_out"] for run in own], [run["n_edges"] for run in own]
+        nearly = [run["steps_to_90"] for run in own]
         variants[name] = {
             "seen": mean([run["seen"] for run in own]),
             "held_out": mean(held_out),
@@ -286,14 +323,35 @@ def _summary(
             "n_compositions": statistics.median([run["n_compositions"] for run in own]),
             "n_edges": statistics.median(edges) if edges and None not in edges else None,
             "n_seeds": len(own),
+            "n_learned": sum(run["way"][-1][1] >= LEARNED for run in own if run["way"]),
+            "steps_to_90": statistics.median(nearly) if None not in nearly else None,
         }
-    numbers = {"variants": variants, "contrasts": _contrasts(runs), "density": density, "runs": list(runs)}
+    contrasts = _contrasts(runs)
+    numbers = {
+        "variants": variants,
+        "contrasts": contrasts,
+        "verdict": {name: judged(found["ci"]) for name, found in contrasts.items() if "held_out" in name},
+        "density": density,
+        "runs": list(runs),
+    }
     command = (
-        f"python -m docs.experiments.heads dynamic --seeds {seeds} --steps {steps} --density {density:g}"
+        f"python -m docs.experiments.heads dynamic --first {seeds[0]} --seeds {len(seeds)} --steps {steps}"
     )
+    command += f" --density {density:g}"
     command += " --prune-circuits" if pruned else ""
     seconds = sum(run["seconds"] for run in runs)
-    return write_results(results, command=command, seeds=range(seeds), seconds=seconds, numbers=numbers)
+    done = sorted({run["seed"] for run in runs})
+    return write_results(results, command=command, seeds=done, seconds=seconds, numbers=numbers)
+
+
+def judged(ci: Sequence[float]) -> str:
+    """What a 95 % interval of a difference lets be said: better, worse, equivalent (within 0.08), or undecided."""
+    low, high = ci
+    if low == high:  # one seed
+        return "undecided"
+    if low > 0 or high < 0:
+        return "better" if low > 0 else "worse"
+    return "equivalent" if low > -ALIKE and high < ALIKE else "undecided"
 
 
 def _contrasts(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:

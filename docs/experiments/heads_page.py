@@ -72,13 +72,25 @@ def induction_table(report: Mapping[str, Any]) -> str:
 
 def dynamic_table(report: Mapping[str, Any]) -> str:
     """Accuracy by variant, then the contrasts, with 95 % intervals over seeds."""
-    head = ["heads", "seen cells", "held-out cells", "map entries needed", "seeds"]
+    head = [
+        "heads",
+        "seen cells",
+        "held-out cells",
+        "steps to 90 % seen",
+        "at 95 % in the end",
+        "map entries needed",
+    ]
     rows = []
     for name, v in report["variants"].items():
         accuracies = [_with_interval(v[which], v[f"{which}_ci"]) for which in ("seen", "held_out")]
-        rows.append([NAMES[name], *accuracies, f"{v['n_compositions']:g}", str(v["n_seeds"])])
-    contrasts = [[name, _with_interval(c["mean"], c["ci"])] for name, c in report["contrasts"].items()]
-    gaps = markdown_table(["difference", "mean (95 % interval)"], contrasts)
+        nearly = "not all" if v["steps_to_90"] is None else f"{v['steps_to_90']:,.0f}"
+        learned = f"{v['n_learned']} of {v['n_seeds']}"
+        rows.append([NAMES[name], *accuracies, nearly, learned, f"{v['n_compositions']:g}"])
+    contrasts = [
+        [name, _with_interval(c["mean"], c["ci"]), report["verdict"].get(name, "")]
+        for name, c in report["contrasts"].items()
+    ]
+    gaps = markdown_table(["difference", "mean (95 % interval)", "verdict"], contrasts)
     return f"{markdown_table(head, rows)}\n\n{gaps}"
 
 
