@@ -28,6 +28,7 @@ HEADLINES = {
     "brackets": CIRCUIT,
     "python_loss": {"minutes", "val_loss", "trigram_loss"},
     "python_tasks": {"solved", "compared", "n_layers", "density", "tasks"},
+    "python_circuit": {"task", "n_prompts", "heads", "values"},
     "turns": {"rows", "slower", "older"},
     "speed": {"demo_seconds", "first_over_second", "busy_neighbour_ratio"},
     "structure": set(structure.HEADLINES),

@@ -4,29 +4,33 @@
     python -m docs.experiments.python_models circuit sparse-1 bracket_brace
     python -m docs.experiments.python_models tasks              -> docs/results/python_tasks.json
     python -m docs.experiments.python_models losses             -> docs/results/python_loss.json
+    python -m docs.experiments.python_models mechanism          -> docs/results/python_circuit.json
     python -m docs.experiments.python_models picture            -> docs/python.png
-    python -m docs.experiments.python_models page               -> the table in docs/explanation/real-python.md
 
-The corpus is "packages": the source of installed packages, eight of them held out whole. Training stops by the clock,
+`docs.experiments.python_page` writes them into docs/explanation/real-python.md. The corpus is "packages": the source of installed packages, eight of them held out whole. Training stops by the clock,
 so its bits do not repeat. What has been pruned is kept under out/python and not pruned again.
 """
 
-import json
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+from jaxtyping import Float, Int64
 from rich.console import Console
+from torch import Tensor
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.masked import run_circuit
+from circuits.circuit.nodes import Node
 from circuits.circuit.score import task_score
-from circuits.files import once, write_results, write_text
+from circuits.files import once, write_results
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.plots import figure_to_png
-from circuits.plots.markdown import around_marks, markdown_table
 from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.config import TrainConfig
@@ -37,7 +41,7 @@ from circuits.trust import TrustConfig, trust_report
 from circuits.zoo import load
 from docs.experiments.gpu import tf32
 from docs.experiments.runs import counted
-from tasks import load_corpus, load_task_for, trigram_loss
+from tasks import Batch, load_corpus, load_task_for, trigram_loss
 from tasks.python_choices import CHOICES
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -84,20 +88,9 @@ and a third of the prompts and one start: at this size a look at 192 prompts tak
 TRUSTED = TrustConfig(control_steps=0, n_added=50)
 """Without the nonsense controls, which would prune again three times."""
 PICTURE = Path("docs/python.png")
-PAGE = Path("docs/explanation/real-python.md")
-BEGIN, END = "<!-- table of the tasks: begin -->", "<!-- end of the tasks -->"
-COLUMNS = (
-    *(
-        "choice",
-        "sparse",
-        "sparse, other seed",
-        "dense",
-        "circuit, nodes / edges",
-        "other seed's",
-        "dense one's",
-    ),
-    "checks passed",
-)
+SHIPPED = "python-sparse"
+OPENING = ((0, 1), (0, 15))
+"""Heads of the circuit that ships that look for the opening token: layer and number."""
 Name = Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}.")]
 
 
@@ -224,25 +217,85 @@ def losses() -> None:
 @app.command()
 def picture() -> None:
     """Draw the circuit that ships."""
-    figure_to_png(load("python-sparse").circuit.plot(), PICTURE, width=1300, scale=1)
+    figure_to_png(load(SHIPPED).circuit.plot(), PICTURE, width=1300, scale=1)
 
 
 @app.command()
-def page() -> None:
-    """Write the table of docs/results/python_tasks.json into docs/explanation/real-python.md."""
-    table = json.loads((RESULTS / "python_tasks.json").read_text())["tasks"]
-    rows = sorted((_cells(task, row) for task, row in table.items()), key=lambda cells: -float(cells[1]))
-    before, after = around_marks(PAGE, BEGIN, END)
-    write_text(PAGE, f"{before}\n\n{markdown_table(COLUMNS, rows, numeric=range(1, 8))}\n\n{after}")
+def mechanism(n: Annotated[int, typer.Option(help="Pairs of test prompts.")] = 64) -> None:
+    """Where the circuit that ships looks for the opening token, in the model and alone, and what it reads there."""
+    found, started = load(SHIPPED), time.perf_counter()
+    task = found.circuit.criterion.load_task(found.model.tokenizer)
+    batch = task.batch(n, split="test", seed=0)
+    with torch.no_grad():
+        _, whole = found.model.run_with_cache(batch.clean)
+        alone = _circuit_cache(found.model, found.circuit, batch.clean)
+    report = write_results(
+        RESULTS / "python_circuit.json",
+        command="python -m docs.experiments.python_models mechanism",
+        seeds=[0],
+        seconds=time.perf_counter() - started,
+        numbers={
+            "task": task.name,
+            "n_prompts": n,
+            "n_nodes": found.circuit.n_nodes,
+            "n_edges": found.circuit.n_edges,
+            "n_coordinates": sum(found.model.widths.values()),
+            "n_weights": found.model.n_nonzero(),
+            "heads": {
+                f"L{layer}H{head}": {
+                    "in_model": looked(whole[f"blocks.{layer}.attn.hook_pattern"][:, head], batch),
+                    "in_circuit": looked(alone[f"blocks.{layer}.attn.hook_pattern"][:, head], batch),
+                }
+                for layer, head in OPENING
+            },
+            "values": {
+                str(node): {
+                    found.model.tokenizer.decode([answer]): ends
+                    for answer, ends in read_at(_channel(whole, node), batch).items()
+                }
+                for node in found.circuit.nodes
+                if (node.layer, node.site) == (0, "attn_v")
+            },
+        },
+    )
+    Console().print({key: report[key] for key in ("heads", "values")})
 
 
-def _cells(task: str, row: dict[str, Any]) -> list[str]:
-    models = row["models"]
-    accuracies = [f"{models[name]['accuracy']:.3f}" for name in (BEST, "sparse-0", TWIN)]
-    circuits = [models[name].get("circuit") for name in (BEST, "sparse-0", TWIN)]
-    sizes = ["" if own is None else f"{own['n_nodes']} / {own['n_edges']}" for own in circuits]
-    trust = circuits[0] and circuits[0]["trust"]
-    return [task, *accuracies, *sizes, f"{trust['passed']} of {trust['counted']}" if trust else ""]
+def looked(pattern: Float[Tensor, "pairs query key"], batch: Batch) -> dict[str, float]:
+    """From the answer's place: prompts in which the token that differs gets most attention, and its mean share."""
+    rows = torch.arange(len(batch))
+    opening, look = opening_of(batch), pattern[rows, batch.position]
+    return {"most": int((look.argmax(-1) == opening).sum()), "share": float(look[rows, opening].mean())}
+
+
+def read_at(value: Float[Tensor, "pairs pos"], batch: Batch) -> dict[int, list[float]]:
+    """Least and greatest value of a channel at the token that differs, by the right answer."""
+    at = value[torch.arange(len(batch)), opening_of(batch)]
+    own = {answer: at[batch.answer == answer] for answer in batch.answer.unique().tolist()}
+    return {answer: [float(here.min()), float(here.max())] for answer, here in own.items()}
+
+
+def opening_of(batch: Batch) -> Int64[Tensor, " pairs"]:
+    """The first place where the prompts of a pair differ."""
+    return (batch.clean != batch.corrupt).long().argmax(-1)
+
+
+def _channel(cache: Any, node: Node) -> Float[Tensor, "pairs pos"]:
+    """What a value channel holds, at every place."""
+    values: Tensor = cache[f"blocks.{node.layer}.attn.hook_v"]
+    return values.flatten(2)[..., node.index]
+
+
+def _circuit_cache(model: SparseTransformer, circuit: Circuit, tokens: Tensor) -> dict[str, Tensor]:
+    """The patterns of every layer while only the circuit is kept."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(pattern: Tensor, hook: Any) -> None:
+        kept[hook.name] = pattern
+
+    with model.hooks([(f"blocks.{layer}.attn.hook_pattern", keep) for layer in range(model.config.n_layers)]):
+        run_circuit(model, circuit, tokens)
+    return kept
 
 
 def _run(run: Training) -> dict[str, Any]:
