@@ -7,8 +7,9 @@
     python -m docs.experiments.python_models mechanism          -> docs/results/python_circuit.json
     python -m docs.experiments.python_models picture            -> docs/python.png
 
-`docs.experiments.python_page` writes them into docs/explanation/real-python.md. The corpus is "packages": the source of installed packages, eight of them held out whole. Training stops by the clock,
-so its bits do not repeat. What has been pruned is kept under out/python and not pruned again.
+`docs.experiments.python_page` writes them into docs/explanation/real-python.md. The corpus is "packages": the source of
+installed packages, eight of them held out whole. Training stops by the clock, so its bits do not repeat. What has been
+pruned is kept under out/python and not pruned again.
 """
 
 import time
