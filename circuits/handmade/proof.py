@@ -18,6 +18,7 @@ RESULTS, KEPT = Path("docs/results/ground_truth.json"), Path("out/ground_truth")
 def verify(
     seeds: int = 10,
     *,
+    first: int = 0,
     models: Sequence[str] = EVERY,
     resume: bool = False,
     write: bool = False,
@@ -25,17 +26,20 @@ def verify(
 ) -> dict[str, Any]:
     """Prune every hand-made model under `seeds` sets of decoys, and rank its nodes by other methods.
 
+    first: the first seed; the others follow it.
     Returns recovered, total, per_model and methods (means over the models); `write` keeps that in
     docs/results/ground_truth.json, anew after each seed. Each run is kept under out/ground_truth; `resume` takes
     what is there as done.
-    Raises ValueError for an unknown model or fewer than one seed.
+    Raises ValueError for an unknown model, fewer than one seed or a first one below 0.
     """
     for name in set(models) - set(EVERY):
         raise ValueError(unknown("models", name, EVERY))
     if seeds < 1:
         raise ValueError(f"seeds: got {seeds}; expected at least one seed.")
+    if first < 0:
+        raise ValueError(f"first: got {first}; expected a seed from 0 on.")
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
-    for seed in range(seeds):
+    for seed in range(first, first + seeds):
         for name in models:
             runs[name].append(_kept(name, seed, resume))
             log(_said(name, seed, runs[name][-1]))
@@ -45,15 +49,15 @@ def verify(
 
 
 def _report(runs: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, Any]:
-    seeds = len(next(iter(runs.values())))
+    seeds = [run["seed"] for run in next(iter(runs.values()))]
     per_model = {name: _summary(own) for name, own in runs.items()}
     return results_report(
-        command=f"circuits verify --seeds {seeds} --write",
-        seeds=range(seeds),
+        command=f"circuits verify --seeds {len(seeds)} --first {seeds[0]} --write",
+        seeds=seeds,
         seconds=sum(run["seconds"] for own in runs.values() for run in own),
         numbers={
             "recovered": sum(entry["recovered"] for entry in per_model.values()),
-            "total": seeds * len(per_model),
+            "total": len(seeds) * len(per_model),
             "per_model": per_model,
             "methods": _averaged([entry["methods"] for entry in per_model.values()]),
         },
