@@ -167,6 +167,7 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
             extra=[],
             seconds=1.0,
             situation="unique",
+            core_right=True,
         )
 
     monkeypatch.setattr("circuits.handmade.proof.recover", recovered)

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from circuits.files import mean, once, results_report, write_json
-from circuits.handmade import HARD, METHODS, MODELS, build_hard, rank_metrics, recover
+from circuits.handmade import HARD, METHODS, MODELS, Shared, build_hard, rank_metrics, recover
 from circuits.pruning.config import PruneConfig
 from tasks.near import unknown
 
 EVERY = (*MODELS, *HARD)
-"""Names of all hand-made models: islands, and those with doubles."""
+"""Names of all hand-made models: islands, and those that are none."""
+MISS = ("seed", "missing", "extra", "situation", "core_right", "second")
+"""What is kept of a run that did not return the truth."""
 RESULTS, KEPT = Path("docs/results/ground_truth.json"), Path("out/ground_truth")
 
 
@@ -88,6 +90,8 @@ def _one(name: str, seed: int) -> dict[str, Any]:
         "extra": found.extra,
         "situation": found.situation,
         "true_situation": made.situation,
+        "core_right": found.core_right,
+        "second": None if found.shared is None else _second(found.shared),
         "seconds_prune": round(found.seconds, 1),
         "n_nodes": circuit.n_nodes,
         "n_edges": circuit.n_edges,
@@ -96,16 +100,48 @@ def _one(name: str, seed: int) -> dict[str, Any]:
     }
 
 
+def _second(shared: Shared) -> dict[str, Any]:
+    """A second task that shares parts with the first: what pruning returned, and what both circuits have in common."""
+    found = shared.second
+    return {
+        "missing": found.missing,
+        "extra": found.extra,
+        "situation": found.situation,
+        "core_right": found.core_right,
+        "shared_nodes": [str(node) for node in shared.nodes],
+        "true_shared_nodes": [str(node) for node in shared.true],
+    }
+
+
 def _summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "recovered": sum(run["exact"] for run in runs),
         "total": len(runs),
         **{key: runs[0][key] for key in ("n_nodes", "n_edges", "n_nodes_model", "true_situation")},
-        "situations_named": sum(run["situation"] == run["true_situation"] for run in runs),
+        "situations_named": sum(_named(run) for run in runs),
+        "cores_right": sum(_core_right(run) for run in runs),
         "seconds_prune": round(mean([run["seconds_prune"] for run in runs]), 1),
-        "misses": [{k: run[k] for k in ("seed", "missing", "extra")} for run in runs if not run["exact"]],
+        "misses": [{k: run[k] for k in MISS} for run in runs if not run["exact"]],
+        "shared": [_overlap(run["second"]) for run in runs if run["second"] is not None],
         "methods": _averaged([run["methods"] for run in runs]),
     }
+
+
+def _named(run: Mapping[str, Any]) -> bool:
+    """Whether the situation was named, of both tasks where there are two."""
+    told = [part["situation"] for part in (run, run["second"]) if part is not None]
+    return all(situation == run["true_situation"] for situation in told)
+
+
+def _core_right(run: Mapping[str, Any]) -> bool:
+    """Whether the core is right, of both tasks where there are two."""
+    return all(part["core_right"] for part in (run, run["second"]) if part is not None)
+
+
+def _overlap(second: Mapping[str, Any]) -> dict[str, int]:
+    """Nodes that the circuits of two tasks have in common: in truth, as found, and in both."""
+    true, found = (set(second[key]) for key in ("true_shared_nodes", "shared_nodes"))
+    return {"true": len(true), "found": len(found), "both": len(true & found)}
 
 
 def _averaged(tables: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
@@ -116,5 +152,5 @@ def _averaged(tables: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[s
 
 
 def _said(name: str, seed: int, run: dict[str, Any]) -> str:
-    result = "exact" if run["exact"] else f"missing {run['missing']}, extra {run['extra']}"
+    result = "exact" if run["exact"] else f"missing {run['missing']}, extra {run['extra']}, {run['situation']}"
     return f"{name} {seed}: {result} ({run['seconds_prune']:.1f} s)"
