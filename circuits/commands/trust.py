@@ -107,9 +107,7 @@ def verify(
         if write:
             check_writable(RESULTS, name="write")
         err = console(stderr=True)
-        report = run(
-            seeds, first=first, models=models or EVERY, resume=resume, write=write, log=err.print
-        )
+        report = run(seeds, first=first, models=models or EVERY, resume=resume, write=write, log=err.print)
     if as_json:
         answer(report, True, title="")
     else:

@@ -137,9 +137,7 @@ def _reading_head(
 ) -> list[Edge]:
     """A head that looks at a mark, and brings which one it is by as many value channels as there are gains."""
     head = board.head(0)
-    moved = [
-        edge for slot, gain in gains.items() for edge in board.move(0, head, slot, which, brought, gain)
-    ]
+    moved = [edge for slot, gain in gains.items() for edge in board.move(0, head, slot, which, brought, gain)]
     return [*board.attend_by(0, head, 0, {is_mark: SURE}), *moved]
 
 
@@ -154,7 +152,7 @@ def _step(board: Board, source: int, target: int, at: float) -> list[Edge]:
 
 
 def _agreement(board: Board, opened: int) -> list[Edge]:
-    """A head that brings the sign, and two neurons: one is on where quote and sign are both 1, one where both are -1."""
+    """A head that brings the sign, and two neurons: one is on where both marks are 1, the other where both are -1."""
     is_sign, which = mark_channels(board, "+", "-", noise=1)
     signed, agree = board.channel(), board.channel()
     board.unembed(agree, {"y": GAIN, "n": -GAIN})

@@ -152,5 +152,7 @@ def _averaged(tables: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[s
 
 
 def _said(name: str, seed: int, run: dict[str, Any]) -> str:
-    result = "exact" if run["exact"] else f"missing {run['missing']}, extra {run['extra']}, {run['situation']}"
+    result = (
+        "exact" if run["exact"] else f"missing {run['missing']}, extra {run['extra']}, {run['situation']}"
+    )
     return f"{name} {seed}: {result} ({run['seconds_prune']:.1f} s)"

@@ -21,7 +21,7 @@ class Recovery(NamedTuple):
     """What pruning made of one model."""
 
     exact: bool
-    """All true nodes and edges were found, and nothing else, and the situation was named; where the model has parts more
+    """All true nodes and edges were found, nothing else, and the situation was named; where the model has parts more
     than once: nothing else, no node was called core that is not, and the situation was named."""
     missing: list[str]
     """True nodes and edges that were not found."""

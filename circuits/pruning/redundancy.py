@@ -18,9 +18,9 @@ Situation = Literal["unique", "redundant", "distributed"]
 """How a model holds a task, as far as one circuit and one search for a rival can tell.
 
 unique: the model cannot do without any node of the circuit, each alone, or those that it cannot do without are enough
-by themselves. redundant: a rival meets the same criterion without any other node of the circuit, by nodes of its own, so
-the model has that part more than once. distributed: neither; single nodes can go,
-but not all of them, as where a value is spread over many."""
+by themselves. redundant: a rival meets the same criterion without any other node of the circuit, by nodes of its own,
+so the model has that part more than once. distributed: neither; single nodes can go, but not all of them, as where a
+value is spread over many."""
 
 
 @dataclass(frozen=True, kw_only=True)
