@@ -44,7 +44,9 @@ def laid(name: str) -> Laid:
 
 
 def judge_of(made: Handmade) -> Evaluator:
-    return Evaluator(made.model, made.task, replace(made.circuit.criterion, n_eval=32), made.circuit.values)
+    return Evaluator(
+        made.model, made.task, replace(made.circuit.criterion, n_eval=32), dict(made.circuit.values)
+    )
 
 
 def spare(made: Handmade, nodes: Iterable[Node]) -> list[Node | Edge] | None:
@@ -174,7 +176,7 @@ def test_two_neurons_that_cancel_may_stay_in_a_1_minimal_circuit_that_is_not_the
     pair = _at(laid("superposed").traps[1], "mlp_neuron")
     for nodes in (made.circuit.nodes, sorted((*made.circuit.nodes, *pair))):
         judge = Evaluator(
-            made.model, made.task, replace(made.circuit.criterion, n_eval=256), made.circuit.values
+            made.model, made.task, replace(made.circuit.criterion, n_eval=256), dict(made.circuit.values)
         )
         assert judge.spare(nodes, edges_between(made.model, list(nodes))) == []
 
