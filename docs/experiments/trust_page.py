@@ -4,7 +4,7 @@ python -m docs.experiments.trust_page
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def _missed(report: Mapping[str, Any]) -> list[str]:
     said = []
     for name, one in report["per_model"].items():
         for miss in one["misses"]:
-            wrong = [f"{key} {', '.join(miss[key])}" for key in ("missing", "extra") if miss[key]]
+            wrong = [f"{key} {_parts(miss[key])}" for key in ("missing", "extra") if miss[key]]
             told = f"called {miss['situation']}, core {'right' if miss['core_right'] else 'wrong'}"
             said.append(f"`{name}`, decoys {miss['seed']}: {'; '.join([*wrong, told])}.")
         if one["shared"]:
@@ -89,6 +89,12 @@ def _missed(report: Mapping[str, Any]) -> list[str]:
                 f"of which true: {both}."
             )
     return said
+
+
+def _parts(names: Sequence[str]) -> str:
+    """Nodes by name, and how many edges."""
+    nodes = [name for name in names if ">" not in name]
+    return f"{', '.join(nodes) or 'no node'} and {len(names) - len(nodes)} edges"
 
 
 def _by_model(report: Mapping[str, Any]) -> str:
