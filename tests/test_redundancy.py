@@ -31,7 +31,9 @@ def test_the_whole_model_and_its_laid_circuit_do_the_task(name: str) -> None:
 def test_the_situation_is_named_and_the_core_is_core(name: str) -> None:
     made = build_hard(name, 0)
     found = prune(made.model, made.task, FEW, corpus=made.corpus, progress=False)
-    assert set(found.core) == set(made.core)
+    assert found.core
+    assert set(found.core) <= set(made.core)
+    assert made.loose or set(found.core) == set(made.core)
     told = rivals(made.model, made.task, found, corpus=made.corpus, progress=False)
     kept = set(found.nodes) - set(told.idle)
     assert kept <= set(made.circuit.nodes)
