@@ -167,6 +167,7 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
             extra=[],
             seconds=1.0,
             situation="unique",
+            core_right=True,
         )
 
     monkeypatch.setattr("circuits.handmade.proof.recover", recovered)
@@ -182,6 +183,10 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
     assert again.exit_code == 0, again.output
     assert "1 of 3 circuits recovered exactly" in " ".join(again.output.split())
     assert calls == [0, 1, 2]
+    later = invoke("verify", "--seeds", 1, "--first", 7, "--models", "copying", "--json")
+    assert json.loads(later.stdout)["seeds"] == [7]
+    assert json.loads(later.stdout)["command"] == "circuits verify --seeds 1 --first 7 --write"
+    assert calls == [0, 1, 2, 7]
     assert invoke("verify", "--models", "copying", "--write").exit_code == 2
 
 
@@ -196,6 +201,7 @@ def test_verify_proves_resumes_and_writes_on_request_alone(tmp_path, monkeypatch
         (("show", "absent.json"), "absent.json"),
         (("trust", "absent.json"), "absent.json"),
         (("verify", "--seeds", "0"), "at least one seed"),
+        (("verify", "--first", "-1"), "first: got -1; expected a seed from 0 on"),
         (("verify", "--models", "chess"), "models: got 'chess'; expected one of"),
     ],
 )

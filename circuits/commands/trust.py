@@ -85,6 +85,7 @@ def trust(
 
 def verify(
     seeds: Annotated[int, typer.Option(help="Sets of decoys for each model.")] = 10,
+    first: Annotated[int, typer.Option(help="The first of them.")] = 0,
     models: Annotated[
         list[str] | None, typer.Option(help="A hand-made model, repeatable (default: all of them).")
     ] = None,
@@ -106,7 +107,7 @@ def verify(
         if write:
             check_writable(RESULTS, name="write")
         err = console(stderr=True)
-        report = run(seeds, models=models or EVERY, resume=resume, write=write, log=err.print)
+        report = run(seeds, first=first, models=models or EVERY, resume=resume, write=write, log=err.print)
     if as_json:
         answer(report, True, title="")
     else:

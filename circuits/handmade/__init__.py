@@ -14,7 +14,7 @@ from circuits.handmade.catalogue import (
 )
 from circuits.handmade.hard import HARD
 from circuits.handmade.rankings import METHODS
-from circuits.handmade.recovery import Recovery, rank_metrics, recover
+from circuits.handmade.recovery import Recovery, Shared, rank_metrics, recover
 
 __all__ = [
     "HARD",
@@ -22,6 +22,7 @@ __all__ = [
     "MODELS",
     "Handmade",
     "Recovery",
+    "Shared",
     "brackets",
     "build",
     "build_hard",

@@ -1,7 +1,7 @@
 """The hand-made models by name: a circuit that is known, hidden among decoys."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -37,7 +37,9 @@ class Handmade:
     corpus: Corpus = field(repr=False)
     "Text for the ablation means."
     second: Task | None = None
-    "Another task that the same model performs with other parts."
+    "Another task that the same model performs, with other parts unless `other` says which."
+    other: Circuit | None = None
+    "The true circuit of the second task, where the two share parts."
     loose: frozenset[Node] = frozenset()
     "Nodes of the circuit that the model can do without, each alone: they have doubles."
     situation: Situation = "unique"
@@ -47,6 +49,13 @@ class Handmade:
     def core(self) -> tuple[Node, ...]:
         """The nodes that the model cannot do without, each alone."""
         return tuple(node for node in self.circuit.nodes if node not in self.loose)
+
+    @property
+    def turned(self) -> "Handmade":
+        """The same model with its second task as the first. Raises ValueError where no circuit is known for that."""
+        if self.second is None or self.other is None:
+            raise ValueError(f"made: {self.task.name!r} shares its model with no task of a known circuit.")
+        return replace(self, task=self.second, circuit=self.other, second=self.task, other=self.circuit)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,18 +220,21 @@ def build_hard(name: str, seed: int = 0, *, decoys: int = 100, decoy_heads: int 
     """
     if name not in HARD:
         raise ValueError(f"name: got {name!r}; expected one of {sorted(HARD)}.")
-    lay, situation = HARD[name]
+    hard = HARD[name]
     board = Board(_config(1, 0.5), CharTokenizer())
-    edges, loose = lay(board)
+    laid = hard.lay(board)
     add_decoys(board, seed, weights=decoys, heads=decoy_heads)
-    task, corpus = Quotes(), _mini()
+    model, task, text = board.model.eval().requires_grad_(False), hard.task(), hard.text()
+    second = hard.second() if hard.second is not None else None
     return Handmade(
-        model=board.model.eval().requires_grad_(False),
+        model=model,
         task=task,
-        circuit=_true_circuit(board.model, task, corpus, edges),
-        corpus=corpus,
-        loose=frozenset(loose),
-        situation=situation,
+        circuit=_true_circuit(model, task, text, laid.edges),
+        corpus=text,
+        second=second,
+        other=_true_circuit(model, second, text, list(laid.second)) if second is not None else None,
+        loose=laid.loose,
+        situation=hard.situation,
     )
 
 

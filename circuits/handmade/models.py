@@ -33,14 +33,21 @@ def lay_quotes(board: Board) -> list[Edge]:
 
 def quote_channels(board: Board) -> tuple[int, int, int, int]:
     """Channels for: is a quote; which quote (noise at other tokens); which one was found; it was the single one."""
-    is_quote, which, opened, single = (board.channel() for _ in range(4))
-    rng = random.Random(0)
-    board.embed(is_quote, {"'": 1.0, '"': 1.0})
-    board.embed(which, {text: rng.choice((-1.0, 1.0)) for text in (*LETTERS, *DIGITS, " ", "=")})
-    board.embed(which, {"'": 1.0, '"': -1.0})
+    is_quote, which = mark_channels(board, "'", '"')
+    opened, single = board.channel(), board.channel()
     board.unembed(single, {"'": GAIN, '"': -GAIN})
     board.offset({"'": -GAIN, '"': GAIN})
     return is_quote, which, opened, single
+
+
+def mark_channels(board: Board, mark: str, other: str, *, noise: int = 0) -> tuple[int, int]:
+    """Channels for: is one of two marks; which of them, 1 or -1 (at other tokens noise drawn from a seed)."""
+    is_mark, which = board.channel(), board.channel()
+    rng = random.Random(noise)
+    board.embed(is_mark, {mark: 1.0, other: 1.0})
+    board.embed(which, {text: rng.choice((-1.0, 1.0)) for text in (*LETTERS, *DIGITS, " ", "=")})
+    board.embed(which, {mark: 1.0, other: -1.0})
+    return is_mark, which
 
 
 def lay_brackets(board: Board) -> list[Edge]:

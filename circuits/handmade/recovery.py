@@ -1,4 +1,7 @@
-"""Does pruning return just the circuit that was laid, is its situation named, and how well does a ranking find it?"""
+"""Does pruning return just the circuit that was laid, is its situation named, and how well does a ranking find it?
+
+Where two tasks share parts, both circuits are asked for, and what they have in common.
+"""
 
 import time
 from collections.abc import Sequence
@@ -6,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from circuits.circuit.circuit import Circuit
+from circuits.circuit.compare import intersection
 from circuits.circuit.nodes import Node
 from circuits.handmade.catalogue import Handmade
 from circuits.pruning.config import PruneConfig
@@ -17,8 +21,8 @@ class Recovery(NamedTuple):
     """What pruning made of one model."""
 
     exact: bool
-    """All true nodes and edges were found, and nothing else; where the model has parts more than once: nothing else, no
-    node was called core that is not, and the situation was named."""
+    """All true nodes and edges were found, nothing else, and the situation was named; where the model has parts more
+    than once: nothing else, no node was called core that is not, and the situation was named."""
     missing: list[str]
     """True nodes and edges that were not found."""
     extra: list[str]
@@ -27,6 +31,23 @@ class Recovery(NamedTuple):
     """Time that pruning took."""
     situation: Situation
     """What `circuits.pruning.rivals` calls how the model holds the task."""
+    core_right: bool
+    """The nodes that it calls core are those that the model cannot do without."""
+    circuit: Circuit | None = None
+    """What pruning returned."""
+    shared: "Shared | None" = None
+    """What it found for a second task that shares parts with the first; `exact` then asks for this too."""
+
+
+class Shared(NamedTuple):
+    """Two tasks of one model, and what their circuits have in common."""
+
+    second: Recovery
+    """What pruning made of the second task."""
+    nodes: tuple[Node, ...]
+    """Nodes that are in both circuits that were found."""
+    true: tuple[Node, ...]
+    """Nodes that are in both true circuits."""
 
 
 def recover(made: Handmade, seed: int = 0, config: PruneConfig | None = None) -> Recovery:
@@ -37,6 +58,23 @@ def recover(made: Handmade, seed: int = 0, config: PruneConfig | None = None) ->
         >>> circuits.handmade.recover(circuits.handmade.quotes(), config=quick).exact
         True
     """
+    first = _recovered(made, seed, config)
+    if made.other is None:
+        return first
+    second = _recovered(made.turned, seed, config)
+    assert first.circuit is not None, "what was recovered holds the circuit that was found"
+    assert second.circuit is not None, "what was recovered holds the circuit that was found"
+    shared = Shared(
+        second=second,
+        nodes=intersection(first.circuit, second.circuit).nodes,
+        true=intersection(made.circuit, made.other).nodes,
+    )
+    exact = first.exact and second.exact and shared.nodes == shared.true
+    return first._replace(exact=exact, shared=shared)
+
+
+def _recovered(made: Handmade, seed: int, config: PruneConfig | None) -> Recovery:
+    """One task of a model pruned, and held against its true circuit."""
     started = time.perf_counter()
     found = prune(
         made.model, made.task, replace(config or PruneConfig(), seed=seed), corpus=made.corpus, progress=False
@@ -51,6 +89,8 @@ def recover(made: Handmade, seed: int = 0, config: PruneConfig | None = None) ->
         extra=sorted(found_parts - true_parts),
         seconds=seconds,
         situation=told.situation,
+        core_right=set(found.core) == set(made.core),
+        circuit=found,
     )
 
 

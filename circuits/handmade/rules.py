@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from tasks import Batch, Corpus
 from tasks.base import Pair, Split, corpus_of_lines, draw_pairs, encode_pairs
-from tasks.tokenizer import DIGITS, CharTokenizer
+from tasks.tokenizer import DIGITS, LETTERS, CharTokenizer
 
 NAMES = "abcdefgh"
 """The names of the induction task; bit b of a name is bit b of its place here."""
@@ -20,6 +20,8 @@ SEATS = (1, 3, 5)
 """Positions of the votes that count."""
 VOTES = 12
 """Votes cast, most of them from seats that do not count."""
+OTHER = {"'": '"', '"': "'", "+": "-", "-": "+"}
+"""For each mark of the tasks on quotes and signs the one that could stand in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +49,15 @@ class RuleTask:
         return self.rule(text)
 
 
-def lines_of(task: RuleTask, *, n: int = 2000) -> Corpus:
-    """Prompts with their answers, a line each, as training text."""
-    lines = {}
-    for split in ("train", "val"):
-        pairs = draw_pairs(task.draw, name=f"{task.name}-text", n=n, split=split, seed=0)
-        lines[split] = [pair.clean + pair.answer for pair in pairs]
-    return corpus_of_lines(task.name, task.tokenizer, lines["train"], lines["val"])
+def lines_of(*tasks: RuleTask, n: int = 2000) -> Corpus:
+    """Prompts with their answers, a line each, `n` of every task, as training text."""
+    lines: dict[Split, list[str]] = {"train": [], "val": []}
+    for split, own in lines.items():
+        for task in tasks:
+            pairs = draw_pairs(task.draw, name=f"{task.name}-text", n=n, split=split, seed=0)
+            own += [pair.clean + pair.answer for pair in pairs]
+    name = " and ".join(task.name for task in tasks)
+    return corpus_of_lines(name, tasks[0].tokenizer, lines["train"], lines["val"])
 
 
 def induction_task() -> RuleTask:
@@ -76,6 +80,16 @@ def majority_task() -> RuleTask:
 def sum_task() -> RuleTask:
     """`7+5+1=` goes on with `3`: addition modulo ten."""
     return RuleTask(name="modular", n_ctx=6, draw=_draw_sum, rule=_sum)
+
+
+def opened_task() -> RuleTask:
+    """`kd'x+bq*` goes on with `'`, the quote in it."""
+    return RuleTask(name="opened", n_ctx=9, draw=_draw_opened, rule=_quote)
+
+
+def xor_task() -> RuleTask:
+    """`kd'x+bq=` goes on with `y`: quote and sign are `'` and `+`, or neither is; else with `n`."""
+    return RuleTask(name="xor", n_ctx=9, draw=_draw_xor, rule=_agree)
 
 
 def _draw_induction(rng: random.Random) -> Pair:
@@ -132,3 +146,35 @@ def _draw_sum(rng: random.Random) -> Pair | None:
 
 def _sum(text: str) -> str:
     return str(sum(int(character) for character in text if character in DIGITS) % 10)
+
+
+def _draw_opened(rng: random.Random) -> Pair:
+    frame, quote, sign = _draw_frame(rng) + "*", rng.choice("'\""), rng.choice("+-")
+    return _pair(frame, (quote, sign), (OTHER[quote], sign), _quote)
+
+
+def _draw_xor(rng: random.Random) -> Pair:
+    frame, quote, sign = _draw_frame(rng) + "=", rng.choice("'\""), rng.choice("+-")
+    other = (OTHER[quote], sign) if rng.random() < 0.5 else (quote, OTHER[sign])
+    return _pair(frame, (quote, sign), other, _agree)
+
+
+def _draw_frame(rng: random.Random) -> str:
+    """Letters, the first of them in front, with a place for a quote, `?`, and one for a sign, `!`, in either order."""
+    first, *rest = rng.choices(LETTERS, k=4 + rng.randrange(3))
+    rest += ["?", "!"]
+    rng.shuffle(rest)
+    return first + "".join(rest)
+
+
+def _pair(frame: str, marks: tuple[str, str], other: tuple[str, str], rule: Callable[[str], str]) -> Pair:
+    clean, corrupt = (frame.replace("?", quote).replace("!", sign) for quote, sign in (marks, other))
+    return Pair(clean=clean, corrupt=corrupt, answer=rule(clean), foil=rule(corrupt), key=frame)
+
+
+def _quote(text: str) -> str:
+    return "'" if "'" in text else '"'
+
+
+def _agree(text: str) -> str:
+    return "y" if ("'" in text) == ("+" in text) else "n"

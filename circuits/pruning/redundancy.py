@@ -17,9 +17,10 @@ from tasks import Corpus, Task
 Situation = Literal["unique", "redundant", "distributed"]
 """How a model holds a task, as far as one circuit and one search for a rival can tell.
 
-unique: the model cannot do without any node of the circuit, each alone. redundant: a rival meets the same criterion
-without any node outside the core, so the model has that part more than once. distributed: neither; single nodes can go,
-but not all of them, as where a value is spread over many."""
+unique: the model cannot do without any node of the circuit, each alone, or those that it cannot do without are enough
+by themselves. redundant: a rival meets the same criterion without any other node of the circuit, by nodes of its own,
+so the model has that part more than once. distributed: neither; single nodes can go, but not all of them, as where a
+value is spread over many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +37,17 @@ class Rivals:
     "Loss of everything but those other nodes together, where that is too great for any rival; else None."
 
     @property
+    def idle(self) -> tuple[Node, ...]:
+        """Nodes of the circuit that do nothing together, as two that cancel, though none of them can go alone: the rest
+        is enough, and is the rival."""
+        if self.rival is None or not set(self.rival.nodes) <= set(self.core):
+            return ()
+        return tuple(node for node in self.circuit.nodes if node not in self.rival.nodes)
+
+    @property
     def situation(self) -> Situation:
         """How the model holds the task."""
-        if len(self.core) == self.circuit.n_nodes:
+        if len(self.core) == self.circuit.n_nodes or self.idle:
             return "unique"
         return "distributed" if self.rival is None else "redundant"
 
@@ -46,6 +55,12 @@ class Rivals:
     def verdict(self) -> str:
         """In a sentence."""
         n, of = self.circuit.n_nodes, f"{len(self.core)} of {self.circuit.n_nodes} nodes are core"
+        if self.idle:
+            assert self.rival is not None, "what is enough without the idle nodes is the rival"
+            return (
+                f"Unique: the model needs each of {self.rival.n_nodes} nodes, and they are enough; the other "
+                f"{len(self.idle)} do nothing together, so that the rival is the better circuit."
+            )
         if self.situation == "unique":
             return f"Unique: the model needs each of the {n} nodes."
         if self.rival is not None:

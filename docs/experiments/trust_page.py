@@ -4,7 +4,7 @@ python -m docs.experiments.trust_page
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def ground_truth_table(report: Mapping[str, Any]) -> str:
             one["n_nodes_model"],
             one["n_nodes"],
             one["n_edges"],
-            f"{one['recovered']} of {one['total']}",
+            *(f"{one[key]} of {one['total']}" for key in ("recovered", "situations_named", "cores_right")),
         ]
         for name, one in report["per_model"].items()
     ]
@@ -67,10 +67,43 @@ def ground_truth_table(report: Mapping[str, Any]) -> str:
         [name, *(f"{one[key]:.2f}" if key in one else UNMEASURED for key in ("precision", "recall", "auroc"))]
         for name, one in report["methods"].items()
     ]
-    first = markdown_table(
-        ["model", "situation", "nodes of the model", "nodes", "edges", "recovered exactly"], models
-    )
-    return f"{first}\n\n{markdown_table(['method', 'precision', 'recall', 'AUROC'], methods)}"
+    sizes = ["model", "situation", "nodes of the model", "nodes", "edges"]
+    first = markdown_table([*sizes, "recovered exactly", "situation named", "core right"], models)
+    second = markdown_table(["method", "precision", "recall", "AUROC"], methods)
+    return "\n\n".join([first, *_missed(report), second, _by_model(report)])
+
+
+def _missed(report: Mapping[str, Any]) -> list[str]:
+    """What came back with too much or too little, and what two tasks of one model have in common."""
+    said = []
+    for name, one in report["per_model"].items():
+        for miss in one["misses"]:
+            wrong = [f"{key} {_parts(miss[key])}" for key in ("missing", "extra") if miss[key]]
+            told = f"called {miss['situation']}, core {'right' if miss['core_right'] else 'wrong'}"
+            said.append(f"`{name}`, decoys {miss['seed']}: {'; '.join([*wrong, told])}.")
+        if one["shared"]:
+            found = ", ".join(str(pair["found"]) for pair in one["shared"])
+            both = ", ".join(str(pair["both"]) for pair in one["shared"])
+            said.append(
+                f"`{name}`: its two tasks share {one['shared'][0]['true']} nodes; the circuits found share {found}, "
+                f"of which true: {both}."
+            )
+    return said
+
+
+def _parts(names: Sequence[str]) -> str:
+    """Nodes by name, and how many edges."""
+    nodes = [name for name in names if ">" not in name]
+    return f"{', '.join(nodes) or 'no node'} and {len(names) - len(nodes)} edges"
+
+
+def _by_model(report: Mapping[str, Any]) -> str:
+    """Precision of every method on every model."""
+    body = [
+        [method, *(f"{one['methods'][method]['precision']:.2f}" for one in report["per_model"].values())]
+        for method in report["methods"]
+    ]
+    return f"Precision, model by model:\n\n{markdown_table(['method', *report['per_model']], body)}"
 
 
 def controls_table(report: Mapping[str, Any]) -> str:
