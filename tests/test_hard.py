@@ -192,6 +192,13 @@ def test_of_two_heads_that_cancel_none_can_go_but_what_both_read_can() -> None:
 
 
 @pytest.mark.slow
+def test_pruning_drops_two_that_cancel() -> None:
+    made = build_hard("superposed", 0)
+    result = recover(made, 0, PruneConfig(starts=1))
+    assert result.exact, result
+
+
+@pytest.mark.slow
 def test_single_ablation_takes_a_pair_that_cancels_for_parts() -> None:
     found = {
         name: rank_metrics(METHODS["single ablation"](made.model, made.task), made.circuit)["precision"]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ Judged = Callable[[list[Node], Kept], Score | None]
 """The score of nodes and edges if it meets the targets, else None."""
 N_EFFECTS = 32
 """Prompt pairs over which the effects of nodes on one another are averaged."""
+PAIRS = 1000
+"""Pairs of nodes of one site, at most, that are tried together."""
 WEAKER = (1, 10, 100)
 """What the penalty is divided by, one after the other, until gates do not close too fast."""
 
@@ -114,7 +117,7 @@ class Search:
             return nodes, edges
         if len(edges) > self.config.edge_gates:
             edges = self.edges_by_gates(nodes, edges, start, show)
-        return self.minimal(nodes, edges, show)
+        return self.without_pairs(*self.minimal(nodes, edges, show), show)
 
     def nodes_by_gates(self, start: int, show: Callable[..., None]) -> list[Node]:
         """Learn gates on nodes; the last open ones on the way that they closed that meet the target, best first."""
@@ -234,6 +237,20 @@ class Search:
             if fewer == nodes:
                 return nodes, edges
             nodes, edges = fewer, among(edges, fewer)
+
+    def without_pairs(
+        self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
+    ) -> tuple[list[Node], list[Edge]]:
+        """Drop two nodes of a site that can go together though neither can alone, as two that cancel; 1-minimal again.
+
+        Of circuits with more than `PAIRS` such pairs none is tried.
+        """
+        pairs = [pair for pair in combinations(nodes, 2) if pair[0].at == pair[1].at]
+        for pair in pairs if len(pairs) <= PAIRS else ():
+            rest = [node for node in nodes if node not in pair]
+            if self.judge.solved(rest, among(edges, rest)):
+                return self.without_pairs(*self.minimal(rest, among(edges, rest), show), show)
+        return nodes, edges
 
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
         """The result with its score on test prompts and each node's effect."""
