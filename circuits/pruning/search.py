@@ -248,8 +248,9 @@ class Search:
         pairs = [pair for pair in combinations(nodes, 2) if pair[0].at == pair[1].at]
         for pair in pairs if len(pairs) <= PAIRS else ():
             rest = [node for node in nodes if node not in pair]
-            if self.judge.solved(rest, among(edges, rest)):
-                return self.without_pairs(*self.minimal(rest, among(edges, rest), show), show)
+            kept = among(edges, rest)
+            if self.judge.glance(rest, kept) and self.judge.solved(rest, kept):
+                return self.without_pairs(*self.minimal(rest, kept, show), show)
         return nodes, edges
 
     def circuit(self, nodes: list[Node], edges: list[Edge]) -> Circuit:
