@@ -39,8 +39,6 @@ weight of the model, so that what is left out can still compete with what is kep
 
 N_ATTACKED, N_SCORED = 32, 256
 """Prompt pairs that an attack looks at, and those, at most, on which what it finds is scored."""
-N_GLANCED = 64
-"""Prompt pairs by which parts are put in the order in which they are tried."""
 N_DRAWS = 8
 """Draws of stochastic ablation."""
 
@@ -58,7 +56,7 @@ class MaskedModel:
         self.n_pairs = n = len(batch)
         self.batch = batch = batch.to(model.like.device)
         self.targets = batch.tokens_and_targets()
-        parts = [torch.arange(n)] if first is None else _slices(batch.position.cpu(), first, N_GLANCED)
+        parts = [torch.arange(n)] if first is None else _slices(batch.position.cpu(), first)
         self._parts = [_to_the_last(batch.rows(pairs).tokens_and_targets()) for pairs in parts]
         # Parts hold their clean prompts, then their corrupted ones; `_order[i]` is the row that is read i-th.
         self._order = torch.cat([pairs + half for pairs in parts for half in (0, n)])
@@ -178,41 +176,20 @@ class Evaluator(MaskedModel):
             read.append(margin_of(logits, part))
             if self._out_of_reach(torch.cat(read)):
                 return None
-        score = self._meeting(torch.cat(read))
-        if score is None:
+        margin = torch.cat(read)
+        score = self._score(margin)
+        asked = self.criterion.aim_order
+        if not self.meets(score) or (asked and self.order(margin) < asked):
             return None
         score = self.hardest(self, score, nodes, edges)
         return score if self.meets(score) else None
 
-    def glance(self, nodes: Sequence[Node], edges: Kept) -> Score | None:
-        """The score on the first few prompts if it meets the targets there, else None: quick, and no proof.
-
-        All prompts are looked at where there are few, or where the ablation chooses what is left out.
-        """
-        if self.n_pairs <= 2 * N_GLANCED or self.criterion.ablation in HOSTILE:
-            return self.solved(nodes, edges)
-        read: list[Tensor] = []
-        for logits, part in self._read(nodes, edges):
-            read.append(margin_of(logits, part))
-            if self._out_of_reach(torch.cat(read)):
-                return None
-            if sum(map(len, read)) >= 2 * N_GLANCED:
-                break
-        return self._meeting(torch.cat(read))
-
-    def _meeting(self, margin: Float[Tensor, " rows"]) -> Score | None:
-        """The score of the margins read so far if it meets the targets, else None."""
-        score, asked = self._score(margin), self.criterion.aim_order
-        return score if self.meets(score) and (not asked or self.order(margin) >= asked) else None
-
     def order(self, margin: Float[Tensor, " rows"]) -> float:
-        """Correlation within an answer of the margins read so far, in the order in which they are read, with the
-        model's.
+        """Correlation within an answer of margins, in the order in which they are read, with the model's.
 
         1 where the model is equally sure of every prompt of an answer, so that there is no order to have.
         """
-        n = len(margin)
-        found = margin_correlation(margin, self._full_margins[:n], self._answers[:n])
+        found = margin_correlation(margin, self._full_margins, self._answers)
         return 1.0 if math.isnan(found) else found
 
     @cached_property
@@ -329,13 +306,10 @@ def _to_the_last(targets: Targets) -> Targets:
     return targets._replace(tokens=targets.tokens[:, : int(targets.position.max()) + 1])
 
 
-def _slices(
-    position: Int64[Tensor, " pairs"], first: int, next_: int, most: int = 64
-) -> list[Int64[Tensor, " some"]]:
-    """Pairs in parts: the first few, those up to `next_`, and the others by length, so that little of them is padding.
+def _slices(position: Int64[Tensor, " pairs"], first: int, most: int = 64) -> list[Int64[Tensor, " some"]]:
+    """Pairs in parts: the first few, then the others by length, so that little of a part is padding.
 
-    Parts are as large as still fits the processor's cache.
+    Parts after the first are as large as still fits the processor's cache.
     """
-    head = torch.arange(min(next_, len(position)))
-    others = next_ + position[next_:].argsort(stable=True)
-    return [part for part in (head[:first], head[first:], *others.split(most)) if len(part)]
+    others = first + position[first:].argsort(stable=True)
+    return [torch.arange(len(position))[:first], *(others.split(most) if len(others) else ())]

@@ -13,32 +13,20 @@ FINEST = 4
 """Size of the groups that ranked parts are thinned out by in the end."""
 
 
-def minimal(
-    parts: Sequence[Part],
-    solved: Solved[Part],
-    show: Callable[[int], None],
-    glance: Solved[Part] | None = None,
-) -> list[Part]:
+def minimal(parts: Sequence[Part], solved: Solved[Part], show: Callable[[int], None]) -> list[Part]:
     """Drop parts, cheapest first, while the rest meets the target; ends when no single one can go.
 
     What could not go alone seldom can after others went, so it is tried again only when nothing else is left to try.
-    glance: the score on a few prompts, by which parts are tried in order while some still go (None: `solved`); what
-    goes, and that nothing else can, is decided by `solved` alone.
     """
     parts = tried = sorted(parts)
-    look = glance or solved
     while True:
-        without = {part: look([p for p in parts if p != part]) for part in tried}
+        without = {part: solved([p for p in parts if p != part]) for part in tried}
         losses = {part: score.loss for part, score in without.items() if score is not None}
-        fewer = _without_most(parts, sorted(losses, key=lambda part: (losses[part], part)), solved)
-        if fewer != parts:
-            parts, look = fewer, glance or solved
-            tried = [part for part in parts if part in losses] or parts
-            show(len(parts))
-        elif look is solved and tried == parts:
+        if not losses and tried == parts:
             return parts
-        else:
-            tried, look = parts, solved
+        parts = _without_most(parts, sorted(losses, key=lambda part: (losses[part], part)), solved)
+        tried = [part for part in parts if part in losses] or parts
+        show(len(parts))
 
 
 def thinned(ranked: Sequence[Part], solved: Solved[Part], finest: int = FINEST) -> list[Part]:

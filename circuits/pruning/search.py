@@ -50,8 +50,6 @@ from circuits.pruning.minimal import minimal, thinned
 from tasks import Corpus, Task
 from tasks.base import Targets
 
-Judged = Callable[[list[Node], Kept], Score | None]
-"""The score of nodes and edges if it meets the targets, else None."""
 N_EFFECTS = 32
 """Prompt pairs over which the effects of nodes on one another are averaged."""
 PAIRS = 1000
@@ -215,12 +213,10 @@ class Search:
     def minimal_nodes(self, nodes: list[Node], edges: Kept, show: Callable[..., None]) -> list[Node]:
         """Drop nodes, least needed first, until no single one can go."""
 
-        def by(judged: Judged) -> Callable[[list[Node]], Score | None]:
-            return lambda kept: judged(kept, edges if isinstance(edges, str) else among(edges, kept))
+        def solved(kept: list[Node]) -> Score | None:
+            return self.judge.solved(kept, edges if isinstance(edges, str) else among(edges, kept))
 
-        return minimal(
-            nodes, by(self.judge.solved), lambda n: show(stage="nodes", nodes=n), by(self.judge.glance)
-        )
+        return minimal(nodes, solved, lambda n: show(stage="nodes", nodes=n))
 
     def minimal(
         self, nodes: list[Node], edges: list[Edge], show: Callable[..., None]
@@ -230,9 +226,8 @@ class Search:
             # A q-k pair has no weight that could be cut: it stands as long as both of its channels do.
             pairs = [edge for edge in edges if is_pair(edge)]
             weights = [edge for edge in edges if not is_pair(edge)]
-            solved, glance = (partial(judged, nodes) for judged in (self.judge.solved, self.judge.glance))
-            kept = minimal(weights, solved, lambda n: show(stage="edges", edges=n), glance)
-            edges = sorted(kept + pairs)
+            solved = partial(self.judge.solved, nodes)
+            edges = sorted(minimal(weights, solved, lambda n: show(stage="edges", edges=n)) + pairs)
             fewer = self.minimal_nodes(nodes, edges, show)
             if fewer == nodes:
                 return nodes, edges
@@ -249,7 +244,7 @@ class Search:
         for pair in pairs if len(pairs) <= PAIRS else ():
             rest = [node for node in nodes if node not in pair]
             kept = among(edges, rest)
-            if self.judge.glance(rest, kept) and self.judge.solved(rest, kept):
+            if self.judge.solved(rest, kept):
                 return self.without_pairs(*self.minimal(rest, kept, show), show)
         return nodes, edges
 

@@ -90,6 +90,12 @@ def dynamic(
     seeds: Annotated[int, typer.Option(help="Seeds a variant.")] = 10,
     steps: Annotated[int, typer.Option(help="Training steps, at most.")] = STEPS,
     first: Annotated[int, typer.Option(help="The first seed.")] = 10,
+    until: Annotated[
+        float, typer.Option(help="Accuracy on seen cells that ends training; 2: none does.")
+    ] = LEARNED,
+    every_variant: Annotated[
+        bool, typer.Option("--every-variant", help="All seven kinds of heads, not three.")
+    ] = False,
     density: Annotated[float, typer.Option(help="Final density; 1: dense models.")] = 1.0,
     prune_circuits: Annotated[
         bool, typer.Option(help="Also extract circuits of the sparse variants.")
@@ -97,7 +103,12 @@ def dynamic(
 ) -> None:
     """Accuracy of variants on held-out cells once they know the seen ones, and the steps until then."""
     report = run_dynamic(
-        seeds=range(first, first + seeds), steps=steps, density=density, prune_circuits=prune_circuits
+        seeds=range(first, first + seeds),
+        steps=steps,
+        density=density,
+        prune_circuits=prune_circuits,
+        variants=VARIANTS if every_variant else COMPARED,
+        until=until,
     )
     Console().print({key: report[key] for key in ("variants", "contrasts", "verdict")})
 
@@ -159,6 +170,7 @@ def run_dynamic(
     density: float = 1.0,
     prune_circuits: bool = False,
     variants: Sequence[str] = COMPARED,
+    until: float = LEARNED,
     out: Path = OUT,
     results: Path = RESULTS / "dynamic_heads.json",
 ) -> dict[str, Any]:
@@ -168,14 +180,18 @@ def run_dynamic(
         for variant in variants:
             config = variant_config(variant, seed=seed, steps=steps, density=density)
             name = f"{variant}-{seed}-{steps}-{density:g}"
-            settings = {"train": config.to_json(), "prune": prune_circuits, "until": LEARNED}
+            settings = {"train": config.to_json(), "prune": prune_circuits, "until": until}
 
             def run(config: TrainConfig = config, name: str = name) -> dict[str, Any]:
-                return _one(config, corpus, out / f"{name}.safetensors", prune_circuits)
+                return _one(config, corpus, out / f"{name}.safetensors", prune_circuits, until)
 
             runs.append({"variant": variant, "seed": seed, **once(out / f"{name}.json", settings, run)})
             Console().print({key: runs[-1][key] for key in ("variant", "seed", "seen", "held_out", "steps")})
-            report = _summary(runs, seeds, steps, density, prune_circuits, results)
+            options = f"--first {seeds[0]} --seeds {len(seeds)} --steps {steps} --density {density:g}"
+            options += f" --until {until:g}" if until != LEARNED else ""
+            options += " --every-variant" if tuple(variants) == VARIANTS else ""
+            options += " --prune-circuits" if prune_circuits else ""
+            report = _summary(runs, density, f"python -m docs.experiments.heads dynamic {options}", results)
     return report
 
 
@@ -243,8 +259,10 @@ def _prompts(which: str, n: int, split: str) -> Batch:
     return Composition(which=which).batch(n, split=split, seed=0)  # type: ignore[arg-type]
 
 
-def _one(config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool) -> dict[str, Any]:
-    model, way = trained_until(config, corpus)
+def _one(
+    config: TrainConfig, corpus: Corpus, path: Path, prune_circuits: bool, until: float
+) -> dict[str, Any]:
+    model, way = trained_until(config, corpus, until=until)
     model.tokenizer = corpus.tokenizer
     save_checkpoint(path, model, meta={"train": config.to_json()})
     result: dict[str, Any] = {which: accuracy(model, which) for which in ("seen", "held_out")}
@@ -302,14 +320,7 @@ def _decoys(seed: int) -> dict[str, Any]:
     return result
 
 
-def _summary(
-    runs: Sequence[dict[str, Any]],
-    seeds: Sequence[int],
-    steps: int,
-    density: float,
-    pruned: bool,
-    results: Path,
-) -> dict[str, Any]:
+def _summary(runs: Sequence[dict[str, Any]], density: float, command: str, results: Path) -> dict[str, Any]:
     variants = {}
     for name in dict.fromkeys(run["variant"] for run in runs):
         own = [run for run in runs if run["variant"] == name]
@@ -334,11 +345,6 @@ def _summary(
         "density": density,
         "runs": list(runs),
     }
-    command = (
-        f"python -m docs.experiments.heads dynamic --first {seeds[0]} --seeds {len(seeds)} --steps {steps}"
-    )
-    command += f" --density {density:g}"
-    command += " --prune-circuits" if pruned else ""
     seconds = sum(run["seconds"] for run in runs)
     done = sorted({run["seed"] for run in runs})
     return write_results(results, command=command, seeds=done, seconds=seconds, numbers=numbers)

@@ -83,11 +83,11 @@ def dynamic_table(report: Mapping[str, Any]) -> str:
     rows = []
     for name, v in report["variants"].items():
         accuracies = [_with_interval(v[which], v[f"{which}_ci"]) for which in ("seen", "held_out")]
-        nearly = "not all" if v["steps_to_90"] is None else f"{v['steps_to_90']:,.0f}"
-        learned = f"{v['n_learned']} of {v['n_seeds']}"
+        nearly = "not all" if v.get("steps_to_90") is None else f"{v['steps_to_90']:,.0f}"
+        learned = f"{v.get('n_learned', 0)} of {v['n_seeds']}"
         rows.append([NAMES[name], *accuracies, nearly, learned, f"{v['n_compositions']:g}"])
     contrasts = [
-        [name, _with_interval(c["mean"], c["ci"]), report["verdict"].get(name, "")]
+        [name, _with_interval(c["mean"], c["ci"]), report.get("verdict", {}).get(name, "")]
         for name, c in report["contrasts"].items()
     ]
     gaps = markdown_table(["difference", "mean (95 % interval)", "verdict"], contrasts)
