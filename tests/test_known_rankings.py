@@ -1,10 +1,24 @@
 """The experiment on known circuits: its truth is one, its swaps are what they say, its AUROC is by hand."""
 
+import json
+
 import pytest
 import torch
 
 from circuits.model.sites import Site
-from docs.experiments.rankings import FUNCTIONS, SEEDS, Known, auroc, expected, shares_right, swapped, trained
+from docs.experiments.rankings import (
+    FUNCTIONS,
+    PAGE,
+    RESULTS,
+    SEEDS,
+    Known,
+    auroc,
+    expected,
+    shares_right,
+    swapped,
+    table,
+    trained,
+)
 from tasks import Task
 
 
@@ -50,3 +64,11 @@ def test_auroc_by_hand():
         Site(1, "attn_head"): torch.tensor([1.0, 0.0]),
     }
     assert auroc(scores, [(0, 0), (1, 0)]) == pytest.approx((3 + 1.5) / 6)
+
+
+def test_the_page_holds_what_was_measured():
+    report = json.loads(RESULTS.read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    assert table(report) in page
+    report["auroc"]["gates"] = 0.5
+    assert table(report) not in page

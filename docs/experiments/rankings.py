@@ -1,6 +1,7 @@
 """Do rankings find the heads of circuits that are known, in models that our own board did not compile?
 
-    python -m docs.experiments.rankings    -> docs/results/rankings.json
+    python -m docs.experiments.rankings run     -> docs/results/rankings.json
+    python -m docs.experiments.rankings page    -> its table in docs/explanation/other-models.md
 
 Twelve small GPT-2s are trained to a known algorithm by strict interchange-intervention training: answer f(a, b) of two
 words of the prompt, a carried by one head and b by another. Swapping in that head's value from another prompt must give
@@ -9,9 +10,10 @@ truth. Sources: Geiger et al. 2022 (arXiv 2112.00826); strictness: Gupta et al. 
 What has been run is kept under out/rankings and not run again.
 """
 
+import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,9 +28,10 @@ from torch.nn import functional as F
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from circuits.files import once, write_results
+from circuits.files import once, write_results, write_text
 from circuits.interop import LensSubject
 from circuits.model.sites import Site
+from circuits.plots.markdown import around_marks, made_by, markdown_table
 from circuits.ranking import RankConfig, rank
 from tasks import Batch
 from tasks.tokenizer import WordTokenizer
@@ -55,6 +58,8 @@ METHODS = (
     "random",
 )
 """Of heads; EAP's score of a head, the sum over its outgoing edges, is attribution patching's by definition."""
+PAGE = Path("docs/explanation/other-models.md")
+MARKS = ("<!-- rankings: begin -->", "<!-- rankings: end -->")
 SEEDS = (0, 1)
 """Two models for each function."""
 LEAST = 0.95
@@ -142,8 +147,27 @@ def run(
         "per_model": found,
     }
     seconds = time.perf_counter() - started
-    command = "python -m docs.experiments.rankings"
+    command = "python -m docs.experiments.rankings run"
     return write_results(results, command=command, seeds=list(SEEDS), seconds=seconds, numbers=numbers)
+
+
+@app.command()
+def page() -> None:
+    """Write the table of the results file into the page on other people's models."""
+    before, after = around_marks(PAGE, *MARKS)
+    write_text(PAGE, f"{before}\n\n{table(json.loads(RESULTS.read_text()))}\n\n{after}")
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Every method's AUROC over the models that count, the worst beside the mean."""
+    good = [one for one in report["per_model"] if one["least_right"] >= LEAST]
+    rows = [
+        [method, f"{report['auroc'][method]:.2f}", f"{min(one['auroc'][method] for one in good):.2f}"]
+        for method in METHODS
+    ]
+    head = markdown_table(["method", "AUROC of heads, mean", "worst model"], rows, numeric=range(1, 3))
+    left = f"{report['models']} models count, {report['models_left_out']} did not come to be what it should."
+    return f"{head}\n\n{left}\n\n{made_by(report)}"
 
 
 def measured(task: Known, steps: int) -> dict[str, Any]:
