@@ -99,7 +99,9 @@ class Naive:
 
     def weight(self, at: WeightAt) -> Tensor:
         if self.config.factor_ratio and at.name in FACTORS:
-            return self.weight(at._replace(name=f"{at.name}_A")) @ self.weight(at._replace(name=f"{at.name}_B"))
+            return self.weight(at._replace(name=f"{at.name}_A")) @ self.weight(
+                at._replace(name=f"{at.name}_B")
+            )
         return self.weights[f"blocks.{at.layer}.{ALL_WEIGHTS[at.name].path}.weight"]
 
     def heads(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -242,7 +244,7 @@ class Naive:
     def _mlp(self, layer: int, normed: Tensor, found: Any) -> Tensor:
         x = self._site(layer, "mlp_in", normed, found)
         pre = self._linear(layer, "W_in", x, found)
-        post = pre.clamp_min(0) if getattr(self.config, "act", "gelu") == "relu" else gelu(pre)
+        post = ACTS[self.config.act](pre)
         if self.config.experts:
             post = self._routed(layer, x, post, found)
         return self._site(
@@ -271,6 +273,14 @@ class Naive:
 def gelu(x: Tensor) -> Tensor:
     """x times the share of a normal distribution below it."""
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """x times nearly that share, by a tanh."""
+    return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTS = {"gelu": gelu, "gelu_new": gelu_new, "relu": lambda x: x.clamp_min(0)}
 
 
 def waves(config: ModelConfig) -> Tensor:

@@ -102,7 +102,7 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Encoder-decoders have rows of two texts, and so a table of their own: test_encdec_options.py."""
 if any(option.name == "act" for option in fields(ModelConfig)):
-    MODEL_OPTIONS["relu"] = {"act": "relu"}
+    MODEL_OPTIONS |= {"relu": {"act": "relu"}, "gelu_new": {"act": "gelu_new"}}
 TURBO = TurboConfig(quant="int8+kv4", tile=4)
 """Two tiles in these prompts. With heads in 2 bits, which are chosen by the batch, each batch would be a case."""
 CIRCUIT_OPTIONS = ("zero", "position", "resample", "some sites")
@@ -112,6 +112,7 @@ SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
 EXPERTS = {"experts": "experts=4"}
 FACTORS = {"factors": "factor_ratio=2.0"}
+GELU_NEW = {"gelu_new": "act='gelu_new'"}
 FEW_BITS = {"turbo": "few_bits=True"}
 NO_GRADIENTS = {"turbo": "few_bits=True, inside approximated(), and rounding has no gradients"}
 PLAIN = {name: "experts=0" for name in MODEL_OPTIONS if name not in EXPERTS}
@@ -500,7 +501,10 @@ def check_edge_rankings(s: Subject) -> None:
     targets = Targets(batch.clean, batch.answer, batch.foil, batch.position)
     torch.log1p((-margins_of(logits, targets)).exp()).sum().backward()
     for at, effect in found.items():
-        if at.name not in ("W_O", "W_O_A"):  # reads what heads carried to a place, for which no value of attn_v stands
+        if at.name not in (
+            "W_O",
+            "W_O_A",
+        ):  # reads what heads carried to a place, for which no value of attn_v stands
             there = effect.isfinite()
             same(effect[there], masks[at].grad[there].abs(), atol=1e-4)  # type: ignore[index]
 
@@ -978,6 +982,7 @@ WRITTEN_OUT = (
     | THROUGH
     | EXPERTS
     | FACTORS
+    | GELU_NEW
     | {
         "position": "found under 'position' ablation",
         "resample": "found under 'resample' ablation",

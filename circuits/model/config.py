@@ -9,8 +9,9 @@ from circuits.settings import Amount, Count, Positive, Settings, Whole, Within
 ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
 """none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
 
-Activation = Literal["gelu", "relu"]
-"""What an MLP's neurons do to their input; gelu is the exact one. Named as TransformerLens names them."""
+Activation = Literal["gelu", "gelu_new", "relu"]
+"""What an MLP's neurons do to their input; gelu is the exact one, gelu_new the one of GPT-2, by a tanh. Named as
+TransformerLens names them."""
 
 Positions = Literal["learned", "sinusoid", "sinusoid_halves"]
 """learned: a table of weights. sinusoid: sine and cosine in turn; sinusoid_halves: all sines, then all cosines."""
