@@ -9,6 +9,7 @@ and sinks stay the dense model's own, bit for bit.
 Source: sparse weight decomposition (arXiv 2608.03913): sparse factors of a dense model, no pretraining.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuits.files import check_writable
@@ -98,6 +99,11 @@ class FactorConfig(Settings):
         super().__post_init__()
         require(self, "anneal", self.anneal[0] < self.anneal[1], "two rising fractions in [0, 1]")
         require(self, "kl", self.kl + self.outputs > 0, "a coefficient above 0, here or as outputs")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types, as a file gives them back."""
+        said: dict[str, Any] = json.loads(json.dumps(super().to_json()))
+        return said
 
     def updates(self, model: SparseTransformer) -> TrainConfig:
         """The settings of one optimiser step under the projection, as training has them."""
@@ -218,7 +224,7 @@ def fit_factors(
     checkpoint: where Ctrl-C, SIGTERM or SIGHUP leaves the fit (default out/factors.interrupted.safetensors): at the end
     of a step it raises TrainingInterrupted, while a second one stops at once and leaves nothing. resume: such a file of
     the same arguments; the fit goes on to the very bits it would have reached.
-    Raises ValueError for a model that is factored, an encoder-decoder or compact, a text in other tokens, a density at
+    Raises ValueError for a model that is factored, an encoder-decoder, a text in other tokens, a density at
     which min_alive does not fit, a checkpoint that cannot be written, a file to resume that other arguments left or
     that is none, and TrainingDiverged (a ValueError) at a loss that is not finite.
     From here on the process's allocator keeps freed pages (`circuits.kernels.keep_pages`).
@@ -283,7 +289,7 @@ class _Fit:
         """One update of the factors, projection included."""
         n_ctx, size = self.model.config.n_ctx, self.config.batch_size
         tokens = self.corpus.windows(size, n_ctx, split="train", generator=self.generator)
-        terms = self._terms(tokens.to(self.dense.W_E.device))
+        terms = distances(self.dense, self.model, tokens.to(self.dense.W_E.device))
         loss = self.config.kl * terms["kl"] + self.config.outputs * terms["outputs"]
         if not bool(loss.detach().isfinite()):
             raise NotFiniteError(
@@ -298,15 +304,6 @@ class _Fit:
             values = {name: float(term.detach()) for name, term in terms.items()}
             entry = {"step": self.step, "loss": float(loss.detach()), **values, "density": density, "lr": lr}
             self.history.append(entry)
-
-    def _terms(self, tokens: Tensor) -> dict[str, Tensor]:
-        """How far the factored model is from the dense one: of the next token, and of what sublayers write."""
-        with torch.no_grad(), _written(self.dense) as theirs:
-            reference = self.dense(tokens)
-        with _written(self.model) as ours:
-            logits = self.model(tokens)
-        errors = [nmse(ours[site], theirs[site]) for site in theirs]
-        return {"kl": kl_per_token(reference, logits), "outputs": torch.stack(errors).mean()}
 
     def rescue(self, path: str | Path) -> Path:
         """The factors of the last finite loss, as a model alone."""
@@ -348,7 +345,7 @@ class _Fit:
             self.config.n_val, self.model.config.n_ctx, split="val", generator=generator
         ).to(self.dense.W_E.device)
         with torch.no_grad():
-            terms = self._terms(tokens)
+            terms = distances(self.dense, self.model, tokens)
         metrics = {
             **{name: float(term) for name, term in terms.items()},
             "val_loss": validation_loss(self.model, tokens),
@@ -357,6 +354,22 @@ class _Fit:
         }
         self.model.requires_grad_(True)
         return Factoring(model=self.model, config=self.config, history=self.history, metrics=metrics)
+
+
+def distances(
+    dense: SparseTransformer, model: SparseTransformer, tokens: Int[Tensor, "batch pos"]
+) -> dict[str, Float[Tensor, ""]]:
+    """How far a model is from a dense one of the same shape, differentiable in the model's weights.
+
+    kl: of its next token from the dense one's, in nats per token. outputs: error of what sublayers write, NMSE (0:
+    exact, 1: no better than the mean), its mean over them; each in a pass of its own, so that errors add up.
+    """
+    with torch.no_grad(), _written(dense) as theirs:
+        reference = dense(tokens)
+    with _written(model) as ours:
+        logits = model(tokens)
+    errors = [nmse(ours[site], theirs[site]) for site in theirs]
+    return {"kl": kl_per_token(reference, logits), "outputs": torch.stack(errors).mean()}
 
 
 def n_factor_nonzeros(model: SparseTransformer) -> int:

@@ -41,7 +41,7 @@ from tasks import Corpus, load_corpus, load_task
 
 RESULTS, KEPT = Path("docs/results/factors.json"), Path("out/factors")
 TASKS = ("quotes", "brackets")
-DENSITIES = (0.05, 0.02)
+DENSITIES = (0.02, 0.05)
 """Of both factors."""
 SEEDS = (0, 1, 2)
 """Of fits, and of pruning."""
@@ -80,12 +80,18 @@ def run(
 
 
 def jobs(kept: Path) -> list[Callable[[], dict[str, Any]]]:
-    """Every circuit: of which dense model, in what of it, for which task, from which seed."""
-    kinds = {OURS: ("channels", "twin"), GPT2: ("channels", "neurons and heads")}
+    """Every circuit: of which dense model, in what of it, for which task, from which seed.
+
+    The first task and the first density come first, so that a run that is stopped has compared something.
+    """
+    plain = {OURS: ("twin", "channels"), GPT2: ("neurons and heads", "channels")}
+    first, *others = (f"factors {density:g}" for density in DENSITIES)
+    stages = [((first,), plain, task) for task in TASKS] + [(tuple(others), {}, task) for task in TASKS]
     found = []
-    for dense, plain in kinds.items():
-        for kind in (*(f"factors {density:g}" for density in DENSITIES), *plain):
-            found += [partial(one, kept, dense, kind, task, seed) for seed in SEEDS for task in TASKS]
+    for factors, beside, task in stages:
+        for dense in plain:
+            for kind in (*factors, *beside.get(dense, ())):
+                found += [partial(one, kept, dense, kind, task, seed) for seed in SEEDS]
     return found
 
 
@@ -102,7 +108,7 @@ def one(kept: Path, dense: str, kind: str, task: str, seed: int) -> dict[str, An
 
 def pruning(seed: int) -> PruneConfig:
     """The published objective to 0.15 nats; one start, as a dense circuit has thousands of weights to try."""
-    return published(seed=seed, starts=1, n_eval=128)
+    return published(seed=seed, starts=1, n_eval=64)
 
 
 def subject(kept: Path, dense: str, kind: str, seed: int) -> Subject:
