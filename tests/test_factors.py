@@ -2,30 +2,33 @@
 
 import signal
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from induction_model import bridge
+from quote_model import CORPUS as QUOTES
+from quote_model import TRUE_NODES, quote_closer
 from torch import Tensor
 
-import circuits
 from circuits.circuit.ablation import site_values
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import run_circuit, run_masked
-from circuits.circuit.score import task_score
+from circuits.circuit.nodes import Edge, Node
 from circuits.interop import LensSubject, from_gpt2
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.layers import Factored
 from circuits.model.sites import FACTOR_TABLE, FACTOR_WEIGHTS, WEIGHTS, Site
 from circuits.model.transformer import SparseTransformer
+from circuits.pruning.procedure import PruneConfig, prune
 from circuits.training import FactorConfig, TrainingInterrupted, factored, fit_factors
 from circuits.training import factors as module
 from circuits.training.factors import distances
 from circuits.training.projection import budget, project_topk
 from circuits.trust import TrustConfig, trust_report
-from tasks import Corpus
+from tasks import Corpus, load_task
 from tasks.tokenizer import WordTokenizer
 
 WORDS = WordTokenizer(name="ten", words=tuple("abcdefghij"))
@@ -150,7 +153,7 @@ def test_the_same_seed_gives_the_same_bits(fitted: Any) -> None:
 
 
 def test_ctrl_c_leaves_a_fit_that_goes_on_to_the_same_bits(
-    fitted: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_step, path = module._Fit.one_step, tmp_path / "stopped.safetensors"
 
@@ -172,7 +175,7 @@ def test_ctrl_c_leaves_a_fit_that_goes_on_to_the_same_bits(
 
 def test_a_fit_is_better_than_cutting_and_wrong_factors_are_found() -> None:
     model = dense()
-    config = replace(FEW, steps=150, batch_size=16, density=0.4)
+    config = replace(FEW, steps=80, batch_size=8, density=0.4)
     found = fit_factors(model, config, corpus=CORPUS, progress=False).model
     cut = factored(model)
     for product in products(cut).values():
@@ -188,21 +191,34 @@ def test_a_fit_is_better_than_cutting_and_wrong_factors_are_found() -> None:
         assert distances(model, factored(model), TOKENS)["outputs"] < 1e-9
 
 
-def test_a_factored_model_is_pruned_trusted_drawn_and_kept(tmp_path: Any) -> None:
-    known = circuits.load("quotes-handmade")
-    model = factored(known.model)
-    quick = circuits.PruneConfig(starts=1, steps=80, n_eval=32, n_test=32)
-    circuit = circuits.prune(model, known.task, quick, corpus=known.corpus, progress=False)
-    inner = [node for node in circuit.nodes if node.site.startswith("factor_")]
-    assert inner
-    assert circuit.metrics["one_minimal"]
-    assert {edge.source.site for edge in circuit.edges} & {row.name for row in FACTOR_TABLE}
-    batch = known.task.batch(32, split="test", seed=0)
-    logits = run_circuit(model, circuit, batch.clean)[range(32), batch.position]
-    assert bool((logits[range(32), batch.answer] > logits[range(32), batch.foil]).all())
-    few = TrustConfig(n_pairs=8, n_random=2, n_knockouts=2, n_greedy=1, control_steps=20)
+@pytest.fixture(scope="module")
+def closer() -> tuple[SparseTransformer, Circuit]:
+    """The model that closes quotes, in trivial factors, and its circuit."""
+    model = factored(quote_closer())
+    config = PruneConfig(
+        starts=2, steps=60, n_eval=32, n_test=200, n_mean=64, calibrate=False, objective="task"
+    )
+    return model, prune(model, load_task("quotes"), config, corpus=QUOTES, progress=False)
+
+
+def test_exactly_the_true_circuit_with_its_inner_coordinates(closer: Any) -> None:
+    _, circuit = closer
+    a, b, k, v, o = TRUE_NODES
+    key, value, out = (Node(0, name, i) for name, i in (("factor_k", 1), ("factor_v", 2), ("factor_o", 2)))
+    assert set(circuit.nodes) == {*TRUE_NODES, key, value, out}
+    assert set(circuit.edges) == {
+        *(Edge(a, key, 8.0), Edge(key, k, 1.0), Edge(b, value, 2.0), Edge(value, v, 1.0)),
+        *(Edge(v, out, 1.0), Edge(out, o, 4.0)),
+    }
+    assert circuit.metrics["one_minimal"] is True
+
+
+def test_a_factored_model_is_trusted_drawn_and_kept(closer: Any, tmp_path: Path) -> None:
+    model, circuit = closer
+    few = TrustConfig(n_pairs=8, n_random=2, n_knockouts=2, n_greedy=1, control_steps=5)
     report = trust_report(model, circuit, config=few)
     assert report["sufficiency"].verdict == "pass"
+    assert report["random circuits"].verdict == "pass"
     assert "random model" in {entry.name for entry in report.entries}
     assert circuit.plot().data
     circuit.save(tmp_path / "circuit.json")
@@ -210,11 +226,26 @@ def test_a_factored_model_is_pruned_trusted_drawn_and_kept(tmp_path: Any) -> Non
     again = load_checkpoint(tmp_path / "model.safetensors").model
     assert again.fingerprint() == circuit.model_hash
     assert Circuit.load(tmp_path / "circuit.json") == circuit
-    assert task_score(again, batch) == task_score(model, batch)
+    tokens = load_task("quotes").batch(8, split="test", seed=0).clean
     with torch.no_grad():
-        again.linear(*next(iter(at for at in again.weights_among(again.sites())))).weight[0, 0] += 1
+        assert torch.equal(run_circuit(again, circuit, tokens), run_circuit(model, circuit, tokens))
+        again.linear(0, "W_V_B").weight[3, 3] += 1
     with pytest.raises(ValueError, match="circuit: it belongs to model"):
-        run_circuit(again, circuit, batch.clean)
+        run_circuit(again, circuit, tokens)
+
+
+def test_a_circuit_without_an_inner_coordinate_fails_its_report(closer: Any) -> None:
+    """What trust is for: a path that is cut in the middle is found."""
+    model, circuit = closer
+    gone = Node(0, "factor_v", 2)
+    broken = replace(
+        circuit,
+        nodes=tuple(node for node in circuit.nodes if node != gone),
+        edges=tuple(edge for edge in circuit.edges if gone not in edge[:2]),
+        facts={},
+    )
+    few = TrustConfig(n_pairs=8, n_random=2, n_knockouts=2, n_greedy=1, control_steps=0)
+    assert trust_report(model, broken, config=few)["sufficiency"].verdict == "fail"
 
 
 def test_what_multiplies_by_the_weights_of_single_heads_is_refused() -> None:

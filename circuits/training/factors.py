@@ -350,7 +350,7 @@ class _Fit:
             **{name: float(term) for name, term in terms.items()},
             "val_loss": validation_loss(self.model, tokens),
             "dense_val_loss": validation_loss(self.dense, tokens),
-            "n_nonzero": float(n_factor_nonzeros(self.model)),
+            "n_nonzero": float(_n_nonzeros(self.model)),
         }
         self.model.requires_grad_(True)
         return Factoring(model=self.model, config=self.config, history=self.history, metrics=metrics)
@@ -362,7 +362,7 @@ def distances(
     """How far a model is from a dense one of the same shape, differentiable in the model's weights.
 
     kl: of its next token from the dense one's, in nats per token. outputs: error of what sublayers write, NMSE (0:
-    exact, 1: no better than the mean), its mean over them; each in a pass of its own, so that errors add up.
+    exact, 1: no better than the mean), its mean over them; each model in its own pass, which carries errors on.
     """
     with torch.no_grad(), _written(dense) as theirs:
         reference = dense(tokens)
@@ -372,10 +372,10 @@ def distances(
     return {"kl": kl_per_token(reference, logits), "outputs": torch.stack(errors).mean()}
 
 
-def n_factor_nonzeros(model: SparseTransformer) -> int:
+def _n_nonzeros(model: SparseTransformer) -> int:
     """Nonzeros of all factors of a factored model."""
-    names = [name for name, row in FACTOR_WEIGHTS.items()]
-    every = (model.linear(layer, name).weight for layer in range(model.config.n_layers) for name in names)
+    layers = range(model.config.n_layers)
+    every = (model.linear(layer, name).weight for layer in layers for name in FACTOR_WEIGHTS)
     return sum(int(weight.detach().count_nonzero()) for weight in every)
 
 

@@ -86,8 +86,9 @@ def jobs(kept: Path) -> list[Callable[[], dict[str, Any]]]:
     """
     plain = {OURS: ("twin", "channels"), GPT2: ("neurons and heads", "channels")}
     first, *others = (f"factors {density:g}" for density in DENSITIES)
+    stages: list[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str]]
     stages = [((first,), plain, task) for task in TASKS] + [(tuple(others), {}, task) for task in TASKS]
-    found = []
+    found: list[Callable[[], dict[str, Any]]] = []
     for factors, beside, task in stages:
         for dense in plain:
             for kind in (*factors, *beside.get(dense, ())):
