@@ -82,18 +82,22 @@ def run(
 def jobs(kept: Path) -> list[Callable[[], dict[str, Any]]]:
     """Every circuit: of which dense model, in what of it, for which task, from which seed.
 
-    The first task and the first density come first, so that a run that is stopped has compared something.
+    The first task, the first density and the quicker ones come first, so that a run that is stopped has compared some.
     """
     plain = {OURS: ("twin", "channels"), GPT2: ("neurons and heads", "channels")}
-    first, *others = (f"factors {density:g}" for density in DENSITIES)
-    stages: list[tuple[tuple[str, ...], dict[str, tuple[str, ...]], str]]
-    stages = [((first,), plain, task) for task in TASKS] + [(tuple(others), {}, task) for task in TASKS]
-    found: list[Callable[[], dict[str, Any]]] = []
-    for factors, beside, task in stages:
-        for dense in plain:
-            for kind in (*factors, *beside.get(dense, ())):
-                found += [partial(one, kept, dense, kind, task, seed) for seed in SEEDS]
-    return found
+    factors = {density: f"factors {density:g}" for density in DENSITIES}
+    asked = [
+        (dense, kind, task, seed)
+        for task in TASKS
+        for dense, beside in plain.items()
+        for kind in (*factors.values(), *beside)
+        for seed in SEEDS
+    ]
+
+    def late(job: tuple[str, str, str, int]) -> tuple[bool, int, bool]:
+        return job[1] == factors[DENSITIES[1]], TASKS.index(job[2]), job[1] == "channels" and job[3] > 0
+
+    return [partial(one, kept, *job) for job in sorted(asked, key=late)]
 
 
 def one(kept: Path, dense: str, kind: str, task: str, seed: int) -> dict[str, Any]:
