@@ -32,13 +32,17 @@ def from_gpt2(model: LensSubject | Bridge, *, tokenizer: Any = None) -> SparseTr
     same.
 
     Examples:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
-        >>> from transformer_lens.model_bridge import TransformerBridge
-        >>> small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=9, n_positions=8)).eval()
-        >>> small.config.architectures = ["GPT2LMHeadModel"]
-        >>> bridge = TransformerBridge.boot_transformers("local", hf_model=small)
-        >>> circuits.interop.from_gpt2(bridge.eval()).config.act
-        'gelu_new'
+        >>> from tokenizers import ByteLevelBPETokenizer
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> shape = GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=257, bos_token_id=0, eos_token_id=0)
+        >>> GPT2LMHeadModel(shape).save_pretrained("gpt2")
+        >>> bytes_alone = ByteLevelBPETokenizer()
+        >>> bytes_alone.train_from_iterator([""], vocab_size=257, special_tokens=["<s>"], show_progress=False)
+        >>> marks = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<s>")
+        >>> _ = PreTrainedTokenizerFast(tokenizer_object=bytes_alone._tokenizer, **marks).save_pretrained("gpt2")
+        >>> dense = circuits.interop.from_gpt2(circuits.interop.load_hf("gpt2"))
+        >>> dense.config.act, len(dense.sites())
+        ('gelu_new', 8)
     """
     subject = model if isinstance(model, LensSubject) else LensSubject(model)
     bridge: Any = subject.bridge
