@@ -17,6 +17,16 @@ from circuits.model.config import ModelConfig
 from circuits.model.sites import ALL_WEIGHTS, Site, WeightAt
 from circuits.model.transformer import SparseTransformer
 
+FACTORS = {
+    "W_Q": "factor_q",
+    "W_K": "factor_k",
+    "W_V": "factor_v",
+    "W_O": "factor_o",
+    "W_in": "factor_in",
+    "W_out": "factor_out",
+}
+"""The site between the two factors of each weight that may be a product."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
@@ -68,6 +78,7 @@ class Naive:
             for layer in range(self.config.n_layers)
             for name, row in ALL_WEIGHTS.items()
             if Site(layer, row.source) in circuit.widths and Site(layer, row.target) in circuit.widths
+            if not (self.config.factor_ratio and name in FACTORS)
         }
         cut = {at: torch.zeros(self.weight(at).shape) for at in there}
         for edge in circuit.edges:
@@ -87,6 +98,10 @@ class Naive:
         )
 
     def weight(self, at: WeightAt) -> Tensor:
+        if self.config.factor_ratio and at.name in FACTORS:
+            return self.weight(at._replace(name=f"{at.name}_A")) @ self.weight(
+                at._replace(name=f"{at.name}_B")
+            )
         return self.weights[f"blocks.{at.layer}.{ALL_WEIGHTS[at.name].path}.weight"]
 
     def heads(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -148,7 +163,13 @@ class Naive:
             value = torch.stack([value[row % len(value)] for row in range(len(x))])
         return value if value.ndim == 1 else value[..., : x.shape[1], :]
 
-    def _linear(self, layer: int, name: str, x: Tensor) -> Tensor:
+    def _linear(self, layer: int, name: str, x: Tensor, found: Any) -> Tensor:
+        if self.config.factor_ratio and name in FACTORS:
+            inner = self._one_linear(layer, f"{name}_A", x)
+            return self._one_linear(layer, f"{name}_B", self._site(layer, FACTORS[name], inner, found))
+        return self._one_linear(layer, name, x)
+
+    def _one_linear(self, layer: int, name: str, x: Tensor) -> Tensor:
         at = WeightAt(layer, name)
         weight, bias = self.weight(at), self.weights[f"blocks.{layer}.{ALL_WEIGHTS[name].path}.bias"]
         if at not in self.cut:
@@ -160,7 +181,7 @@ class Naive:
         config, pos = self.config, normed.shape[1]
         x = self._site(layer, "attn_in", normed, found)
         q, k, v = (
-            self._site(layer, f"attn_{name.lower()}", self._linear(layer, f"W_{name}", x), found)
+            self._site(layer, f"attn_{name.lower()}", self._linear(layer, f"W_{name}", x, found), found)
             for name in "QKV"
         )
         d, later = config.d_head, torch.ones(pos, pos).triu(1).bool()
@@ -177,7 +198,7 @@ class Naive:
         found.carried[layer] = pattern
         z = torch.cat([pattern[:, h] @ v[..., h * d : (h + 1) * d] for h in self._heads], dim=-1)
         # What a cut weight passes is its source's value, not what attention makes of it.
-        return self._site(layer, "attn_out", self._linear(layer, "W_O", z), found)
+        return self._site(layer, "attn_out", self._linear(layer, "W_O", z, found), found)
 
     def _in_few_bits(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         assert self.turbo is not None
@@ -222,21 +243,21 @@ class Naive:
 
     def _mlp(self, layer: int, normed: Tensor, found: Any) -> Tensor:
         x = self._site(layer, "mlp_in", normed, found)
-        pre = self._linear(layer, "W_in", x)
-        post = pre.clamp_min(0) if getattr(self.config, "act", "gelu") == "relu" else gelu(pre)
+        pre = self._linear(layer, "W_in", x, found)
+        post = ACTS[self.config.act](pre)
         if self.config.experts:
             post = self._routed(layer, x, post, found)
         return self._site(
             layer,
             "mlp_out",
-            self._linear(layer, "W_out", self._site(layer, "mlp_neuron", post, found)),
+            self._linear(layer, "W_out", self._site(layer, "mlp_neuron", post, found), found),
             found,
         )
 
     def _routed(self, layer: int, x: Tensor, neurons: Tensor, found: Any) -> Tensor:
         """Token by token: the likeliest experts, and each neuron times the share of its own."""
         n = self.config.experts
-        logits = self._linear(layer, "W_R", x)
+        logits = self._linear(layer, "W_R", x, found)
         share = torch.zeros_like(logits)
         for row in range(x.shape[0]):
             for at in range(x.shape[1]):
@@ -252,6 +273,14 @@ class Naive:
 def gelu(x: Tensor) -> Tensor:
     """x times the share of a normal distribution below it."""
     return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """x times nearly that share, by a tanh."""
+    return x * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+ACTS = {"gelu": gelu, "gelu_new": gelu_new, "relu": lambda x: x.clamp_min(0)}
 
 
 def waves(config: ModelConfig) -> Tensor:

@@ -20,12 +20,12 @@ from circuits.bridges import (
     locations,
 )
 from circuits.bridges.fit import least_squares
-from circuits.bridges.measure import kl_per_token, nmse
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.loop import train
+from circuits.training.losses import kl_per_token, nmse
 from circuits.training.numbered import Keep, Numbered
 from circuits.training.steps import TrainingInterrupted
 from tasks.corpus import mini_corpus

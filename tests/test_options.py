@@ -97,11 +97,12 @@ MODEL_OPTIONS: dict[str, dict[str, Any]] = {
     "layer": {"norm": "layer"},
     "post": {"norm_position": "post"},
     "experts": {"experts": 4, "experts_active": 2},
+    "factors": {"factor_ratio": 2.0},
     "turbo": {},
 }
 """Encoder-decoders have rows of two texts, and so a table of their own: test_encdec_options.py."""
 if any(option.name == "act" for option in fields(ModelConfig)):
-    MODEL_OPTIONS["relu"] = {"act": "relu"}
+    MODEL_OPTIONS |= {"relu": {"act": "relu"}, "gelu_new": {"act": "gelu_new"}}
 TURBO = TurboConfig(quant="int8+kv4", tile=4)
 """Two tiles in these prompts. With heads in 2 bits, which are chosen by the batch, each batch would be a case."""
 CIRCUIT_OPTIONS = ("zero", "position", "resample", "some sites")
@@ -110,6 +111,8 @@ COMPOSED = {"static": "compose='static'", **DYNAMIC}
 SCALED = {"scaled": "embed_scale=True"}
 NORMED = {"layer": "norm='layer'", "post": "norm_position='post'"}
 EXPERTS = {"experts": "experts=4"}
+FACTORS = {"factors": "factor_ratio=2.0"}
+GELU_NEW = {"gelu_new": "act='gelu_new'"}
 FEW_BITS = {"turbo": "few_bits=True"}
 NO_GRADIENTS = {"turbo": "few_bits=True, inside approximated(), and rounding has no gradients"}
 PLAIN = {name: "experts=0" for name in MODEL_OPTIONS if name not in EXPERTS}
@@ -245,7 +248,8 @@ def loop_edges(naive: Naive, nodes: list[Node]) -> list[Edge]:
 def layer_rows_of(naive: Naive) -> list[Any]:
     """The weight matrices of a layer."""
     names = {site.name for site in naive.config.widths}
-    return [row for row in ALL_WEIGHTS.values() if {row.source, row.target} <= names]
+    found = {name: row for name, row in ALL_WEIGHTS.items() if {row.source, row.target} <= names}
+    return [row for name, row in found.items() if f"{name}_A" not in found]
 
 
 def neurons_of(naive: Naive, expert: int) -> range:
@@ -497,7 +501,10 @@ def check_edge_rankings(s: Subject) -> None:
     targets = Targets(batch.clean, batch.answer, batch.foil, batch.position)
     torch.log1p((-margins_of(logits, targets)).exp()).sum().backward()
     for at, effect in found.items():
-        if at.name != "W_O":  # reads what heads carried to a place, for which no value of attn_v stands
+        if at.name not in (
+            "W_O",
+            "W_O_A",
+        ):  # reads what heads carried to a place, for which no value of attn_v stands
             there = effect.isfinite()
             same(effect[there], masks[at].grad[there].abs(), atol=1e-4)  # type: ignore[index]
 
@@ -561,7 +568,7 @@ def bare_model(naive: Naive) -> Naive:
     """Without AbsTopK, positions, and biases of queries and keys."""
     weights = dict(naive.weights)
     for name in weights:
-        if name == "W_pos" or name.endswith((".q.bias", ".k.bias", ".v.bias", ".o.bias")):
+        if name == "W_pos" or re.search(r"\.[qkvo](\.first|\.second)?\.bias$", name):
             weights[name] = torch.zeros_like(weights[name])
     return Naive(config=replace(naive.config, topk_fraction=None), weights=weights)
 
@@ -974,6 +981,8 @@ WRITTEN_OUT = (
     COMPOSED
     | THROUGH
     | EXPERTS
+    | FACTORS
+    | GELU_NEW
     | {
         "position": "found under 'position' ablation",
         "resample": "found under 'resample' ablation",
@@ -1022,8 +1031,8 @@ TABLE: dict[str, Row] = {
     "composition": row(check_composition, DYNAMIC | NORMED | FEW_BITS),
     "virtual_head": row(check_virtual_head, DYNAMIC | NORMED | FEW_BITS),
     "head_paths": row(check_head_paths, DYNAMIC | NORMED | FEW_BITS),
-    "weight_paths": row(check_weight_paths, NORMED | FEW_BITS),
-    "composition_on_data": row(check_on_data, {"post": NORMED["post"]} | FEW_BITS),
+    "weight_paths": row(check_weight_paths, NORMED | FACTORS | FEW_BITS),
+    "composition_on_data": row(check_on_data, {"post": NORMED["post"]} | FACTORS | FEW_BITS),
     "composition_maps": row(check_maps),
     "head_mixing": row(check_head_mixing),
     "folded_circuits": row(check_folded, DYNAMIC),

@@ -43,6 +43,7 @@ HEADLINES = {
     "first_hour": {"jobs", "tracebacks"},
     "interop": {"openai_max_abs", "memory_ratio", "seconds"},
     "rankings": {"auroc", "models"},
+    "factors": {"ratios", "sizes", "models"},
     "bench": {"rows"},
     "gpu": {"gpu", "rows"},
     "support_gradients": {"loss_ratio"},

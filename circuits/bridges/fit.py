@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from circuits.bridges.checks import check_finite, check_text, resolve_pairs
 from circuits.bridges.config import TERMS, BridgeConfig
 from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
-from circuits.bridges.measure import NonFiniteLossError, bridge_metrics, kl_per_token, next_token_loss, nmse
+from circuits.bridges.measure import NonFiniteLossError, bridge_metrics, next_token_loss
 from circuits.bridges.sides import Model, Side, still
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
@@ -30,7 +30,7 @@ from circuits.reading import UnreadableError, reading
 from circuits.settings import check_config, check_kind, require
 from circuits.training.config import TrainConfig, with_new_names
 from circuits.training.loop import new_model, with_vocabulary
-from circuits.training.losses import said_of
+from circuits.training.losses import kl_per_token, nmse, said_of
 from circuits.training.numbered import Numbered, take_up
 from circuits.training.steps import (
     Entry,

@@ -13,6 +13,7 @@ from circuits.bridges.maps import BridgeSet, Maps, Pair, cross, put
 from circuits.bridges.sides import Role, Side, still
 from circuits.model.tokens import only, real_places
 from circuits.statistics import share_of
+from circuits.training.losses import nmse
 
 CHUNK = 32
 """Sequences of a pass; validation runs without gradients."""
@@ -37,23 +38,6 @@ class Text(NamedTuple):
 
 class NonFiniteLossError(ValueError):
     """A pass of a model, a hybrid or an ablation has a loss that is not finite."""
-
-
-def nmse(prediction: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
-    """`||prediction - target||^2 / ||target - mean(target)||^2`, the mean over all but the last axis.
-
-    0: exact; 1: no better than the mean. Source: Gao et al. 2025 (arXiv 2511.13653), bridges.
-    """
-    spread = (target - target.flatten(0, -2).mean(dim=0)).square().sum()
-    return (prediction - target).square().sum() / spread.clamp_min(1e-12)
-
-
-def kl_per_token(
-    reference: Float[Tensor, "batch pos d_vocab"], logits: Float[Tensor, "batch pos d_vocab"]
-) -> Float[Tensor, ""]:
-    """KL(reference || other) between next-token distributions, in nats, averaged over tokens."""
-    p, q = reference.flatten(0, 1).log_softmax(-1), logits.flatten(0, 1).log_softmax(-1)
-    return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
 def next_token_loss(

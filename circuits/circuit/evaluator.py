@@ -27,7 +27,7 @@ from circuits.circuit.score import (
     score_against,
     score_margins,
 )
-from circuits.model.sites import Site, WeightAt, weights_among
+from circuits.model.sites import Site, WeightAt
 from circuits.model.subject import SparseSubject, Subject
 from tasks import Batch, Task
 from tasks.base import Targets
@@ -85,7 +85,9 @@ class MaskedModel:
 
     def edge_masks(self, edges: Iterable[Edge]) -> dict[WeightAt, Tensor]:
         """1 = keep, for these edges, in every weight matrix."""
-        return edge_masks(edges, self.widths, self.model.like)
+        assert isinstance(self.model, SparseSubject), "only weights that lead from site to site can be cut"
+        every = edge_masks(edges, self.widths, self.model.like)
+        return {at: every[at] for at in self.model.weights_among(self.widths)}
 
     @cached_property
     def _full_margins(self) -> Tensor:
@@ -128,7 +130,9 @@ class MaskedModel:
         if edges == "all" or not isinstance(self.model, SparseSubject):
             return None
         if edges == "between":
-            return {at: torch.outer(masks[at.source], masks[at.target]) for at in weights_among(masks)}
+            return {
+                at: torch.outer(masks[at.source], masks[at.target]) for at in self.model.weights_among(masks)
+            }
         assert not isinstance(edges, str), f"edges: got {edges!r}"
         return self.edge_masks(edges)
 

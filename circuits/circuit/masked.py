@@ -84,8 +84,9 @@ def run_circuit(
     """
     check_belongs(model, circuit)
     masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
-    cut = circuit.to_edge_mask() if isinstance(model, SparseSubject) else {}
-    edges = {key: mask.to(model.like) for key, mask in cut.items()}
+    cut = circuit.to_edge_mask()
+    weights = model.weights_among(circuit.sites) if isinstance(model, SparseSubject) else ()
+    edges = {at: cut[at].to(model.like) for at in weights}
     values = {site: value.to(model.like) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
 

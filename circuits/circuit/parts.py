@@ -7,7 +7,7 @@ from torch import Tensor
 
 from circuits.circuit.nodes import Edge, IOEdge, Node
 from circuits.model.kinds import of_ours
-from circuits.model.sites import GATED, ROWS, SCORES, Site, Stack, read_stack, weights_among
+from circuits.model.sites import GATED, ROWS, SCORES, Site, Stack, read_stack
 from circuits.model.transformer import SparseTransformer
 from tasks import Batch, Tokenizer
 
@@ -32,7 +32,7 @@ def edges_between(model: SparseTransformer, nodes: Sequence[Node]) -> list[Edge]
     by_site: dict[Site, list[Node]] = {}
     for node in nodes:
         by_site.setdefault(node.at, []).append(node)
-    for at in weights_among(by_site):
+    for at in model.weights_among(by_site):
         rows, columns = by_site[at.source], by_site[at.target]
         weight = model.linear(*at).weight.detach()
         block = weight[[a.index for a in rows]][:, [b.index for b in columns]]

@@ -261,7 +261,7 @@ def _by_site(widths: Mapping[str, int], n_layers: int) -> dict[Site, int]:
         return {Site.parse(key): width for key, width in widths.items()}
     return {
         site: widths[site.name]
-        for site in all_sites(n_layers, crossed=True, routed=True, headed=True)
+        for site in all_sites(n_layers, crossed=True, routed=True, headed=True, factored=True)
         if site.name in widths
     }
 

@@ -27,7 +27,9 @@ LETTER: dict[Kind, str] = {"head": "H", "neuron": "N", "cross": "X"}
 PORTS: tuple[Port, ...] = ("Q", "K", "V", "in", "gate")
 GRAM_NUMBERS, MANY = 2**24, 2**30
 """Numbers of Gram matrices that are held at a time; multiplications from which on those are used at all."""
-SAYS = Says(compose=("none", "static"), act=None, arch=None, embed_scale=None, experts=None)
+SAYS = Says(
+    compose=("none", "static"), act=None, arch=None, embed_scale=None, experts=None, factor_ratio=None
+)
 """Products of weights: dynamic compositions of heads have no form in weights alone."""
 INSTEAD = "Measure with composition_on_data(model, tokens), or look at composition_maps(model, tokens)."
 

@@ -23,10 +23,10 @@ from circuits.composition.parts import (
 from circuits.heads.weights import head_weights
 from circuits.model.kinds import of_ours
 from circuits.model.options import Says
-from circuits.model.sites import SiteName, weights_among
+from circuits.model.sites import SiteName
 from circuits.model.transformer import SparseTransformer
 
-PATHS = Says(compose=("none", "static"), act=None, embed_scale=None, experts=None)
+PATHS = Says(compose=("none", "static"), act=None, embed_scale=None, experts=None, factor_ratio=None)
 """Products of weights along one residual stream."""
 ALONG = Says(compose=None, act=None, embed_scale=None, experts=None)
 """Single weights, one after the other."""
@@ -177,7 +177,7 @@ class _WeightGraph:
     def __init__(self, model: SparseTransformer) -> None:
         self.d_head, self.n_layers = model.config.d_head, model.config.n_layers
         self.steps: dict[Node, list[tuple[Node, float]]] = defaultdict(list)
-        for at in weights_among(model.sites()):
+        for at in model.weights_among(model.sites()):
             weight = model.linear(*at).weight.detach()
             for (i, j), value in zip(weight.nonzero().tolist(), weight[weight != 0].tolist(), strict=True):
                 self.steps[Node.of(at.source, i)].append((Node.of(at.target, j), value))

@@ -65,8 +65,9 @@ class Observed:
         masks = {s: m.to(like) for s, m in self.circuit.to_mask().items()}
         for node in self.circuit.nodes:
             masks[node.at][node.index] = float(node in some)
-        cut = self.circuit.to_edge_mask() if isinstance(self.model, SparseSubject) else {}
-        edges = {key: m.to(like) for key, m in cut.items()}
+        cut, model = self.circuit.to_edge_mask(), self.model
+        weights = model.weights_among(self.circuit.sites) if isinstance(model, SparseSubject) else ()
+        edges = {at: cut[at].to(like) for at in weights}
         values = {site: value.to(like) for site, value in self.circuit.values.items()}
         into = {} if kept is None else kept
         hooks = [(self.model.hook_name(site), partial(keep, into, site)) for site in self.model.sites()]

@@ -21,9 +21,9 @@ from circuits.model.mixers import sink_softmax
 from circuits.model.options import Says
 from circuits.model.tokens import real_places
 
-SAYS = Says(act=None, experts=None)
+SAYS = Says(act=None, experts=None, factor_ratio=None)
 """Scores from weights: of heads that are not composed, whose score is one product of a query and a key."""
-THROUGH = Says(compose=None, act=None, experts=None)
+THROUGH = Says(compose=None, act=None, experts=None, factor_ratio=None)
 """Products through values and outputs, which composed heads have too."""
 INSTEAD = "Measure where its heads look with pattern_scores(model, tokens), or how they mix with head_mixing."
 MAX_POSITIONS = 64

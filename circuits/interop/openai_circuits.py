@@ -33,7 +33,7 @@ PLACES: dict[str, SiteName] = {
 """What the format calls our sites."""
 LAST = "final_resid"
 """The residual stream before the last norm, which is no site of ours."""
-READS = Says(act=None, norm=None)
+READS = Says(act=("gelu", "relu"), norm=None)
 """Models that can come from the format."""
 
 

@@ -18,7 +18,7 @@ from circuits.settings import Amount, Count, Settings, fitted, require
 
 LAYER_EPS = 1e-5
 """What its LayerNorm adds to the variance; its RMSNorm adds the epsilon of the type of the activations."""
-SAVES = Says(act=None, norm=None)
+SAVES = Says(act=("gelu", "relu"), norm=None)
 """What the format has words for: attention without composed heads, a decoder, norms that come first."""
 OLD_NAMES = {"n_mlp": "d_mlp"}
 """What older files call some options."""
@@ -171,6 +171,8 @@ class OpenAIConfig(Settings):
         require(
             config, "n_heads", config.d_model % config.n_heads == 0, "a divisor of d_model, as its code asks"
         )
+        activation = config.act
+        assert activation != "gelu_new", "SAVES refuses it"
         return cls(
             block_size=config.n_ctx,
             vocab_size=config.d_vocab or 0,
@@ -180,7 +182,7 @@ class OpenAIConfig(Settings):
             d_head=config.d_head,
             d_mlp=config.d_mlp,
             rms_norm=config.norm == "rms",
-            activation_type=config.act,
+            activation_type=activation,
             afrac=config.topk_fraction,
             afrac_loctypes=",".join(config.topk_sites),
             tied_unembed=config.tied,

@@ -16,7 +16,7 @@ from transformer_lens.utilities import Slice
 from circuits.model.options import Says
 from circuits.model.sites import Site
 
-SUM_OF_PARTS = Says(few_bits=None, compose=None, act=None, embed_scale=None, experts=None)
+SUM_OF_PARTS = Says(few_bits=None, compose=None, act=None, embed_scale=None, experts=None, factor_ratio=None)
 """Whose residual stream is the sum of its embedding and of what sublayers wrote, read through RMSNorm."""
 
 

@@ -4,13 +4,14 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
 from circuits.model.sites import ROWS, SITES, Site, SiteName, all_sites
-from circuits.settings import Count, Positive, Settings, Whole, Within
+from circuits.settings import Amount, Count, Positive, Settings, Whole, Within
 
 ComposeKind = Literal["none", "static", "gate", "qw", "kw", "full"]
 """none: plain attention. static: W_b alone. gate: both gates. qw, kw: the query or key side. full: both sides."""
 
-Activation = Literal["gelu", "relu"]
-"""What an MLP's neurons do to their input; gelu is the exact one. Named as TransformerLens names them."""
+Activation = Literal["gelu", "gelu_new", "relu"]
+"""What an MLP's neurons do to their input; gelu is the exact one, gelu_new the one of GPT-2, by a tanh. Named as
+TransformerLens names them."""
 
 Positions = Literal["learned", "sinusoid", "sinusoid_halves"]
 """learned: a table of weights. sinusoid: sine and cosine in turn; sinusoid_halves: all sines, then all cosines."""
@@ -79,6 +80,8 @@ class ModelConfig(Settings):
     "Experts that the neurons of an MLP are divided into, a router choosing among them; 0: a plain MLP."
     experts_active: Whole = 0
     "Experts that are chosen for each token (sparse ones: 5 to 25 % of all)."
+    factor_ratio: Amount = 0.0
+    "Each weight matrix of a layer is a product of two; so many inner coordinates, in shorter sides of it. 0: whole."
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,10 +119,20 @@ class ModelConfig(Settings):
         return self.n_heads * self.d_head
 
     @property
+    def factor_attn(self) -> int:
+        """Inner coordinates of each weight matrix of attention, where it is a product; else 0."""
+        return _inner(self.factor_ratio, self.d_model, self.d_attn)
+
+    @property
+    def factor_mlp(self) -> int:
+        """Inner coordinates of each weight matrix of an MLP, where it is a product; else 0."""
+        return _inner(self.factor_ratio, self.d_model, self.d_mlp)
+
+    @property
     def sites(self) -> list[Site]:
         """Every site, in forward order: of the encoder, where there is one, then of the decoder."""
         if self.arch == "decoder":
-            return all_sites(self.n_layers, routed=self.experts > 0)
+            return all_sites(self.n_layers, routed=self.experts > 0, factored=self.factor_ratio > 0)
         return [*all_sites(self.n_layers, "encoder"), *all_sites(self.n_layers, crossed=True)]
 
     def width(self, site: Site) -> int:
@@ -151,6 +164,11 @@ class ModelConfig(Settings):
         """What a fingerprint hashes: the fields, in JSON types, that are not as `UNSAID` has them."""
         said = self.to_json()
         return {f.name: said[f.name] for f in fields(self) if getattr(self, f.name) != UNSAID[f.name]}
+
+
+def _inner(ratio: float, *sides: int) -> int:
+    """Inner coordinates of a product of two matrices: at least one, unless there is no product."""
+    return max(1, round(ratio * min(sides))) if ratio else 0
 
 
 def _check_experts(config: ModelConfig) -> None:
@@ -190,6 +208,11 @@ def _check_stacks(config: ModelConfig) -> None:
         raise ValueError(
             f"experts: got {config.experts} with arch='encdec'; expected 0: what is said of an encoder-decoder is said "
             "of plain MLPs. Take arch='decoder'."
+        )
+    if config.factor_ratio:
+        raise ValueError(
+            f"factor_ratio: got {config.factor_ratio:g} with arch='encdec'; expected 0: cross-attention has whole "
+            "matrices alone. Take arch='decoder'."
         )
     if config.attention != "softmax":
         raise ValueError(
@@ -234,6 +257,7 @@ UNSAID: dict[str, Any] = {
     "embed_scale": False,
     "experts": 0,
     "experts_active": 0,
+    "factor_ratio": 0.0,
 }
 """What a field is where a fingerprint leaves it out. Values here never change, whatever today's defaults are; a new
 field joins with the value that leaves a model as models were before it."""

@@ -1,5 +1,6 @@
-"""The parts that layers are made of: AbsTopK, RMSNorm, two affine maps, and what training projects."""
+"""The parts that layers are made of: AbsTopK, RMSNorm, affine maps, products of them, and what training projects."""
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -47,6 +48,39 @@ class Linear(AffineMap):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(d_in, d_out) * std)
         self.bias = nn.Parameter(torch.zeros(d_out))
+
+
+class Factored(nn.Module):
+    """`(x A + a) B + b`: a weight matrix as the product of two, with a hook at the coordinates between them.
+
+    a is 0 unless somebody sets it: with it, a cut entry of A can pass a constant as any other weight does. What reads
+    `weight` and `bias` reads those of the product, worked out anew each time.
+    """
+
+    def __init__(self, d_in: int, d_inner: int, d_out: int, std: float) -> None:
+        super().__init__()
+        each = math.sqrt(std) * d_inner**-0.25  # so that entries of the product have deviation std
+        self.first, self.second = Linear(d_in, d_inner, each), Linear(d_inner, d_out, each)
+        self.hook_inner = HookPoint()  # [batch, pos, d_inner]
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """Through one factor, then through the other."""
+        return self.second(self.hook_inner(self.first(x)))
+
+    @property
+    def weight(self) -> Float[Tensor, "d_in d_out"]:
+        """A B."""
+        return self.first.weight @ self.second.weight
+
+    @property
+    def bias(self) -> Float[Tensor, " d_out"]:
+        """a B + b."""
+        return self.first.bias @ self.second.weight + self.second.bias
+
+
+def new_map(d_in: int, d_out: int, std: float, d_inner: int) -> Linear | Factored:
+    """An affine map with weights of this deviation: a product of two, or (d_inner 0) a whole one."""
+    return Factored(d_in, d_inner, d_out, std) if d_inner else Linear(d_in, d_out, std)
 
 
 def wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -20,7 +20,7 @@ from circuits.model.config import ModelConfig
 from circuits.model.hooks import Turn
 from circuits.model.layers import Unembed
 from circuits.model.mlp import act_fn
-from circuits.model.options import ONE_STACK
+from circuits.model.options import ONE_STACK, WHOLE
 
 
 def check_device(given: Any) -> None:
@@ -241,6 +241,7 @@ class LensModel(HookedRootModule):
     def _check_one_stack(self, on: bool, name: str) -> None:
         if on:
             ONE_STACK.check(self, name, instead="Heads that look at the encoder have no such hooks.")
+            WHOLE.check(self, name, instead="Look at its heads as they are: hook_q, hook_z.")
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

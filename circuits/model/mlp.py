@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -10,10 +11,14 @@ from torch.nn import functional as F
 from circuits.model.config import Activation, ModelConfig
 from circuits.model.experts import Router, routed
 from circuits.model.hooks import HookPoint
-from circuits.model.layers import AbsTopK, Linear
+from circuits.model.layers import AbsTopK, new_map
 from circuits.model.sites import Site
 
-ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+}
 """What each name stands for."""
 
 
@@ -29,8 +34,9 @@ class MLP(nn.Module):
         super().__init__()
         self.act = ACTIVATIONS[config.act]
         std = 0.02
-        self.up = Linear(config.d_model, config.d_mlp, std)
-        self.down = Linear(config.d_mlp, config.d_model, std / math.sqrt(2 * config.n_layers))
+        self.up = new_map(config.d_model, config.d_mlp, std, config.factor_mlp)
+        out = std / math.sqrt(2 * config.n_layers)
+        self.down = new_map(config.d_mlp, config.d_model, out, config.factor_mlp)
         self.topk_in, self.topk_neuron = (
             AbsTopK(config.topk(Site(layer, "mlp_in"))),
             AbsTopK(config.topk(Site(layer, "mlp_neuron"))),

@@ -6,7 +6,7 @@ before it starts: an analysis that cannot say an option refuses it by name, and 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from circuits.model.config import ComposeKind, ModelConfig
@@ -35,6 +35,7 @@ WHY: dict[str, str] = {
     "itself, and maps that depend on the text have no weights that say them.",
     "embed_scale": "Embeddings are multiplied by sqrt(d_model), which products of weights leave out.",
     "experts": "Each neuron is multiplied by the share of its expert, which a router gives it token by token.",
+    "factor_ratio": "Its weight matrices are products of two, with coordinates between them that it does not speak of.",
     "arch": "It reads one stack of layers over one text; an encoder-decoder has two, tied by cross-attention.",
 }
 """Why the values of an option are not all alike to whoever reads weights, for those who refuse one."""
@@ -78,6 +79,8 @@ class Says:
     "Whether embeddings are scaled."
     experts: tuple[int, ...] | None = (0,)
     "Whether neurons are divided into experts, and into how many."
+    factor_ratio: tuple[float, ...] | None = (0.0,)
+    "Whether weight matrices are products of two factors."
     few_bits: tuple[bool, ...] | None = (False,)
     "Whether attention computes in few bits for the moment (`approximated`): no option of the model, but of its passes."
 
@@ -116,9 +119,18 @@ class Says:
 
 
 ONE_STACK = Says(
-    compose=None, act=None, norm=None, norm_position=None, embed_scale=None, experts=None, few_bits=None
+    compose=None,
+    act=None,
+    norm=None,
+    norm_position=None,
+    embed_scale=None,
+    experts=None,
+    factor_ratio=None,
+    few_bits=None,
 )
 """Of an analysis that runs the model's own forward pass, but looks at one stack of layers over one text."""
+WHOLE = replace(ONE_STACK, factor_ratio=(0.0,))
+"""Of a pass that multiplies by the weights of heads one by one, and so meets no coordinates between two factors."""
 
 
 def _either(values: Iterable[Any]) -> str:

@@ -14,14 +14,15 @@ OwnName = Literal["attn_in", "attn_q", "attn_k", "attn_v", "attn_out", "mlp_in",
 CrossName = Literal["cross_in", "cross_memory", "cross_q", "cross_k", "cross_v", "cross_out"]
 RoutedName = Literal["router"]
 HeadName = Literal["attn_head"]
-SiteName = Literal[OwnName, CrossName, RoutedName, HeadName]
+FactorName = Literal["factor_q", "factor_k", "factor_v", "factor_o", "factor_in", "factor_out"]
+SiteName = Literal[OwnName, CrossName, RoutedName, HeadName, FactorName]
 
 
 class SiteRow(NamedTuple):
     """What is true of a site in every layer."""
 
     name: SiteName
-    width: Literal["d_model", "d_attn", "d_mlp", "experts", "n_heads"]
+    width: Literal["d_model", "d_attn", "d_mlp", "experts", "n_heads", "factor_attn", "factor_mlp"]
     """The property of `ModelConfig` that says how many coordinates it has."""
     hook: str
     """Its hook point, inside its layer."""
@@ -48,6 +49,8 @@ class WeightRow(NamedTuple):
     """The affine map that holds it, inside its layer."""
     unit_axis: Literal[0, 1]
     """The axis of the units that keep a minimum of weights each: columns (q, k, v, neurons), rows of W_O and W_out."""
+    whole: str | None = None
+    """Of a factor, the weight that it is one of the two factors of, and stands in the place of."""
 
     @property
     def sites(self) -> tuple[SiteName, SiteName]:
@@ -84,26 +87,43 @@ ROUTED_TABLE: tuple[SiteRow, ...] = (
 """The further site of a layer with experts, before its neurons: the share of each expert, 0 where it is not chosen."""
 HEAD_TABLE: tuple[SiteRow, ...] = (SiteRow("attn_head", "n_heads", "attn.hook_z", None, False, "head"),)
 """The further site of a wrapped model: its node is a whole head, all channels of what it carries over at once."""
+FACTOR_TABLE: tuple[SiteRow, ...] = (
+    SiteRow("factor_q", "factor_attn", "attn.q.hook_inner", None, False, "q factor"),
+    SiteRow("factor_k", "factor_attn", "attn.k.hook_inner", None, False, "k factor"),
+    SiteRow("factor_v", "factor_attn", "attn.v.hook_inner", None, False, "v factor"),
+    SiteRow("factor_o", "factor_attn", "attn.o.hook_inner", None, False, "o factor"),
+    SiteRow("factor_in", "factor_mlp", "mlp.up.hook_inner", None, False, "in factor"),
+    SiteRow("factor_out", "factor_mlp", "mlp.down.hook_inner", None, False, "out factor"),
+)
+"""The further sites of a layer whose weight matrices are products of two factors: the coordinates between the two."""
 WHOLE_HEADS: tuple[SiteName, ...] = tuple(row.name for row in HEAD_TABLE)
 """Sites whose nodes are heads; their values have a number for each channel."""
 SITES: tuple[SiteName, ...] = tuple(row.name for row in TABLE)
 """Names of the sites of every layer, in forward order."""
 
 
-def layer_rows(*, crossed: bool = False, routed: bool = False, headed: bool = False) -> tuple[SiteRow, ...]:
+def layer_rows(
+    *, crossed: bool = False, routed: bool = False, headed: bool = False, factored: bool = False
+) -> tuple[SiteRow, ...]:
     """The sites of a layer in forward order.
 
-    crossed: it looks at an encoder; routed: its MLP has experts; headed: whole heads are nodes of a site of their own.
+    crossed: it looks at an encoder; routed: its MLP has experts; headed: whole heads are nodes of a site of their own;
+    factored: its weight matrices are products of two factors.
     """
+    inner = FACTOR_TABLE if factored else ()
     before: dict[SiteName, tuple[SiteRow, ...]] = {
-        "attn_out": HEAD_TABLE if headed else (),
+        "attn_q": inner[:3],
+        "attn_out": (*(HEAD_TABLE if headed else ()), *inner[3:4]),
         "mlp_in": CROSS_TABLE if crossed else (),
-        "mlp_neuron": ROUTED_TABLE if routed else (),
+        "mlp_neuron": (*(ROUTED_TABLE if routed else ()), *inner[4:5]),
+        "mlp_out": inner[5:],
     }
     return tuple(found for row in TABLE for found in (*before.get(row.name, ()), row))
 
 
-ROWS: dict[SiteName, SiteRow] = {row.name: row for row in layer_rows(crossed=True, routed=True, headed=True)}
+ROWS: dict[SiteName, SiteRow] = {
+    row.name: row for row in layer_rows(crossed=True, routed=True, headed=True, factored=True)
+}
 """Every site by name, in forward order."""
 ORDER: tuple[SiteName, ...] = tuple(ROWS)
 """Names of all sites, in forward order."""
@@ -125,7 +145,16 @@ CROSS_WEIGHTS: dict[str, WeightRow] = {
 """The further weight matrices of a layer that looks at an encoder."""
 ROUTED_WEIGHTS: dict[str, WeightRow] = {"W_R": WeightRow("mlp_in", "router", "mlp.router.map", 1)}
 """The further weight matrix of a layer with experts: what the router reads."""
-ALL_WEIGHTS: dict[str, WeightRow] = {**WEIGHTS, **CROSS_WEIGHTS, **ROUTED_WEIGHTS}
+FACTOR_WEIGHTS: dict[str, WeightRow] = {
+    f"{name}_{factor}": row
+    for (name, whole), inner in zip(WEIGHTS.items(), FACTOR_TABLE, strict=True)
+    for factor, row in (
+        ("A", WeightRow(whole.source, inner.name, f"{whole.path}.first", 1, name)),
+        ("B", WeightRow(inner.name, whole.target, f"{whole.path}.second", 0, name)),
+    )
+}
+"""The two factors of each weight matrix of a factored layer, `W_Q = W_Q_A W_Q_B`; units are the inner coordinates."""
+ALL_WEIGHTS: dict[str, WeightRow] = {**WEIGHTS, **CROSS_WEIGHTS, **ROUTED_WEIGHTS, **FACTOR_WEIGHTS}
 """Every weight matrix by name."""
 BY_SITES: dict[tuple[SiteName, SiteName], str] = {row.sites: name for name, row in ALL_WEIGHTS.items()}
 """The name of the weight that leads from one site to another."""
@@ -191,6 +220,7 @@ def all_sites(
     crossed: bool = False,
     routed: bool = False,
     headed: bool = False,
+    factored: bool = False,
 ) -> list[Site]:
     """Every site of a stack of `n_layers` layers, in forward order; the options are those of `layer_rows`.
 
@@ -198,22 +228,38 @@ def all_sites(
         >>> [site.name for site in circuits.model.all_sites(1)][:4]
         ['attn_in', 'attn_q', 'attn_k', 'attn_v']
     """
-    rows = layer_rows(crossed=crossed, routed=routed, headed=headed)
+    rows = layer_rows(crossed=crossed, routed=routed, headed=headed, factored=factored)
     return [Site(layer, row.name, stack) for layer in range(n_layers) for row in rows]
 
 
-def layer_weights(*, crossed: bool = False, routed: bool = False) -> dict[str, WeightRow]:
-    """The weight matrices of a layer, by name; crossed, routed: as in `layer_rows`."""
-    names = {row.name for row in layer_rows(crossed=crossed, routed=routed)}
-    return {name: row for name, row in ALL_WEIGHTS.items() if names.issuperset(row.sites)}
+def layer_weights(
+    *, crossed: bool = False, routed: bool = False, factored: bool = False
+) -> dict[str, WeightRow]:
+    """The weight matrices of a layer, by name; crossed, routed, factored: as in `layer_rows`."""
+    sites = {row.name for row in layer_rows(crossed=crossed, routed=routed, factored=factored)}
+    names = [name for name, row in ALL_WEIGHTS.items() if sites.issuperset(row.sites)]
+    return {name: ALL_WEIGHTS[name] for name in _without_wholes(names)}
 
 
 def weights_among(sites: Iterable[Site]) -> list[WeightAt]:
-    """Every weight matrix that leads from one of the sites to another, layer by layer."""
+    """Every weight matrix that leads from one of the sites to another, layer by layer; two factors for their product.
+
+    Of a factored layer all of whose inner coordinates are left out, the product itself, which no map holds: what has
+    the model at hand leaves it out (`SparseTransformer.weights_among`).
+    """
     there = set(sites)
-    layers = dict.fromkeys((site.stack, site.layer) for site in sites)
-    found = (WeightAt(layer, name, stack) for stack, layer in layers for name in ALL_WEIGHTS)
-    return [weight for weight in found if weight.source in there and weight.target in there]
+    found = []
+    for stack, layer in dict.fromkeys((site.stack, site.layer) for site in sites):
+        every = (WeightAt(layer, name, stack) for name in ALL_WEIGHTS)
+        names = [at.name for at in every if at.source in there and at.target in there]
+        found += [WeightAt(layer, name, stack) for name in _without_wholes(names)]
+    return found
+
+
+def _without_wholes(names: list[str]) -> list[str]:
+    """Names of weights without those whose factors are among them."""
+    wholes = {ALL_WEIGHTS[name].whole for name in names}
+    return [name for name in names if name not in wholes]
 
 
 def read_stack(site: Site) -> Stack:

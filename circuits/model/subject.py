@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from circuits.model.layers import Linear
-from circuits.model.sites import Site, Stack
+from circuits.model.sites import Site, Stack, WeightAt
 
 
 @runtime_checkable
@@ -62,6 +62,9 @@ class SparseSubject(Subject, Protocol):
 
     def linear(self, layer: int, weight: str, stack: Stack = "decoder") -> Linear:
         """The affine map of a layer by the name of its weight."""
+
+    def weights_among(self, sites: Iterable[Site]) -> list[WeightAt]:
+        """The weight matrices that lead from one of these sites to another."""
 
 
 def hash_of_weights(weights: Iterable[tuple[str, Tensor]]) -> str:

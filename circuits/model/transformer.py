@@ -13,7 +13,7 @@ with `topk_fraction=None`. Every pass (masked, ablated, bridged, hooked) is this
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import product
 from typing import Any, Literal
@@ -37,7 +37,16 @@ from circuits.model.mixers.encdec import CrossAttention, DecoderAttention, Encod
 from circuits.model.mixers.past import Given
 from circuits.model.mlp import MLP
 from circuits.model.options import ONE_STACK
-from circuits.model.sites import OF_SOURCE, Site, Stack, WeightAt, WeightRow, layer_weights, prefix
+from circuits.model.sites import (
+    OF_SOURCE,
+    Site,
+    Stack,
+    WeightAt,
+    WeightRow,
+    layer_weights,
+    prefix,
+    weights_among,
+)
 from circuits.model.subject import bits_of
 from circuits.model.text import check_vocabulary
 from circuits.model.tokens import check_ids, check_tokens, is_text
@@ -316,7 +325,12 @@ class SparseTransformer(LensModel):
     def _weights(self, stack: Stack) -> dict[str, WeightRow]:
         """The weight matrices that a layer of a stack has."""
         crossed = self.encoder is not None and stack == "decoder"
-        return layer_weights(crossed=crossed, routed=self.config.experts > 0)
+        config = self.config
+        return layer_weights(crossed=crossed, routed=config.experts > 0, factored=config.factor_ratio > 0)
+
+    def weights_among(self, sites: Iterable[Site]) -> list[WeightAt]:
+        """The weight matrices that lead from one of these sites to another, layer by layer."""
+        return [at for at in weights_among(sites) if at.name in self._weights(at.stack)]
 
     def _weights_at(self) -> Iterator[WeightAt]:
         for stack in self.stacks:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from circuits.circuit.score import margins, two_way_loss
 from circuits.model.hooks import keep
-from circuits.model.sites import Site, WeightAt, weights_among
+from circuits.model.sites import Site, WeightAt
 from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from tasks import Batch
@@ -117,7 +117,7 @@ def _watched_maps(
     """Keeps what every weight matrix writes, or reads, of a pass."""
     handles = [
         model.linear(*at).register_forward_hook(partial(_keep_map, kept, at, of_inputs))
-        for at in weights_among(model.widths)
+        for at in model.weights_among(model.widths)
     ]
     try:
         with model.turn:

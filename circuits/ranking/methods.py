@@ -17,7 +17,7 @@ from circuits.heads.weights import check_finite
 from circuits.model.compute import check_learnable, resting, with_gradients
 from circuits.model.kinds import check_ours, of_subjects
 from circuits.model.options import Says
-from circuits.model.sites import Site, weights_among
+from circuits.model.sites import Site
 from circuits.model.subject import Subject
 from circuits.model.transformer import SparseTransformer
 from circuits.pruning.config import PruneConfig
@@ -30,7 +30,9 @@ from tasks import Task
 from tasks.base import Targets
 from tasks.near import unknown
 
-SAYS = Says(act=None, arch=None, norm=None, norm_position=None, embed_scale=None, experts=None)
+SAYS = Says(
+    act=None, arch=None, norm=None, norm_position=None, embed_scale=None, experts=None, factor_ratio=None
+)
 """What weight magnitude sees: composed heads read the stream through weights that belong to no edge."""
 Scores = Mapping[Any, Tensor]
 
@@ -140,7 +142,7 @@ def _magnitude(model: Subject, task: Task, config: RankConfig) -> Scores:
     check_ours(model, "magnitude")
     SAYS.check(model, "weight_magnitude", instead="Rank by attribution patching, which runs the model.")
     scores = {site: torch.zeros(width) for site, width in model.widths.items()}
-    for at in weights_among(scores):
+    for at in model.weights_among(scores):  # type: ignore[attr-defined]
         magnitude = model.linear(*at).weight.detach().abs().cpu()  # type: ignore[attr-defined]
         scores[at.source] += magnitude.sum(1)
         scores[at.target] += magnitude.sum(0)

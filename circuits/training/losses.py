@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from circuits.model.encdec import n_targets, next_token_loss
 from circuits.model.experts import balance_loss, router_logits
@@ -67,6 +68,23 @@ def validation_loss(model: SparseTransformer, tokens: Tensor) -> float:
     with torch.no_grad():
         losses = [float(model(chunk, return_type="loss")) * len(chunk) for chunk in tokens.split(64)]
     return sum(losses) / len(tokens)
+
+
+def nmse(prediction: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"]) -> Float[Tensor, ""]:
+    """`||prediction - target||^2 / ||target - mean(target)||^2`, the mean over all but the last axis.
+
+    0: exact; 1: no better than the mean. Source: Gao et al. 2025 (arXiv 2511.13653), bridges.
+    """
+    spread = (target - target.flatten(0, -2).mean(dim=0)).square().sum()
+    return (prediction - target).square().sum() / spread.clamp_min(1e-12)
+
+
+def kl_per_token(
+    reference: Float[Tensor, "batch pos d_vocab"], logits: Float[Tensor, "batch pos d_vocab"]
+) -> Float[Tensor, ""]:
+    """KL(reference || other) between next-token distributions, in nats, averaged over tokens."""
+    p, q = reference.flatten(0, 1).log_softmax(-1), logits.flatten(0, 1).log_softmax(-1)
+    return F.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
 def said_of(module: nn.Module) -> str:

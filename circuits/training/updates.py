@@ -1,13 +1,14 @@
 """One update of a model under the projection: learning rate, gradient scaling, Adam, projection, weight decay."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuits.model.compute import check_learnable
+from circuits.model.layers import Matrix
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 from circuits.training.projection import budget, density_at, project_topk, topk_mask
@@ -83,8 +84,8 @@ def _fall(config: TrainConfig, progress: float) -> float:
 
 
 def project(model: SparseTransformer, config: TrainConfig, progress: float) -> None:
-    """Zero all but the k largest weights of every matrix and bias, k from the schedule at `progress`."""
-    for matrix in model.matrices():
+    """Zero all but the k largest weights of every matrix and bias that trains, k from the schedule at `progress`."""
+    for matrix in _trained(model):
         k = _budget_at(config, matrix.group, matrix.parameter.numel(), progress)
         if k < matrix.parameter.numel():
             alive = config.min_alive if matrix.unit_axis is not None else 0
@@ -130,6 +131,11 @@ def _scale_gradients(model: nn.Module, how: str) -> None:
 
 def _decay(model: SparseTransformer, amount: float) -> None:
     with torch.no_grad():
-        for matrix in model.matrices():
+        for matrix in _trained(model):
             if matrix.parameter.ndim == 2:
                 matrix.parameter.mul_(1 - amount)
+
+
+def _trained(model: SparseTransformer) -> Iterator[Matrix]:
+    """The tensors of the budget, without those that are held as they are."""
+    return (matrix for matrix in model.matrices() if matrix.parameter.requires_grad)

@@ -15,7 +15,7 @@ from circuits.circuit.evaluator import Evaluator, Kept, MaskedModel
 from circuits.circuit.masked import run_masked
 from circuits.circuit.nodes import AllBut, Edge, Node
 from circuits.circuit.score import Score, margins
-from circuits.model.sites import Site, weights_among
+from circuits.model.sites import Site
 from circuits.model.subject import SparseSubject, Subject
 from circuits.trust.config import TrustConfig
 from circuits.trust.report import Entry
@@ -142,7 +142,7 @@ class Bench(MaskedModel):
         """For each coordinate, on a logarithmic scale: nonzero weights into and out of it, and their mean sizes."""
         assert isinstance(self.model, SparseSubject), "only weights that lead from node to node have looks"
         found = {site: torch.zeros(width, 4) for site, width in self.widths.items()}
-        for at in weights_among(self.widths):
+        for at in self.model.weights_among(self.widths):
             weight = self.model.linear(*at).weight.detach().cpu().float().abs()
             for site, axis, column in ((at.source, 1, 0), (at.target, 0, 2)):
                 number = (weight > 0).sum(dim=axis)

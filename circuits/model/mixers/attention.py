@@ -12,7 +12,7 @@ from transformer_lens.config import TransformerLensConfig
 
 from circuits.model.config import ModelConfig
 from circuits.model.hooks import HookPoint
-from circuits.model.layers import AbsTopK, Linear, Matrix
+from circuits.model.layers import AbsTopK, Factored, Linear, Matrix, new_map
 from circuits.model.mixers.past import Given
 from circuits.model.sites import Site
 
@@ -32,10 +32,11 @@ class Attention(nn.Module, ABC):
         self.n_heads, self.d_head = config.n_heads, config.d_head
         d_attn = config.n_heads * config.d_head
         std = 0.02
-        self.q = Linear(config.d_model, d_attn, std)
-        self.k = Linear(config.d_model, d_attn, std)
-        self.v = Linear(config.d_model, d_attn, std)
-        self.o = Linear(d_attn, config.d_model, std / math.sqrt(2 * config.n_layers))
+        self.q = new_map(config.d_model, d_attn, std, config.factor_attn)
+        self.k = new_map(config.d_model, d_attn, std, config.factor_attn)
+        self.v = new_map(config.d_model, d_attn, std, config.factor_attn)
+        out = std / math.sqrt(2 * config.n_layers)
+        self.o = new_map(d_attn, config.d_model, out, config.factor_attn)
         self.topk_in = AbsTopK(config.topk(Site(layer, "attn_in")))
         self.topk_q, self.topk_k, self.topk_v = (
             AbsTopK(config.topk(Site(layer, s))) for s in ("attn_q", "attn_k", "attn_v")
@@ -102,7 +103,7 @@ class Attention(nn.Module, ABC):
             for y, linear in zip(inputs, (self.q, self.k, self.v), strict=True)
         )
 
-    def _per_head(self, linear: Linear) -> Float[Tensor, "head d_model d_head"]:
+    def _per_head(self, linear: Linear | Factored) -> Float[Tensor, "head d_model d_head"]:
         return rearrange(linear.weight, "d_model (head d_head) -> head d_model d_head", head=self.n_heads)
 
     @property
