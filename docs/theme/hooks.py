@@ -4,6 +4,7 @@ mkdocs calls these functions by their names.
 """
 
 import ast
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,16 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
     """Links to files that are not part of the site become the names of those files."""
-    folder = (ROOT / "docs" / page.file.src_uri).parent
+    folder = posixpath.dirname(page.file.src_uri)
 
     def kept_or_named(link: re.Match[str]) -> str:
-        target = (folder / link[2]).resolve()
-        inside = target.is_relative_to(ROOT / "docs") and target.is_file()
-        left_out = target.suffix not in (".md", ".png")
-        if "reference/api" in str(target) or (inside and not left_out):
+        uri = posixpath.normpath(posixpath.join(folder, link[2]))
+        there = files.get_file_from_path(uri)
+        if there is not None and there.inclusion.is_included():
             return link[0]
+        target = (ROOT / "docs" / uri).resolve()
         return f"{link[1]} (`{target.relative_to(ROOT)}`)" if target.is_relative_to(ROOT) else link[0]
 
     return LINK.sub(kept_or_named, markdown)

@@ -38,10 +38,10 @@ def on_files(files: Any, config: Any) -> Any:
         text = "\n\n".join(part for cell in notebook.cells for part in parts(cell))
         note = "" if was_run else f"\n\n{NOT_RUN}"
         title, _, rest = text.partition("\n")
-        titles.append(f"{title.removeprefix('# ')}](/notebooks/{path.stem}.md)")
+        titles.append(f"[{title.removeprefix('# ')}]({path.stem}.md)")
         content = f"{WIDE}{title}{note}\n{rest}\n"
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=content))
-    listed = "\n".join(f"1. [{title.replace('(/notebooks/', '(')}" for title in titles)
+    listed = "\n".join(f"1. {title}" for title in titles)
     index = files.get_file_from_path("notebooks/index.md")
     content = index.content_string
     files.remove(index)
