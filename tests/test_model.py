@@ -3,6 +3,7 @@
 import inspect
 import math
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import pytest
@@ -30,7 +31,9 @@ def tokens() -> torch.Tensor:
 def by_hand(model: SparseTransformer, tokens: torch.Tensor) -> torch.Tensor:
     """The forward pass of the module docstring, written once more with loops over heads."""
     config = model.config
-    act = {"gelu": torch.nn.functional.gelu, "relu": lambda x: x.clamp(min=0)}[config.act]
+    gelu = torch.nn.functional.gelu
+    acts = {"gelu": gelu, "gelu_new": partial(gelu, approximate="tanh"), "relu": lambda x: x.clamp(min=0)}
+    act = acts[config.act]
 
     def norm(x):
         return x / (x.pow(2).mean(-1, keepdim=True) + config.norm_eps).sqrt()
@@ -177,7 +180,7 @@ def test_config_round_trip_and_errors():
         ModelConfig(d_vocab=3, n_layers=0)
     unhooked = replace(TINY)  # past the types that tests check and users do not
     object.__setattr__(unhooked, "act", "swish")
-    with pytest.raises(ValueError, match=r"act: got 'swish'; expected one of \('gelu', 'relu'\)"):
+    with pytest.raises(ValueError, match=r"act: got 'swish'; expected one of \('gelu', 'gelu_new', 'relu'\)"):
         unhooked.__post_init__()
     with pytest.raises((ValueError, TypeError), match="topk_sites"):
         ModelConfig.from_json({"topk_sites": ["resid"]})

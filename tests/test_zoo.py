@@ -1,11 +1,10 @@
 """The models that ship with the package do what their cards say."""
 
-import json
-
 import pytest
 
 from circuits.circuit.score import task_score
 from circuits.model.checkpoint import load_checkpoint
+from circuits.model.config import ModelConfig
 from circuits.training.config import TrainConfig
 from circuits.training.loop import with_vocabulary
 from circuits.zoo import catalogue, load, measured, names
@@ -48,7 +47,7 @@ def test_a_card_is_what_is_measured(name):
     assert found.card["command"] == f"python -m docs.experiments.zoo make {name}"
     assert found.card["seeds"] == [RECIPES[name].seed]
     assert found.card["about"] == RECIPES[name].about
-    assert found.card["model"] == json.loads(json.dumps(found.model.config.to_json()))
+    assert ModelConfig.from_json(found.card["model"]) == found.model.config
 
 
 REAL = ("python-sparse", "python-dense")

@@ -108,21 +108,21 @@ def stability(circuits: Mapping[str, Circuit]) -> Stability:
 
 
 def searches(
-    model: SparseTransformer,
     task: Task,
     config: PruneConfig,
     *,
+    n_ctx: int,
     seeds: int = 3,
     settings: Mapping[str, Mapping[str, int | float]] = SETTINGS,
 ) -> list[tuple[str, Task, PruneConfig]]:
-    """What a card prunes: what each search is called, its prompts and its settings."""
+    """What a card prunes: what each search is called, its prompts (of at most `n_ctx` tokens) and its settings."""
     own = [
         (f"seed {seed}, {name}", task, replace(_scaled(config, factors), seed=config.seed + seed))
         for seed in range(seeds)
         for name, factors in settings.items()
     ]
     others = other_prompts(task).items()
-    return own + [(name, other, config) for name, other in others if other.n_ctx <= model.n_ctx]
+    return own + [(name, other, config) for name, other in others if other.n_ctx <= n_ctx]
 
 
 @of_ours
@@ -151,7 +151,7 @@ def stability_card(
     """
     found = {}
     for name, prompts, changed in searches(
-        model, task, config or PruneConfig(), seeds=seeds, settings=settings
+        task, config or PruneConfig(), n_ctx=model.n_ctx, seeds=seeds, settings=settings
     ):
         try:
             found[name] = prune(model, prompts, changed, corpus=corpus, progress=progress)

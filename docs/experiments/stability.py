@@ -70,7 +70,7 @@ def one_card(seed: int, name: str) -> dict[str, Any]:
     """The card of one model and task, and the situation of its first circuit."""
     training = kept_training(MODELS / f"model-{seed}.safetensors", TrainConfig.toy(seed=seed))
     task, folder, found, seconds = load_task(name), KEPT / f"{name}-{seed}", {}, 0.0
-    for called, prompts, config in searches(training.model, task, PruneConfig(seed=seed)):
+    for called, prompts, config in searches(task, PruneConfig(seed=seed), n_ctx=training.model.n_ctx):
         path = folder / f"{called.replace(' ', '-').replace(',', '')}.json"
         settings = {"called": called, "train": training.config.to_json(), "prune": config.to_json()}
         made = once(path, settings, partial(_pruned, training, prompts, config, path))
