@@ -3,8 +3,8 @@
 1. Learn gates on all coordinates of all sites: task loss + penalty * number of open gates. Along the way that
    they close, take the smallest open set that meets the target.
 2. Rank it by gate (ties, by measured importance) and drop groups of the lowest rank, halving their size.
-3. Drop nodes, then edges, while the rest meets the target, until no single one can go (1-minimal). Where edges are
-   many, gates are learned on them first.
+3. Drop nodes, then edges, while the rest meets the target, until no single one can go (1-minimal); then two nodes of a
+   site that can go together, as two that cancel. Where edges are many, gates are learned on them first.
 4. Do so from several starts, and keep the smallest circuit.
 Gates learn on training prompts; steps 2 and 3 look at validation prompts; the reported score is on test prompts.
 """
