@@ -19,7 +19,7 @@ from circuits.bridges import (
     load_bridges,
     locations,
 )
-from circuits.bridges.fit import least_squares
+from circuits.bridges.scales import least_squares
 from circuits.bridges.measure import kl_per_token, nmse
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
