@@ -206,8 +206,10 @@ def test_a_hybrid_by_hand(bridges, tokens):
     assert torch.equal(bridges.hybrid(tokens, pair), by_hand)
 
 
+@torch.no_grad()
 def test_metrics_take_errors_and_means_from_what_is_carried(bridges, tokens):
     pair, maps = bridges.at("0.mlp")
+    assert pair == ("0.mlp", "0.mlp")
     row = next(r for r in bridge_metrics(bridges, tokens)["locations"] if r["location"] == str(pair))
     sides = bridges.sides
     theirs, ours = (sides[r].run(tokens, keep=["0.mlp"])[1]["0.mlp"] for r in ("dense", "sparse"))
@@ -387,6 +389,6 @@ def test_a_bigram_table_that_would_not_fit_is_refused():
     with pytest.raises(ValueError, match=said):
         ModelConfig(d_vocab=49_152)
     with pytest.raises(ValueError, match=said):
-        TrainConfig.toy(model={"d_vocab": 49_152})
+        TrainConfig.from_json({"model": {"d_vocab": 49_152}})
     assert ModelConfig(d_vocab=49_152, bigram=False).d_vocab == 49_152
     assert ModelConfig(d_vocab=31_622).bigram
