@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from circuits.bridges.maps import Maps
-from circuits.model.layers import Linear
+from circuits.model.layers import Linear, wide
 from circuits.reading import demand
 from circuits.settings import Positive, checked
 
@@ -69,8 +69,8 @@ def unit_scales(n: int) -> Scales:
 
 def scale_of(values: Float[Tensor, "batch pos d"]) -> float:
     """The power of two nearest to the root mean square about the mean (over batch and position); 1 for constants."""
-    wide = values.double()
-    rms = float((wide - wide.mean(dim=(0, 1))).square().mean().sqrt())
+    exact = values.double()
+    rms = float((exact - exact.mean(dim=(0, 1))).square().mean().sqrt())
     return 2.0 ** round(math.log2(rms)) if rms > LEAST else 1.0
 
 
@@ -94,7 +94,7 @@ def stored_scales(data: Any, n: int) -> Scales:
 def least_squares(
     x: Float[Tensor, "n d_in"], y: Float[Tensor, "n d_out"], *, ridge: float = 1e-4
 ) -> tuple[Float[Tensor, "d_in d_out"], Float[Tensor, " d_out"]]:
-    """Weight and bias of the affine map from rows of x to rows of y, slightly damped."""
+    """Weight and bias of the affine map from rows of x to rows of y, slightly damped; of half precision, in float32."""
     a, b = x.double(), y.double()
     centre, shift = a.mean(dim=0), b.mean(dim=0)
     a, b = a - centre, b - shift
@@ -105,4 +105,4 @@ def least_squares(
         * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     )
     weight = torch.linalg.solve(gram + damp, a.T @ b)
-    return weight.to(x), (shift - centre @ weight).to(x)
+    return weight.to(wide(x)), (shift - centre @ weight).to(wide(x))
