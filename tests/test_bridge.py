@@ -19,7 +19,7 @@ from circuits.bridges import (
     load_bridges,
     locations,
 )
-from circuits.bridges.fit import least_squares
+from circuits.bridges.scales import least_squares
 from circuits.model.checkpoint import load_checkpoint, save_checkpoint
 from circuits.model.config import ModelConfig
 from circuits.model.transformer import SparseTransformer
@@ -72,7 +72,9 @@ def tokens(text):
     return text.windows(4, 24, split="val", generator=torch.Generator().manual_seed(5))
 
 
-def hugging_face(kind: str = "gpt2", *, n_layers: int = 2, d_vocab: int = 50, reverse: bool = False):
+def hugging_face(
+    kind: str = "gpt2", *, n_layers: int = 2, d_vocab: int = 50, n_ctx: int = 24, reverse: bool = False
+):
     """A small Hugging Face model with mini-Python's tokenizer, behind a TransformerBridge; no download."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformer_lens.model_bridge import TransformerBridge
@@ -90,7 +92,7 @@ def hugging_face(kind: str = "gpt2", *, n_layers: int = 2, d_vocab: int = 50, re
     words.decoder = decoders.Fuse()
     torch.manual_seed(0)
     if kind == "gpt2":
-        shape = GPT2Config(vocab_size=d_vocab, n_positions=24, n_embd=16, n_layer=n_layers, n_head=2)
+        shape = GPT2Config(vocab_size=d_vocab, n_positions=n_ctx, n_embd=16, n_layer=n_layers, n_head=2)
         model, name = GPT2LMHeadModel(shape), "gpt2"
     else:
         shape = LlamaConfig(
@@ -99,7 +101,7 @@ def hugging_face(kind: str = "gpt2", *, n_layers: int = 2, d_vocab: int = 50, re
             intermediate_size=32,
             num_hidden_layers=n_layers,
             num_attention_heads=2,
-            max_position_embeddings=24,
+            max_position_embeddings=n_ctx,
         )
         model, name = LlamaForCausalLM(shape), "meta-llama/Llama-2-7b-hf"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="\n", pad_token="\n")

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from circuits.bridges.maps import Pair
-from circuits.settings import Amount, Count, Decay, Density, Positive, Seed, Settings, require
+from circuits.settings import Amount, Count, Decay, Density, Positive, Seed, Settings, Whole, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,8 @@ class BridgeConfig(Settings):
     "Pairs (dense location, sparse location); None: every location, of two models of equal depth."
     topk_fraction: Density | None = 0.25
     "Fraction of the sparse width that an encoder keeps, in (0, 1]; None: all."
+    first: Whole = 0
+    "Positions at the start of each text that bridges leave alone; 1 where a dense model's first one dwarfs the others."
     nmse_encode: Amount = 1.0
     "Coefficient: NMSE of the encoders, dense to sparse."
     nmse_decode: Amount = 1.0
@@ -37,7 +39,7 @@ class BridgeConfig(Settings):
     batch_size: Count = 32
     "Sequences of a step beside a fixed sparse model; one that trains brings its own."
     lr: Positive = 3e-3
-    "Peak learning rate of the maps (Adam); it rises over the first 1 % of steps, then falls linearly to 0."
+    "Peak rate of the maps (Adam), relative to the spread of values; up over the first 1 % of steps, then down to 0."
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     "Adam's averaging constants."
     n_val: Count = 256

@@ -2,6 +2,7 @@
 
 One step: both models run plainly; at each pair the maps carry each side's activations over (two NMSE terms),
 and each model runs on from what was carried to it (two KL terms against the dense model's own predictions).
+Maps learn in units of their values' spread, which are folded into them at the end (`circuits.bridges.scales`).
 A sparse model that is trained beside also learns from its cross-entropy and from the dense model's predictions,
 through every term, under its own projection.
 """
@@ -9,7 +10,7 @@ through every term, under its own projection.
 import json
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from circuits.bridges.checks import check_finite, check_text, resolve_pairs
 from circuits.bridges.config import TERMS, BridgeConfig
 from circuits.bridges.maps import BridgeSet, Maps, new_maps, put
 from circuits.bridges.measure import NonFiniteLossError, bridge_metrics, next_token_loss
+from circuits.bridges.scales import Scales, least_squares, scale_of, stored_scales
 from circuits.bridges.sides import Model, Side, still
 from circuits.files import check_writable
 from circuits.kernels import keep_pages
@@ -142,8 +144,14 @@ class _Fit:
         self.n_pos = min(dense.n_ctx, self.sparse.n_ctx)
         if self.n_pos < 2:
             raise ValueError(f"n_ctx: the models share {self.n_pos}; expected at least 2, for a next token.")
-        if self.updates is None and config.init == "regression":
-            self._regress()
+        require(
+            config,
+            "first",
+            config.first < self.n_pos,
+            f"at most {self.n_pos - 1}, since the models share a context of {self.n_pos} tokens and bridges need "
+            "at least one. Lower it: 1 leaves out the first token",
+        )
+        self._start()
         self.optimizer = torch.optim.Adam(self.maps.parameters(), lr=config.lr, betas=config.betas, eps=1e-8)
         self.history: list[Entry] = []
         self.step = 0
@@ -158,7 +166,7 @@ class _Fit:
         """One update of the maps, and of the sparse model where it trains."""
         step = self.step
         with sparse_compute(self.sparse.model, self._weight_gradient()):
-            terms = self._finite_terms(self._windows(self.batch_size))
+            terms = self._finite_terms(self._windows(self.batch_size, self.generator))
         loss = torch.stack([getattr(self.config, name) * term for name, term in terms.items()]).sum()
         if not bool(loss.isfinite()):
             raise NotFiniteError(
@@ -204,18 +212,22 @@ class _Fit:
         check_finite(self.dense, dense)
         check_finite(self.sparse, sparse)
         terms = {name: reference.new_zeros(()) for name in TERMS[:4]}
-        chosen, weight = self._chosen()
+        (chosen, weight), first = self._chosen(), self.config.first
         for i, (pair, maps) in enumerate(zip(self.pairs, self.maps, strict=True)):
             assert isinstance(maps, Maps)
-            encoded, decoded = maps.encode(dense[pair.dense]), maps.decode(sparse[pair.sparse])
-            terms["nmse_encode"] = terms["nmse_encode"] + nmse(encoded, sparse[pair.sparse].detach())
-            terms["nmse_decode"] = terms["nmse_decode"] + nmse(decoded, dense[pair.dense])
+            ours, theirs = sparse[pair.sparse], dense[pair.dense]
+            encoded, decoded = self.scales.encode(i, maps, theirs), self.scales.decode(i, maps, ours)
+            for name, found, target in (
+                ("nmse_encode", encoded, ours.detach()),
+                ("nmse_decode", decoded, theirs),
+            ):
+                terms[name] = terms[name] + nmse(found[:, first:], target[:, first:])
             for name, side, place, value in (
                 ("kl_dense_to_sparse", self.sparse, pair.sparse, encoded),
                 ("kl_sparse_to_dense", self.dense, pair.dense, decoded),
             ):
                 if i in chosen and getattr(self.config, name) > 0:
-                    hybrid, _ = side.run(tokens, replace={place: put(value)})
+                    hybrid, _ = side.run(tokens, replace={place: put(value, first)})
                     terms[name] = terms[name] + weight * kl_per_token(reference, hybrid)
         if self.updates is not None:
             terms["kl_plain"] = kl_per_token(reference, logits)
@@ -228,41 +240,68 @@ class _Fit:
         some = min(self.config.hybrids_per_step or n, n)
         return set(torch.randperm(n, generator=self.generator)[:some].tolist()), n / some
 
-    def _windows(self, n: int) -> Tensor:
-        tokens = self.text.windows(n, self.n_pos, split="train", generator=self.generator)
+    def _windows(self, n: int, generator: torch.Generator) -> Tensor:
+        tokens = self.text.windows(n, self.n_pos, split="train", generator=generator)
         return tokens.to(self.dense.device)
 
-    def _regress(self) -> None:
-        """Set the maps to the least-squares ones of a sample of text (before AbsTopK)."""
-        tokens = self._windows(64)
-        with torch.no_grad(), still(self.dense.model, self.sparse.model):
-            _, dense = self.dense.run(tokens, keep=[p.dense for p in self.pairs])
-            _, sparse = self.sparse.run(tokens, keep=[p.sparse for p in self.pairs])
-        check_finite(self.dense, dense)
-        check_finite(self.sparse, sparse)
-        for pair, maps in zip(self.pairs, self.maps, strict=True):
+    def _start(self) -> None:
+        """Take scales from a first sample of text, and set the maps to what they start from in these units."""
+        regresses = self.updates is None and self.config.init == "regression"
+        # A sample that only scales are taken from leaves the draws of the batches alone.
+        generator = self.generator if regresses else torch.Generator().manual_seed(self.config.seed)
+        tokens = self._windows(64, generator)
+        dense, sparse = self._values(self.dense, tokens), self._values(self.sparse, tokens)
+        self.scales = Scales(dense=tuple(map(scale_of, dense)), sparse=tuple(map(scale_of, sparse)))
+        if self.updates is not None:
+            self._start_along()
+        elif regresses:
+            self._regress(dense, sparse)
+
+    def _values(self, side: Side, tokens: Tensor) -> list[Tensor]:
+        """A side's values [batch, pos, d_model] at its location of each pair, where bridges carry them."""
+        places = [getattr(pair, side.role) for pair in self.pairs]
+        with torch.no_grad(), still(side.model):
+            _, found = side.run(tokens, keep=places)
+        check_finite(side, found)
+        return [found[place][:, self.config.first :] for place in places]
+
+    def _start_along(self) -> None:
+        """Units for a model that trains along, and encoders that write what is as small as its values are at first.
+
+        Those grow from some hundredths toward the dense model's, or toward 1 where that is less: such are the units.
+        """
+        along = tuple(min(1.0, scale) for scale in self.scales.dense)
+        for maps, at_first, scale in zip(self.maps, self.scales.sparse, along, strict=True):
             assert isinstance(maps, Maps)
-            for linear, x, y in (
-                (maps.encoder, dense[pair.dense], sparse[pair.sparse]),
-                (maps.decoder, sparse[pair.sparse], dense[pair.dense]),
+            maps.encoder.weight.data.mul_(at_first / scale)
+        self.scales = replace(self.scales, sparse=along)
+
+    def _regress(self, dense: list[Tensor], sparse: list[Tensor]) -> None:
+        """Set the maps to the least-squares ones of a sample of text (before AbsTopK)."""
+        for i, (maps, h, g) in enumerate(zip(self.maps, dense, sparse, strict=True)):
+            assert isinstance(maps, Maps)
+            for (linear, read, written), (x, y) in zip(
+                self.scales.of(i, maps), ((h, g), (g, h)), strict=True
             ):
                 weight, bias = least_squares(x.flatten(0, 1), y.flatten(0, 1))
-                linear.weight.data.copy_(weight)
-                linear.bias.data.copy_(bias)
+                linear.weight.data.copy_(weight * (read / written))
+                linear.bias.data.copy_(bias / written)
 
     def rescue(self, path: str | Path) -> Path:
         """Maps and sparse model of the last finite loss: nothing can go on from them to another end."""
         self.good.put_back()
-        extra = {f"maps.{name}": value for name, value in self.maps.state_dict().items()}
+        maps = self.scales.folded(self.maps)
+        extra = {f"maps.{name}": value for name, value in maps.state_dict().items()}
         return save_checkpoint(path, self.sparse.model, meta={"history": self.history}, extra=extra)
 
     def save(self, path: str | Path) -> Path:
-        """Everything needed to go on: maps, sparse model, Adam's moments, the generator, the history."""
+        """Everything needed to go on: maps, their scales, sparse model, Adam's moments, the generator, the history."""
         extra = {f"maps.{name}": value for name, value in self.maps.state_dict().items()}
         extra["generator"] = self.generator.get_state()
         for name, optimizer in self._optimizers().items():
             extra |= optimizer_tensors(name, optimizer)
         meta = {"fit": self._identity(), "step": self.step, "history": self.history}
+        meta["scales"] = asdict(self.scales)
         return save_checkpoint(path, self.sparse.model, meta=meta, extra=extra)
 
     def restore(self, path: str | Path) -> None:
@@ -277,13 +316,14 @@ class _Fit:
         with reading(path, "a fit that was interrupted", name="resume"):
             step = stored_count(saved.meta.get("step"), "step", self.n_steps)
             history = stored_history(saved.meta.get("history"))
+            scales = stored_scales(saved.meta.get("scales"), len(self.pairs))
             if self.updates is not None:  # else it is the same already, and maybe compact
                 self.sparse.model.load_state_dict(saved.model.state_dict())
             restore_generator(self.generator, saved.extra)
             self.maps.load_state_dict(maps)
             for name, optimizer in self._optimizers().items():
                 restore_optimizer(name, optimizer, saved.extra)
-        self.step, self.history = step, history
+        self.step, self.history, self.scales = step, history, scales
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         beside = {} if self.updates is None else {"adam_sparse": self.updates.optimizer}
@@ -310,8 +350,9 @@ class _Fit:
             dense=self.dense.model,
             sparse=sparse,
             pairs=self.pairs,
-            maps=self.maps.requires_grad_(False),
+            maps=self.scales.folded(self.maps).requires_grad_(False),
             topk_fraction=self.config.topk_fraction,
+            first=self.config.first,
             history=self.history,
         )
         generator = torch.Generator().manual_seed(1)
@@ -320,26 +361,13 @@ class _Fit:
         return replace(bridges, metrics={**metrics, "bridge": self.config.to_json()})
 
 
-def least_squares(x: Tensor, y: Tensor, *, ridge: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """Weight [d_in, d_out] and bias [d_out] of the affine map from rows of x to rows of y, slightly damped."""
-    a, b = x.double(), y.double()
-    centre, shift = a.mean(dim=0), b.mean(dim=0)
-    a, b = a - centre, b - shift
-    gram = a.T @ a
-    damp = (
-        ridge
-        * gram.diagonal().mean().clamp_min(1e-12)
-        * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    )
-    weight = torch.linalg.solve(gram + damp, a.T @ b)
-    return weight.to(x), (shift - centre @ weight).to(x)
-
-
 def _in_new_names(identity: Any, asked: dict[str, Any]) -> Any:
     """What an interrupted fit says of itself, also where an older version wrote it, which knew its text by name."""
     if not isinstance(identity, dict):
         return identity
     identity = {**{name: asked[name] for name in ("text_hash", "tokenizer")}, **identity}
+    if isinstance(identity.get("bridge"), dict):
+        identity["bridge"] = {"first": 0, **identity["bridge"]}
     if not isinstance(identity.get("sparse"), dict):
         return identity
     return {**identity, "sparse": {**TrainConfig().to_json(), **with_new_names(identity["sparse"])}}

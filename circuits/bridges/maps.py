@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ from circuits.model.layers import AbsTopK, Linear
 from circuits.model.stored import FLOATS, check_tensor, opened, save_stored
 from circuits.model.transformer import SparseTransformer
 from circuits.reading import demand
-from circuits.settings import checked
+from circuits.settings import Whole, checked
 from circuits.views import Plotted
 from tasks.tokenizer_files import check_same_tokenizer
 
@@ -67,6 +68,8 @@ class BridgeSet(Plotted):
     "`Maps` of each pair."
     topk_fraction: float | None
     "Fraction of the sparse width that encoders keep; None: all."
+    first: int = 0
+    "Positions at the start of each text that bridges leave alone: there a hybrid keeps the model's own values."
     metrics: dict[str, Any] = field(default_factory=dict)
     "Validation metrics: `locations` holds a row for each pair; see `bridge_metrics`."
     history: list[dict[str, int | float]] = field(default_factory=list)
@@ -74,6 +77,11 @@ class BridgeSet(Plotted):
 
     def __repr__(self) -> str:
         return f"BridgeSet({len(self.pairs)} pairs: {', '.join(map(str, self.pairs))})"
+
+    @cached_property
+    def sides(self) -> dict[str, Side]:
+        """The two models behind one interface, by role."""
+        return {"dense": Side(self.dense, "dense"), "sparse": Side(self.sparse, "sparse")}
 
     def index(self, pair: Pair | str) -> int:
         """Position of a pair, given as such, by its name, or by a location that only one pair has."""
@@ -99,28 +107,25 @@ class BridgeSet(Plotted):
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of a pass that starts in one model and changes to the other at each crossing, in order.
 
-        Each model runs its own forward pass; at a crossing the whole residual stream is mapped and put in the
-        place of the other model's. No crossing: the plain model. Raises ValueError for a location without a
-        bridge, or a crossing that lies before the one through which its model was entered.
+        Each model runs its own forward pass; at a crossing the whole residual stream, from position `first` on, is
+        mapped and put in the place of the other model's. No crossing: the plain model. Raises ValueError for a
+        location without a bridge, or a crossing that lies before the one through which its model was entered.
         """
         if start not in ("dense", "sparse"):
             raise ValueError(f"start: got {start!r}; expected 'dense' or 'sparse'.")
         ties = [self.at(crossing) for crossing in crossings]
-        return cross(
-            {"dense": Side(self.dense, "dense"), "sparse": Side(self.sparse, "sparse")}, tokens, ties, start
-        )
+        return cross(self.sides, tokens, ties, start, first=self.first)
 
     def fingerprints(self) -> dict[str, str]:
         """Hashes of the two models' weights."""
-        return {
-            "dense": Side(self.dense, "dense").fingerprint(),
-            "sparse": Side(self.sparse, "sparse").fingerprint(),
-        }
+        return {role: side.fingerprint() for role, side in self.sides.items()}
 
     def summary(self) -> dict[str, Any]:
         """The worst location of every metric, flat and in plain JSON types.
 
         nothing_to_recover_*: at how many locations mean ablation costs nothing, so that no share was recovered.
+        max_position_0_share: the greatest share of a location's sum of squares that position 0 holds, of both models;
+        near 1, errors and means of that location are those of one position: fit with `first=1`.
         """
         rows = self.metrics.get("locations", [])
         shares = {
@@ -139,6 +144,7 @@ class BridgeSet(Plotted):
             },
             "max_nmse_encode": max((r["nmse_encode"] for r in rows), default=None),
             "max_nmse_decode": max((r["nmse_decode"] for r in rows), default=None),
+            "max_position_0_share": max(_position_0_shares(rows), default=None),
         }
         return {
             "n_pairs": len(self.pairs),
@@ -156,6 +162,7 @@ class BridgeSet(Plotted):
             "fingerprints": self.fingerprints(),
             "pairs": [list(pair) for pair in self.pairs],
             "topk_fraction": self.topk_fraction,
+            "first": self.first,
             "metrics": self.metrics,
             "history": self.history,
         }
@@ -189,6 +196,7 @@ def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -
             check_model(side, header["fingerprints"][role], path)
         pairs = _stored_pairs(header["pairs"], sides)
         topk_fraction = checked("topk_fraction", header["topk_fraction"], Share | None)
+        first = _stored_first(header.get("first", 0), sides)
         _check_maps(file, sides, len(pairs))
         maps = new_maps(sides["dense"], sides["sparse"], pairs, topk_fraction, seed=0)
         maps.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
@@ -198,6 +206,7 @@ def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -
             pairs=pairs,
             maps=maps.requires_grad_(False),
             topk_fraction=topk_fraction,
+            first=first,
             metrics=_object(header["metrics"], "metrics"),
             history=[_object(entry, "history") for entry in header["history"]],
         )
@@ -206,6 +215,20 @@ def load_bridges(path: str | Path, *, dense: Model, sparse: SparseTransformer) -
 def _object(data: Any, name: str) -> dict[str, Any]:
     demand(isinstance(data, dict), f"{name}: got {data!r}", "a JSON object")
     return dict(data)
+
+
+def _position_0_shares(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Those that metrics hold; files from before they were measured hold none."""
+    names = ("position_0_share_dense", "position_0_share_sparse")
+    return [row[name] for row in rows for name in names if name in row]
+
+
+def _stored_first(data: Any, sides: dict[str, Side]) -> int:
+    """The positions that bridges of a file leave alone; files from before there were any say nothing."""
+    first = int(checked("first", data, Whole))
+    shared = min(side.n_ctx for side in sides.values())
+    demand(first < shared, f"first: got {first}", f"less than {shared}, the context that the models share")
+    return first
 
 
 def _stored_pairs(data: Any, sides: dict[str, Side]) -> tuple[Pair, ...]:
@@ -270,7 +293,12 @@ def new_maps(
 
 
 def cross(
-    sides: dict[Any, Side], tokens: Tensor, ties: Sequence[tuple[Pair, Maps]], start: Role
+    sides: dict[str, Side],
+    tokens: Tensor,
+    ties: Sequence[tuple[Pair, Maps]],
+    start: Role,
+    *,
+    first: int = 0,
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """The pass behind `BridgeSet.hybrid`; differentiable in the maps and in both models."""
     now: Role = start
@@ -285,13 +313,15 @@ def cross(
         _, kept = side.run(tokens, keep=[place], replace=entered)
         value = maps.encode(kept[place]) if now == "dense" else maps.decode(kept[place])
         now = other(now)
-        entered = {getattr(pair, now): put(value)}
+        entered = {getattr(pair, now): put(value, first)}
     return sides[now].run(tokens, replace=entered)[0]
 
 
-def put(value: Tensor) -> Any:
-    """An edit that replaces whatever is there by `value`."""
-    return lambda x: value.to(x)
+def put(value: Float[Tensor, "batch pos d_model"], first: int = 0) -> Any:
+    """An edit that replaces whatever is there, from position `first` on, by `value`."""
+    if first == 0:
+        return lambda x: value.to(x)
+    return lambda x: torch.cat([x[:, :first], value[:, first:].to(x)], dim=1)
 
 
 def other(role: Role) -> Literal["dense", "sparse"]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from circuits.bridges.maps import BridgeSet, Maps, Pair, cross, put
 from circuits.bridges.sides import Role, Side, still
+from circuits.model.layers import wide
 from circuits.model.tokens import only, real_places
 from circuits.statistics import share_of
 from circuits.training.losses import nmse
@@ -22,14 +23,27 @@ IGNORED = -100
 
 
 class Text(NamedTuple):
-    """Tokens, and where they are text and no padding."""
+    """Tokens, where they are text and no padding, and the position from which on bridges carry values."""
 
     tokens: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
+    first: int
 
     def chunks(self) -> list["Text"]:
         """Rows that are run together."""
-        return [Text(*parts) for parts in zip(self.tokens.split(CHUNK), self.real.split(CHUNK), strict=True)]
+        parts = zip(self.tokens.split(CHUNK), self.real.split(CHUNK), strict=True)
+        return [Text(tokens, real, self.first) for tokens, real in parts]
+
+    def bridged(self) -> Bool[Tensor, "batch pos"]:
+        """Where bridges carry values. Raises ValueError where that is nowhere."""
+        found = self.real.clone()
+        found[:, : self.first] = False
+        if not bool(found.any()):
+            raise ValueError(
+                f"tokens: got texts of at most {int(self.real.sum(dim=1).max())} tokens; expected more than "
+                f"{self.first}, the positions that these bridges leave alone. Give longer texts."
+            )
+        return found
 
     def n_targets(self) -> int:
         """Tokens that are foretold."""
@@ -38,6 +52,19 @@ class Text(NamedTuple):
 
 class NonFiniteLossError(ValueError):
     """A pass of a model, a hybrid or an ablation has a loss that is not finite."""
+
+
+def position_0_share(
+    value: Float[Tensor, "batch pos d"], real: Bool[Tensor, "batch pos"]
+) -> Float[Tensor, ""]:
+    """Share of the sum of squares about the mean (over batch and position) that position 0 holds, in [0, 1].
+
+    Of n positions it is 1 / n where all are alike; a value at position 0 that is always the same gets to 1 - 1 / n,
+    however large it is. real: where tokens are text and no padding.
+    """
+    value = wide(value)
+    squares = (value - only(real, value).mean(dim=(0, 1))).square().sum(-1) * real
+    return squares[:, 0].sum() / squares.sum().clamp_min(1e-12)
 
 
 def next_token_loss(
@@ -65,8 +92,11 @@ def bridge_metrics(
     A row has nmse_encode and nmse_decode, the loss of the hybrid that changes model there in either direction,
     the loss of the model it ends in with the residual stream there held at its mean (over batch and position),
     and recovered = (ablated - hybrid) / (ablated - plain): 0 is mean ablation, 1 is the plain model; None where mean
-    ablation costs next to nothing or helps, so that there is nothing to recover.
+    ablation costs next to nothing or helps, so that there is nothing to recover. Of the positions before
+    `bridges.first` no error is counted and no mean taken, and none is carried over or held; losses are those of all.
+    position_0_share_dense and _sparse: see `position_0_share`; they are of all positions, whatever `first` is.
     lengths: tokens of each row that are no padding, as `batch.lengths` says for the prompts of a task; None: all.
+    Raises ValueError where every text ends before position `first`.
 
     Examples:
         >>> bridges = circuits.load("mini-python-sparse").bridges
@@ -75,8 +105,7 @@ def bridge_metrics(
         >>> [row["location"] for row in metrics["locations"]]
         ['embed', '0.attn', '0.mlp']
     """
-    text = Text(tokens, real_places(tokens, lengths))
-    sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}
+    text, sides = Text(tokens, real_places(tokens, lengths), bridges.first), bridges.sides
     with torch.no_grad(), still(bridges.dense, bridges.sparse):
         values = {
             role: _activations(side, tokens, list(dict.fromkeys(getattr(p, role) for p in bridges.pairs)))
@@ -104,8 +133,7 @@ def chain_losses(
         >>> circuits.bridges.chain_losses(bridges, prompts.clean, lengths=prompts.lengths).shape
         torch.Size([3, 3])
     """
-    text = Text(tokens, real_places(tokens, lengths))
-    sides = {"dense": Side(bridges.dense, "dense"), "sparse": Side(bridges.sparse, "sparse")}
+    text, sides = Text(tokens, real_places(tokens, lengths), bridges.first), bridges.sides
     ties = [bridges.at(pair) for pair in bridges.pairs]
     losses = torch.full((len(ties), len(ties)), torch.nan)
     between: Role = "sparse" if start == "dense" else "dense"
@@ -115,7 +143,8 @@ def chain_losses(
             for j, back in enumerate(ties):
                 if order[j] >= order[i]:
                     parts = [
-                        (cross(sides, chunk.tokens, [out, back], start), chunk) for chunk in text.chunks()
+                        (cross(sides, chunk.tokens, [out, back], start, first=text.first), chunk)
+                        for chunk in text.chunks()
                     ]
                     losses[i, j] = _mean_loss(parts)
     return losses
@@ -131,10 +160,13 @@ def _row(
 ) -> dict[str, Any]:
     dense, sparse = values["dense"][pair.dense], values["sparse"][pair.sparse]
     encoded, decoded = maps.encode(dense), maps.decode(sparse)
+    bridged = text.bridged()
     row: dict[str, Any] = {"location": str(pair), "dense": pair.dense, "sparse": pair.sparse}
     row |= {
-        "nmse_encode": float(nmse(only(text.real, encoded), only(text.real, sparse))),
-        "nmse_decode": float(nmse(only(text.real, decoded), only(text.real, dense))),
+        "nmse_encode": float(nmse(only(bridged, encoded), only(bridged, sparse))),
+        "nmse_decode": float(nmse(only(bridged, decoded), only(bridged, dense))),
+        "position_0_share_dense": float(position_0_share(dense, text.real)),
+        "position_0_share_sparse": float(position_0_share(sparse, text.real)),
     }
     for end, place, carried, own in (
         ("sparse", pair.sparse, encoded, sparse),
@@ -142,7 +174,7 @@ def _row(
     ):
         name = "dense_to_sparse" if end == "sparse" else "sparse_to_dense"
         hybrid = _loss(sides[end], text, place, carried)
-        ablated = _loss(sides[end], text, place, only(text.real, own).mean(dim=(0, 1)).expand_as(own))
+        ablated = _loss(sides[end], text, place, only(bridged, own).mean(dim=(0, 1)).expand_as(own))
         row[f"loss_{name}"], row[f"ablated_{name}"] = hybrid, ablated
         row[f"recovered_{name}"] = share_of(ablated - hybrid, ablated - plain[end])
     return row
@@ -156,14 +188,17 @@ def _activations(side: Side, tokens: Tensor, places: Sequence[str]) -> dict[str,
 def _loss(side: Side, text: Text, place: str = "", value: Tensor | None = None) -> float:
     parts = []
     for i, chunk in enumerate(text.chunks()):
-        edit = {} if value is None else {place: put(value[i * CHUNK : i * CHUNK + len(chunk.tokens)])}
+        rows = slice(i * CHUNK, i * CHUNK + len(chunk.tokens))
+        edit = {} if value is None else {place: put(value[rows], text.first)}
         parts.append((side.run(chunk.tokens, replace=edit)[0], chunk))
     return _mean_loss(parts)
 
 
 def _mean_loss(parts: list[tuple[Tensor, Text]]) -> float:
     """Over all targets: a part counts by how many it has."""
-    losses = [(float(next_token_loss(logits, *text)), text.n_targets()) for logits, text in parts]
+    losses = [
+        (float(next_token_loss(logits, text.tokens, text.real)), text.n_targets()) for logits, text in parts
+    ]
     if not any(n for _, n in losses):
         raise ValueError(
             "lengths: got rows of 1 token; expected at least one of 2 or more, for a next token."

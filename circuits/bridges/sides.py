@@ -6,7 +6,7 @@ after the embedding, after each attention, after each MLP). Both sides run their
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -56,8 +56,14 @@ class Side:
         self.is_ours = isinstance(model, SparseTransformer)
         self.n_layers, self.d_model = int(model.cfg.n_layers), int(model.cfg.d_model)
         self.d_vocab, self.n_ctx = int(model.cfg.d_vocab), int(model.cfg.n_ctx)
-        self.locations = locations(self.n_layers)
-        self._check_middles()
+
+    @cached_property
+    def locations(self) -> tuple[str, ...]:
+        """The points that it has, in forward order. A wrapped model is run once, on a few tokens, to see which."""
+        every = locations(self.n_layers)
+        if self.is_ours or self._has_middles():
+            return every
+        return tuple(place for place in every if not place.endswith("attn"))
 
     @property
     def device(self) -> torch.device:
@@ -98,24 +104,23 @@ class Side:
             return [(f"blocks.{layer}.hook_resid_mid", lambda x, hook: edit(x))]
         return _middle_hooks(layer, edit)
 
-    def _check_middles(self) -> None:
-        """Make sure that the point after attention is where the wrapped model's arithmetic says it is."""
-        if self.is_ours:
-            return
+    def _has_middles(self) -> bool:
+        """Whether each point after attention is where the wrapped model's arithmetic says it is; one pass for all."""
         tokens = torch.zeros(1, min(4, self.n_ctx), dtype=torch.int64, device=self.device)
-        seen: dict[str, Tensor] = {}
-        see = partial(keep, seen, "mid")
+        summed: dict[str, Tensor] = {}
+        said: dict[str, Tensor] = {}
+        hooks: list[tuple[str, Callable[..., Any]]] = []
+        for layer in map(str, range(self.n_layers)):
+            hooks += _middle_hooks(layer, partial(_edit, layer, None, summed))
+            hooks.append((f"blocks.{layer}.hook_resid_mid", partial(keep, said, layer)))
         try:
-            for layer in range(self.n_layers):
-                with (
-                    torch.no_grad(),
-                    still(self.model),
-                    self.model.hooks(fwd_hooks=[(f"blocks.{layer}.hook_resid_mid", see)]),
-                ):
-                    _, kept = self.run(tokens, keep=[f"{layer}.attn"])
-                torch.testing.assert_close(kept[f"{layer}.attn"], seen["mid"], rtol=1e-3, atol=1e-4)
+            with torch.no_grad(), still(self.model), self.model.hooks(fwd_hooks=hooks):
+                self.model(tokens)
+            for layer in map(str, range(self.n_layers)):
+                torch.testing.assert_close(summed[layer], said[layer], rtol=1e-3, atol=1e-4)
         except (KeyError, AssertionError, AttributeError):
-            self.locations = tuple(place for place in self.locations if not place.endswith("attn"))
+            return False
+        return True
 
 
 def _has_hooks(model: Any) -> bool:
@@ -137,7 +142,8 @@ def _middle_hooks(layer: str, edit: Edit) -> list[tuple[str, Callable[..., Any]]
     """Hooks that edit a wrapped model's residual stream after attention.
 
     Its own `hook_resid_mid` is only the input of the norm before the MLP: a value put there never reaches the
-    skip connection. So the attention's output is changed instead, to what makes the sum come out as edited.
+    skip connection. So the attention's output is changed instead, by as much as the sum is: where an edit changes
+    nothing, the pass keeps its bits, however large the stream is beside what attention adds.
     """
     before: dict[str, Tensor] = {}
     return [
@@ -147,8 +153,8 @@ def _middle_hooks(layer: str, edit: Edit) -> list[tuple[str, Callable[..., Any]]
 
 
 def _edit_sum(before: dict[str, Tensor], layer: str, edit: Edit, attn_out: Tensor, hook: Any) -> Tensor:
-    resid = before.pop(layer)
-    return edit(resid + attn_out) - resid
+    total = before.pop(layer) + attn_out
+    return attn_out + (edit(total) - total)
 
 
 @contextmanager

@@ -130,8 +130,8 @@ def steer(
 
     Both prompts of each pair are steered, each toward the other: rows are those of `batch.tokens_and_targets()`.
     amount: move every position by this much (in units of the channel) instead of toward the counterfactual.
-    positions: add the move at every position, or at the last prompt token only. n_controls: draws of each
-    control. Raises ValueError for a location without a bridge, or channels that do not exist.
+    positions: add the move at every position that the bridges carry, or at the last prompt token only. n_controls:
+    draws of each control. Raises ValueError for a location without a bridge, or channels that do not exist.
 
     Examples:
         >>> bridges = circuits.load("mini-python-sparse").bridges
@@ -147,12 +147,13 @@ def steer(
     n_controls, seed = checked("n_controls", n_controls, int), checked("seed", seed, Seed)
     _check(bridges, channels, strengths, positions, n_controls)
     targets = batch.tokens_and_targets()
-    dense, sparse = Side(bridges.dense, "dense"), Side(bridges.sparse, "sparse")
+    dense, sparse = bridges.sides["dense"], bridges.sides["sparse"]
     generator = torch.Generator().manual_seed(seed)
     rows = maps.decoder.weight.detach()
     chosen = torch.tensor(list(channels))
     with torch.no_grad(), still(bridges.dense, bridges.sparse):
         move = _move(sparse, pair.sparse, targets, chosen, amount, positions)
+        move[:, : bridges.first] = 0
         delta = move @ rows[chosen]
         others = [_others(rows, channels, generator) for _ in range(n_controls)]
         noise = [

@@ -1,5 +1,6 @@
 """What decides a model: frozen, checked when made, JSON in and out."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,9 @@ Share = Annotated[
     float, Within("a number in (0, 1], since 0 would leave k = 0 and no activation at all", above=0, most=1)
 ]
 
+
+LARGEST_TABLE = 4 * 10**9
+"""Bytes that a bigram table takes in float32, at most."""
 
 Layers = Annotated[int, Within("a whole number from 1 to 1,024", least=1, most=1024)]
 
@@ -90,6 +94,7 @@ class ModelConfig(Settings):
                 f"attention: got {self.attention!r} with compose={self.compose!r}; expected 'softmax', or "
                 "'compose' for composed heads. Pass attention=\"compose\" along with compose=."
             )
+        _check_table(self)
         _check_experts(self)
         _check_stacks(self)
 
@@ -169,6 +174,17 @@ class ModelConfig(Settings):
 def _inner(ratio: float, *sides: int) -> int:
     """Inner coordinates of a product of two matrices: at least one, unless there is no product."""
     return max(1, round(ratio * min(sides))) if ratio else 0
+
+
+def _check_table(config: ModelConfig) -> None:
+    """Raise ValueError for a bigram table that would take more than `LARGEST_TABLE`."""
+    n_bytes = 4 * (config.d_vocab or 0) ** 2
+    if config.bigram and n_bytes > LARGEST_TABLE:
+        raise ValueError(
+            f"bigram: got True with d_vocab={config.d_vocab}; expected a dense table [d_vocab, d_vocab] of at most "
+            f"{LARGEST_TABLE / 1e9:g} GB, and this one would take {n_bytes / 1e9:,.1f} GB. Pass bigram=False, or take "
+            f"a tokenizer of at most {math.isqrt(LARGEST_TABLE // 4):,} tokens."
+        )
 
 
 def _check_experts(config: ModelConfig) -> None:

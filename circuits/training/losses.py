@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from circuits.model.encdec import n_targets, next_token_loss
 from circuits.model.experts import balance_loss, router_logits
+from circuits.model.layers import wide
 from circuits.model.transformer import SparseTransformer
 from circuits.training.config import TrainConfig
 
@@ -75,6 +76,7 @@ def nmse(prediction: Float[Tensor, "*batch d"], target: Float[Tensor, "*batch d"
 
     0: exact; 1: no better than the mean. Source: Gao et al. 2025 (arXiv 2511.13653), bridges.
     """
+    target = wide(target)
     spread = (target - target.flatten(0, -2).mean(dim=0)).square().sum()
     return (prediction - target).square().sum() / spread.clamp_min(1e-12)
 
