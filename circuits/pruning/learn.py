@@ -19,7 +19,7 @@ from tasks.base import Targets
 
 Key = TypeVar("Key", bound=Hashable)
 Part = TypeVar("Part")
-ORDER = 3.0
+DISORDER = 3.0
 """What disorder within an answer weighs against the error of the margins, where an order is asked for: gates that learn
 without it close what the order needs, and the search then starts from nearly all of the model."""
 CLIMB = 0.1
@@ -153,7 +153,7 @@ def learn_gates(
         else:
             loss = loss_against(config.objective, margin, reference[places], power)
             if config.target_order and config.objective == "margins":
-                loss = loss + ORDER * disorder(margin, reference[places], targets.answer)
+                loss = loss + DISORDER * disorder(margin, reference[places], targets.answer)
         n_open, by_mask = learner.backward(loss, rising(config.penalty, step, config.steps), masks)
         for key, grad in by_mask.items():
             importance[key].lerp_(grad.abs(), 0.05)

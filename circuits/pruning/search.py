@@ -242,6 +242,7 @@ class Search:
         """
         pairs = [pair for pair in combinations(nodes, 2) if pair[0].at == pair[1].at]
         for pair in pairs if len(pairs) <= PAIRS else ():
+            show(stage="pairs", nodes=len(nodes), edges=len(edges))
             rest = [node for node in nodes if node not in pair]
             kept = among(edges, rest)
             if self.judge.solved(rest, kept):
