@@ -106,6 +106,18 @@ def _by_model(report: Mapping[str, Any]) -> str:
     return f"Precision, model by model:\n\n{markdown_table(['method', *report['per_model']], body)}"
 
 
+def stability_table(report: Mapping[str, Any]) -> str:
+    """For each model and task, what nine and more searches have in common, and whether a rival was found."""
+    body = []
+    for card in report["cards"]:
+        sizes = card["card"]["sizes"]
+        nodes, edges = (f"{min(column)} to {max(column)}" for column in zip(*sizes, strict=True))
+        kinds = [card["counts"]["nodes"][kind] for kind in ("core", "contingent", "noise")]
+        body.append([card["task"], card["seed"], len(sizes), nodes, edges, *kinds, card["verdict"]])
+    head = ["task", "model", "circuits", "nodes", "edges", "core", "contingent", "noise", "a rival?"]
+    return markdown_table(head, body)
+
+
 def controls_table(report: Mapping[str, Any]) -> str:
     """Losses of the true task and of each control, by model and budget, and how many items of the report fail."""
     keys = ("true_loss", "swapped_loss", "unrelated_loss", "random_model_loss")
@@ -292,6 +304,7 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "brackets": circuits_table,
     "size_faithfulness": sizes_table,
     "adversarial": attack_table,
+    "stability": stability_table,
     "ground_truth": ground_truth_table,
     "controls": controls_table,
     "objectives": objectives_table,
