@@ -84,9 +84,10 @@ def run_circuit(
     """
     check_belongs(model, circuit)
     masks = {site: mask.to(model.like) for site, mask in circuit.to_mask().items()}
-    cut = circuit.to_edge_mask()
-    weights = model.weights_among(circuit.sites) if isinstance(model, SparseSubject) else ()
-    edges = {at: cut[at].to(model.like) for at in weights}
+    edges = {}
+    if isinstance(model, SparseSubject):
+        cut = circuit.to_edge_mask()
+        edges = {at: cut[at].to(model.like) for at in model.weights_among(circuit.sites)}
     values = {site: value.to(model.like) for site, value in circuit.values.items()}
     return run_masked(model, tokens, masks, values, edges)
 

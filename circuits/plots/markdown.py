@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from circuits.files import write_text
+
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[Any]], *, numeric: Sequence[int] = ()) -> str:
     """A Markdown table; the columns whose indices are in `numeric` are set flush right."""
@@ -24,6 +26,12 @@ def around_marks(page: Path, begin: str, end: str) -> tuple[str, str]:
             "command at the top of the repository."
         )
     return before + begin, end + rest.partition(end)[2]
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> Path:
+    """Put text between the two marks of a page, in one step; returns its path. Raises ValueError as `around_marks`."""
+    before, after = around_marks(page, begin, end)
+    return write_text(page, f"{before}\n\n{text}\n\n{after}")
 
 
 def made_by(report: Mapping[str, Any]) -> str:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from circuits.files import write_text
 from circuits.plots import bridge_figure, dilution_figure, figure_to_png, steering_figure
-from circuits.plots.markdown import around_marks, made_by, markdown_table
+from circuits.plots.markdown import made_by, markdown_table, write_between
 
 BEGIN, END = "<!-- results of the bridge experiments: begin -->", "<!-- end -->"
 NAMES = ("bridges", "steering", "dilution")
@@ -25,8 +24,7 @@ def write_bridge_page(docs: Path) -> Path:
     Raises ValueError when the page lacks the two marks between which the tables go.
     """
     page = docs / "explanation" / "bridges.md"
-    before, after = around_marks(page, BEGIN, END)
-    write_text(page, f"{before}\n\n{markdown(docs / 'results')}\n\n{after}")
+    write_between(page, BEGIN, END, markdown(docs / "results"))
     for name in NAMES:
         run = json.loads((docs / "results" / f"{name}.json").read_text())["runs"][0]
         figure = bridge_figure(run["locations"]) if name == "bridges" else _FIGURES[name](run)

@@ -19,9 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformer_lens.model_bridge import TransformerBridge
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuits.circuit.circuit import Circuit
 from circuits.circuit.masked import run_circuit
@@ -35,6 +33,7 @@ from circuits.pruning.config import PruneConfig
 from circuits.pruning.procedure import prune
 from circuits.training.factors import FactorConfig, fit_factors
 from circuits.zoo import load
+from docs.experiments.rankings import wrapped
 from docs.experiments.runs import published
 from docs.experiments.sparse_vs_dense import geometric_mean
 from tasks import Corpus, load_corpus, load_task
@@ -177,12 +176,7 @@ def gpt2(kept: Path) -> Any:
         shape = GPT2Config(**SHAPE, vocab_size=n_words, bos_token_id=0, eos_token_id=0)
         hf = trained(GPT2LMHeadModel(shape), corpus)
         hf.save_pretrained(path)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(n_words)}, unk_token="w0"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    marks = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "w0")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **marks)
-    hf.config.architectures = [type(hf).__name__]
-    return TransformerBridge.boot_transformers("local", hf_model=hf.eval(), tokenizer=tokenizer).eval()
+    return wrapped(hf, n_words)
 
 
 def trained(hf: Any, corpus: Corpus) -> Any:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from circuits import kernels
 from circuits.bench.measurement import quartiles
-from circuits.files import write_results, write_text
+from circuits.files import write_results
 from circuits.kernels import SparseWeight
-from circuits.plots.markdown import around_marks, markdown_table
+from circuits.plots.markdown import markdown_table, write_between
 from circuits.training.projection import budget
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -219,8 +219,7 @@ def page() -> None:
     report = json.loads((RESULTS / "gpu.json").read_text())
     said = f"Measured on one {report['gpu']}, torch {report['versions']['torch']}, on {report['date']}."
     rows = [_cells(row) for row in report["rows"]]
-    before, after = around_marks(PAGE, BEGIN, END)
-    write_text(PAGE, f"{before}\n\n{said}\n\n{markdown_table(COLUMNS, rows)}\n\n{after}")
+    write_between(PAGE, BEGIN, END, f"{said}\n\n{markdown_table(COLUMNS, rows)}")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

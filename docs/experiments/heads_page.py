@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from circuits.files import write_text
-from circuits.plots.markdown import around_marks, markdown_table
+from circuits.plots.markdown import markdown_table, write_between
 
 NAMES = {
     "plain": "plain",
@@ -30,9 +29,8 @@ def write_tables(docs: Path = Path("docs")) -> list[str]:
         results = docs / "results" / f"{name}.json"
         if results.exists():
             report = json.loads(results.read_text())
-            marks = [f"<!-- table of {name}: {place} -->" for place in ("begin", "end")]
-            before, after = around_marks(page, *marks)
-            write_text(page, f"{before}\n\n{render(report)}\n\n{_made(report)}\n\n{after}")
+            begin, end = (f"<!-- table of {name}: {place} -->" for place in ("begin", "end"))
+            write_between(page, begin, end, f"{render(report)}\n\n{_made(report)}")
             written.append(name)
     return written
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import typer
 
-from circuits.files import write_text
-from circuits.plots.markdown import around_marks, markdown_table
+from circuits.plots.markdown import markdown_table, write_between
 from docs.experiments.python_models import BEST, MODELS, TWIN
 
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
@@ -35,8 +34,7 @@ COLUMNS = (
 def write() -> None:
     """Write the numbers of the results files into docs/explanation/real-python.md, each between its marks."""
     for name, text in sections(RESULTS).items():
-        before, after = around_marks(PAGE, *marks(name))
-        write_text(PAGE, f"{before}\n\n{text}\n\n{after}")
+        write_between(PAGE, *marks(name), text)
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -28,10 +28,10 @@ from torch.nn import functional as F
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from circuits.files import once, write_results, write_text
+from circuits.files import once, write_results
 from circuits.interop import LensSubject
 from circuits.model.sites import Site
-from circuits.plots.markdown import around_marks, made_by, markdown_table
+from circuits.plots.markdown import made_by, markdown_table, write_between
 from circuits.ranking import RankConfig, rank
 from tasks import Batch
 from tasks.tokenizer import WordTokenizer
@@ -154,8 +154,7 @@ def run(
 @app.command()
 def page() -> None:
     """Write the table of the results file into the page on other people's models."""
-    before, after = around_marks(PAGE, *MARKS)
-    write_text(PAGE, f"{before}\n\n{table(json.loads(RESULTS.read_text()))}\n\n{after}")
+    write_between(PAGE, *MARKS, table(json.loads(RESULTS.read_text())))
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -252,13 +251,17 @@ def _bridge() -> Any:
         n_layer=N_LAYERS, n_head=N_HEADS, n_embd=32, vocab_size=N_WORDS + 1, n_positions=N_POS
     )
     model: Any = GPT2LMHeadModel(GPT2Config(**shape, initializer_range=0.08)).eval()
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(N_WORDS + 1)}, unk_token="w0"))
+    return wrapped(model, N_WORDS + 1)
+
+
+def wrapped(model: Any, n_words: int) -> Any:
+    """A Hugging Face model in TransformerLens's wrapper, in eval mode, with words w0, w1, ... for its tokens."""
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(n_words)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, eos_token="w0", pad_token="w0", unk_token="w0"
-    )
+    marks = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "w0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, **marks)
     model.config.architectures = [type(model).__name__]
-    return TransformerBridge.boot_transformers("local", hf_model=model, tokenizer=tokenizer).eval()
+    return TransformerBridge.boot_transformers("local", hf_model=model.eval(), tokenizer=tokenizer).eval()
 
 
 def _share(logits: Tensor, answers: Tensor) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from circuits.files import write_text
-from circuits.plots.markdown import around_marks
+from circuits.plots.markdown import write_between
 from docs.experiments.imports import assigned, declared, modules
 
 BEGIN, END = "<!-- the tree: begin -->", "<!-- the tree: end -->"
@@ -34,8 +34,7 @@ def write_pages(root: Path = Path()) -> list[Path]:
     Raises ValueError when README.md lacks the marks.
     """
     readme = root / "README.md"
-    before, after = around_marks(readme, BEGIN, END)
-    write_text(readme, f"{before}\n\n{short_tree(root)}\n\n{after}")
+    write_between(readme, BEGIN, END, short_tree(root))
     return [readme, write_text(root / TREE, full_tree(root)), write_text(root / NAMES, names_page(root))]
 
 
